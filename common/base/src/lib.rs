@@ -1,0 +1,17 @@
+//! What the three sides share besides bytes: the block device interface, time, the gate, crash-safe files.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`block`] | [`BlockDevice`](block::BlockDevice) and its [`Queue`](block::Queue): the interface between front ends (NBD, ublk) and what is behind them (a protected disk, a plain disk, a point of history) |
+//! | [`simple`] | the same for devices that answer at once, and a blocking caller |
+//! | [`buf`] | page-aligned buffers |
+//! | [`clock`] | time as an injected thing |
+//! | [`gate`] | the gate that a barrier closes |
+//! | [`crashsafe`] | files that are whole or not there |
+
+pub mod block;
+pub mod buf;
+pub mod clock;
+pub mod crashsafe;
+pub mod gate;
+pub mod simple;

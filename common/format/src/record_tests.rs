@@ -1,0 +1,53 @@
+use super::*;
+use proptest::prelude::*;
+
+fn sample() -> Record {
+    Record {
+        kind: Kind::Write,
+        flags: FLAG_SYNC,
+        seq: 0x0102_0304,
+        offset: 4096,
+        len: 8192,
+        time: 1_700_000_000_000_000_001,
+        payload_hash: 0xfeed,
+        place: 77,
+    }
+}
+
+#[test]
+fn golden_bytes() {
+    let hex: String = sample().encode().iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(
+        hex,
+        "41495231010100000403020100000000001000000000000000200000000000000\
+         1002a36fe9c9717edfe0000000000004d000000000000005fab3513ce4f16ab"
+    );
+}
+
+proptest! {
+    #[test]
+    fn round_trip(kind in 1u8..=6, seq in 1u64.., offset in 0..u64::MAX / 2, len in 0u64..=255, time: u64, payload_hash: u64, place: u64) {
+        let kind = Kind::from_u8(kind).expect("named");
+        let len = if matches!(kind, Kind::Gap | Kind::SyncEnd | Kind::Void) { 0 } else { len };
+        let r = Record { kind, flags: 0, seq, offset, len, time, payload_hash, place };
+        prop_assert_eq!(Record::decode(&r.encode()), Ok(r));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_seen_except_in_place(bit in 0usize..HEADER_LEN * 8) {
+        let mut b = sample().encode();
+        b[bit / 8] ^= 1 << (bit % 8);
+        let in_place = (48..56).contains(&(bit / 8));
+        prop_assert_eq!(Record::decode(&b).is_ok(), in_place);
+    }
+}
+
+#[test]
+fn a_length_that_would_size_an_allocation_is_bounded() {
+    let mut r = sample();
+    r.len = MAX_PAYLOAD as u64 + 1;
+    assert!(Record::decode(&r.encode()).is_err());
+    r.kind = Kind::Point;
+    r.len = 256;
+    assert!(Record::decode(&r.encode()).is_err());
+}

@@ -1,0 +1,380 @@
+//! Messages between agent and appliance: one connection per volume, the agent dials.
+//!
+//! ```text
+//! offset  size  header of every message
+//!      0     4  magic "AIW1"
+//!      4     1  type
+//!      5     3  zero
+//!      8     4  length of the body, at most MAX_BODY
+//!     12     4  low half of xxh3-64 of the body; 0 for Data, whose records carry their own checksums
+//! ```
+//!
+//! | type | from | body |
+//! |---|---|---|
+//! | 1 Hello | agent | oldest and newest version spoken (u16 each), volume id (16), ring id (16), size of the volume (u64), first and next seq held (u64 each), name (string) |
+//! | 2 Welcome | appliance | version chosen (u16), ring id of the last session (16, zero if none), durable seq (u64), digest of the record at that seq (u64), credit (u64) |
+//! | 3 Data | agent | records, each a [`crate::record`] header with its payload behind it |
+//! | 4 Ack | appliance | durable seq (u64), credit (u64) |
+//! | 5 Ping, 6 Pong | both | a number (u64), echoed |
+//! | 7 Refuse | both | code (u16), text (string); the connection is closed behind it |
+//! | 8 Bye | agent | empty: the end, in order |
+//!
+//! **Credit** is the total of Data body bytes that the agent may have sent in this session; it only grows.
+//! **Continuity**: the next record sent is durable seq + 1, or a [`Kind::Gap`](crate::record::Kind::Gap)
+//! with any greater seq. The agent compares the Welcome's ring id and digest with what it holds; if they
+//! differ, the histories have forked and it starts over with a gap (never in silence).
+
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::record::MAX_NAME;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Newest version of the protocol that this code speaks.
+pub const VERSION: u16 = 1;
+/// Oldest version of the protocol that this code speaks.
+pub const OLDEST_VERSION: u16 = 1;
+/// First four bytes of a message.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"AIW1");
+/// Size of a message header in bytes.
+pub const HEADER_LEN: usize = 16;
+/// Longest body: bounds what a peer can make us allocate, and is enough for several longest records.
+pub const MAX_BODY: usize = 4 << 20;
+/// Longest text in a Refuse.
+pub const MAX_TEXT: usize = 1024;
+
+/// Type of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MessageType {
+    /// See [`Hello`].
+    Hello = 1,
+    /// See [`Welcome`].
+    Welcome = 2,
+    /// Records.
+    Data = 3,
+    /// See [`Ack`].
+    Ack = 4,
+    /// Asks for a Pong.
+    Ping = 5,
+    /// Answers a Ping.
+    Pong = 6,
+    /// See [`Refuse`].
+    Refuse = 7,
+    /// The agent ends the session.
+    Bye = 8,
+}
+
+/// A checked message header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Type of the message.
+    pub kind: MessageType,
+    /// Length of the body in bytes, at most [`MAX_BODY`].
+    pub body_len: usize,
+    check: u32,
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the low half is what the format stores")]
+fn check_of(body: &[u8]) -> u32 {
+    xxh3_64(body) as u32
+}
+
+impl Header {
+    /// The header before `body`. For Data the caller has the body in pieces and gives its length to
+    /// [`Header::data`] instead.
+    #[must_use]
+    pub fn of(kind: MessageType, body: &[u8]) -> Header {
+        Header { kind, body_len: body.len(), check: check_of(body) }
+    }
+
+    /// The header before a Data body of `body_len` bytes.
+    #[must_use]
+    pub const fn data(body_len: usize) -> Header {
+        Header { kind: MessageType::Data, body_len, check: 0 }
+    }
+
+    /// The header's bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut b = [0; HEADER_LEN];
+        b[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        b[4] = self.kind as u8;
+        let len = u32::try_from(self.body_len).unwrap_or(u32::MAX);
+        b[8..12].copy_from_slice(&len.to_le_bytes());
+        b[12..].copy_from_slice(&self.check.to_le_bytes());
+        b
+    }
+
+    /// Checks and reads a header.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for a wrong magic, an unknown type or a body longer than [`MAX_BODY`].
+    pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Header, DecodeError> {
+        const WHAT: &str = "message";
+        let mut r = Reader::new(WHAT, bytes);
+        if r.u32()? != MAGIC {
+            return Err(DecodeError::Magic { what: WHAT });
+        }
+        let (kind, pad, len, check) = (r.u8()?, r.take(3)?, r.u32()?, r.u32()?);
+        if pad != [0; 3] {
+            return Err(DecodeError::Field { what: WHAT, field: "padding", value: u64::from(pad[0]) });
+        }
+        let kind = match kind {
+            1 => MessageType::Hello,
+            2 => MessageType::Welcome,
+            3 => MessageType::Data,
+            4 => MessageType::Ack,
+            5 => MessageType::Ping,
+            6 => MessageType::Pong,
+            7 => MessageType::Refuse,
+            8 => MessageType::Bye,
+            _ => return Err(DecodeError::Field { what: WHAT, field: "type", value: u64::from(kind) }),
+        };
+        let body_len = usize::try_from(len).unwrap_or(usize::MAX);
+        if body_len > MAX_BODY {
+            return Err(DecodeError::Field { what: WHAT, field: "length", value: u64::from(len) });
+        }
+        Ok(Header { kind, body_len, check })
+    }
+
+    /// Checks a body against its header. Data bodies pass: their records carry their own checksums.
+    ///
+    /// # Errors
+    /// [`DecodeError::Checksum`], or [`DecodeError::Truncated`] if the length differs.
+    pub fn verify(&self, body: &[u8]) -> Result<(), DecodeError> {
+        if body.len() != self.body_len {
+            return Err(DecodeError::Truncated { what: "message", need: self.body_len, have: body.len() });
+        }
+        if self.kind != MessageType::Data && check_of(body) != self.check {
+            return Err(DecodeError::Checksum { what: "message" });
+        }
+        Ok(())
+    }
+}
+
+/// The agent's first message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Oldest version spoken.
+    pub oldest: u16,
+    /// Newest version spoken.
+    pub newest: u16,
+    /// The volume's id.
+    pub volume: [u8; 16],
+    /// Identity of the ring: new whenever a ring is made anew.
+    pub ring: [u8; 16],
+    /// Size of the volume in bytes.
+    pub size: u64,
+    /// First seq held in the ring.
+    pub first: u64,
+    /// The seq that the next write will get.
+    pub next: u64,
+    /// The volume's name.
+    pub name: String,
+}
+
+impl Hello {
+    /// The body's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut b = Vec::with_capacity(80 + self.name.len());
+        b.put_u16(self.oldest);
+        b.put_u16(self.newest);
+        b.extend_from_slice(&self.volume);
+        b.extend_from_slice(&self.ring);
+        b.put_u64(self.size);
+        b.put_u64(self.first);
+        b.put_u64(self.next);
+        b.put_string(&self.name);
+        b
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is short or the name is no name. Bytes behind what this version knows are
+    /// left alone, so that a newer peer can say more.
+    pub fn decode(body: &[u8]) -> Result<Hello, DecodeError> {
+        let mut r = Reader::new("hello", body);
+        Ok(Hello {
+            oldest: r.u16()?,
+            newest: r.u16()?,
+            volume: r.array()?,
+            ring: r.array()?,
+            size: r.u64()?,
+            first: r.u64()?,
+            next: r.u64()?,
+            name: r.string(MAX_NAME)?,
+        })
+    }
+}
+
+/// The appliance's answer to a [`Hello`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Welcome {
+    /// Version that both speak from here on.
+    pub version: u16,
+    /// Ring id of the session that wrote the durable seq; zero if there is no history yet.
+    pub ring: [u8; 16],
+    /// Everything up to this seq survives a power cut of the appliance; 0 if nothing is there.
+    pub durable: u64,
+    /// [`Record::digest`](crate::record::Record::digest) at that seq.
+    pub digest: u64,
+    /// Data body bytes that may be sent.
+    pub credit: u64,
+}
+
+impl Welcome {
+    /// The body's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut b = Vec::with_capacity(42);
+        b.put_u16(self.version);
+        b.extend_from_slice(&self.ring);
+        b.put_u64(self.durable);
+        b.put_u64(self.digest);
+        b.put_u64(self.credit);
+        b
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is short.
+    pub fn decode(body: &[u8]) -> Result<Welcome, DecodeError> {
+        let mut r = Reader::new("welcome", body);
+        Ok(Welcome { version: r.u16()?, ring: r.array()?, durable: r.u64()?, digest: r.u64()?, credit: r.u64()? })
+    }
+}
+
+/// The appliance's progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ack {
+    /// Everything up to this seq survives a power cut of the appliance (I5).
+    pub durable: u64,
+    /// Data body bytes that may be sent in this session, all in all.
+    pub credit: u64,
+}
+
+impl Ack {
+    /// The body's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut b = Vec::with_capacity(16);
+        b.put_u64(self.durable);
+        b.put_u64(self.credit);
+        b
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is short.
+    pub fn decode(body: &[u8]) -> Result<Ack, DecodeError> {
+        let mut r = Reader::new("ack", body);
+        Ok(Ack { durable: r.u64()?, credit: r.u64()? })
+    }
+}
+
+/// Why a peer ends the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum RefuseCode {
+    /// The bytes received are not this protocol.
+    Malformed = 1,
+    /// No version in common.
+    Version = 2,
+    /// The volume is not known, not allowed, or has another size.
+    Volume = 3,
+    /// The records do not continue the history.
+    Continuity = 4,
+    /// The store has no room: try again later.
+    Full = 5,
+    /// The store failed for good: somebody must look.
+    Failed = 6,
+    /// Another session of this volume took over, or the appliance is stopping.
+    Superseded = 7,
+    /// A code that this version does not know.
+    Unknown = 0xffff,
+}
+
+/// Ends the session with a reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refuse {
+    /// The reason for programs.
+    pub code: RefuseCode,
+    /// The reason for people.
+    pub text: String,
+}
+
+impl Refuse {
+    /// The body's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut b = Vec::new();
+        b.put_u16(self.code as u16);
+        let end = (0..=self.text.len().min(MAX_TEXT)).rev().find(|i| self.text.is_char_boundary(*i));
+        b.put_string(&self.text[..end.unwrap_or(0)]);
+        b
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is short or its text is not UTF-8.
+    pub fn decode(body: &[u8]) -> Result<Refuse, DecodeError> {
+        let mut r = Reader::new("refuse", body);
+        let code = match r.u16()? {
+            1 => RefuseCode::Malformed,
+            2 => RefuseCode::Version,
+            3 => RefuseCode::Volume,
+            4 => RefuseCode::Continuity,
+            5 => RefuseCode::Full,
+            6 => RefuseCode::Failed,
+            7 => RefuseCode::Superseded,
+            _ => RefuseCode::Unknown,
+        };
+        Ok(Refuse { code, text: r.string(MAX_TEXT)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bodies_come_back(volume: [u8; 16], ring: [u8; 16], size: u64, first: u64, next: u64, name in "[a-z]{0,40}") {
+            let h = Hello { oldest: 1, newest: 2, volume, ring, size, first, next, name };
+            prop_assert_eq!(Hello::decode(&h.encode()), Ok(h));
+            let w = Welcome { version: 1, ring, durable: first, digest: next, credit: size };
+            prop_assert_eq!(Welcome::decode(&w.encode()), Ok(w));
+            let a = Ack { durable: first, credit: next };
+            prop_assert_eq!(Ack::decode(&a.encode()), Ok(a));
+        }
+
+        #[test]
+        fn a_flipped_bit_in_a_message_is_seen(text in ".{1,60}", bit: prop::sample::Index) {
+            let body = Refuse { code: RefuseCode::Full, text }.encode();
+            let header = Header::decode(&Header::of(MessageType::Refuse, &body).encode()).expect("own header");
+            let mut bad = body.clone();
+            let bit = bit.index(bad.len() * 8);
+            bad[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(header.verify(&body), Ok(()));
+            prop_assert_eq!(header.verify(&bad), Err(DecodeError::Checksum { what: "message" }));
+        }
+    }
+
+    #[test]
+    fn a_body_too_long_is_refused_before_it_is_read() {
+        let mut b = Header::data(10).encode();
+        b[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(Header::decode(&b).is_err());
+    }
+
+    #[test]
+    fn a_long_text_is_cut_at_a_character() {
+        let r = Refuse { code: RefuseCode::Failed, text: "ä".repeat(MAX_TEXT) };
+        assert_eq!(Refuse::decode(&r.encode()).expect("fits").text.len(), MAX_TEXT);
+    }
+}

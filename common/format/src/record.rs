@@ -9,7 +9,8 @@
 //!      8     8  seq: position in the volume's order, from 1, without gaps
 //!     16     8  offset in the volume, in bytes
 //!     24     8  len: bytes of the volume covered; for markers, bytes of payload
-//!     32     8  time: nanoseconds since 1970, a label on the seq, never less than the one before
+//!     32     8  time: nanoseconds since 1970, a label on the seq. Writers race for seqs, so a label may be
+//!               a little less than the one before; the appliance raises it to that one
 //!     40     8  xxh3-64 of the payload; 0 without one
 //!     48     8  place: of the agent alone, where the payload lies in its ring; 0 on the wire's far side
 //!     56     8  digest: xxh3-64 of bytes 0..48

@@ -1,1 +1,15 @@
-//! Under construction.
+//! The appliance: receives the writes of protected volumes, reduces, seals and stores them, and shows each
+//! volume as it was after any of them.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`keys`] | the vault key and what is derived from it |
+//! | [`vault`] | the data folder: lock, manifest, its one owner |
+//! | [`store`] | segments: writing, reading, recovery |
+//! | [`reduce`] | splitting, dedupe, compression, sealing |
+//! | [`ingest`] | sessions of agents |
+//! | [`history`] | versions, layers, points, retention, exports |
+//! | [`check`] | offline verification and dump |
+
+pub mod history;
+pub mod store;

@@ -1,0 +1,1 @@
+//! Every version of every block: what a volume looked like at any seq.

@@ -9,11 +9,18 @@
 //! | [`record`] | the 64-byte header of a journal record: a ring slot and a wire record are the same bytes |
 //! | [`wire`] | messages between agent and appliance |
 //! | [`place`] | where a block of data lies in the store, in one word |
+//! | [`segment`] | files of sealed frames |
+//! | [`commit`] | the content of a commit frame: records and where their blocks are |
+//! | [`manifest`] | what exists in a vault |
 //! | [`codec`] | the bounds-checked reader and writer that all formats are built with |
 
 pub mod codec;
+pub mod commit;
+pub mod layer;
+pub mod manifest;
 pub mod place;
 pub mod record;
+pub mod segment;
 pub mod wire;
 
 /// Size of a grid block, the unit of dedupe and of history: 4 KiB.

@@ -1,0 +1,56 @@
+use super::*;
+
+fn sample() -> Manifest {
+    let mut v = VolumeMeta::new([9; 16], "disk".into(), 1 << 30);
+    v.ring = [4; 16];
+    (v.durable_seq, v.digest, v.durable_time, v.layered_to) = (77, 0xfeed, 1_700_000_000, 70);
+    v.points.push(PointMeta { name: "before upgrade".into(), seq: 40, time: 1_600_000_000, auto: false });
+    v.gaps.push(GapMeta { from_seq: 1, from_time: 1, to_seq: Some(20), to_time: 5, initial: true });
+    v.gaps.push(GapMeta { from_seq: 60, from_time: 9, to_seq: None, to_time: 0, initial: false });
+    Manifest {
+        vault: [1; 16],
+        edition: 5,
+        wrap: KeyWrap::Passphrase { memory_kib: 65536, passes: 3, lanes: 1, salt: [2; 16], sealed: [3; 48] },
+        key_check: [8; 16],
+        next_segment: 3,
+        segments: vec![
+            SegmentMeta { number: 1, volume: [9; 16], state: SegmentState::Sealed, length: 4096, last_seq: 50 },
+            SegmentMeta { number: 2, volume: [9; 16], state: SegmentState::Open, length: 0, last_seq: 0 },
+        ],
+        volumes: vec![v],
+    }
+}
+
+#[test]
+fn it_comes_back_and_every_flipped_bit_and_cut_is_seen() {
+    let bytes = sample().encode();
+    assert_eq!(Manifest::decode(&bytes), Ok(sample()));
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(Manifest::decode(&bad).is_err(), "bit {bit}");
+    }
+    for cut in 0..bytes.len() {
+        assert!(Manifest::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+    }
+}
+
+#[test]
+fn golden_bytes() {
+    let mut m = sample();
+    (m.wrap, m.segments) = (KeyWrap::File, m.segments.split_off(1));
+    m.volumes.clear();
+    let hex: String = m.encode().iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(
+        hex,
+        "41494d31010000003900000000000000c180b9d7b935295e010101010101010101010101010101010500080808080808\
+         080808080808080808080301020909090909090909090909090909090900000000"
+    );
+}
+
+#[test]
+fn another_version_is_named_as_such() {
+    let mut bytes = sample().encode();
+    bytes[4] = 9;
+    assert_eq!(Manifest::decode(&bytes), Err(DecodeError::Version { what: "manifest", found: 9, known: VERSION }));
+}

@@ -7,6 +7,8 @@
 //! | module | bytes |
 //! |---|---|
 //! | [`record`] | the 64-byte header of a journal record: a ring slot and a wire record are the same bytes |
+//! | [`ring`] | the file of a ring journal |
+//! | [`dirtymap`] | the file of a dirty map |
 //! | [`wire`] | messages between agent and appliance |
 //! | [`place`] | where a block of data lies in the store, in one word |
 //! | [`segment`] | files of sealed frames |
@@ -16,10 +18,12 @@
 
 pub mod codec;
 pub mod commit;
+pub mod dirtymap;
 pub mod layer;
 pub mod manifest;
 pub mod place;
 pub mod record;
+pub mod ring;
 pub mod segment;
 pub mod wire;
 

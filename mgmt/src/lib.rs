@@ -1,1 +1,22 @@
-//! Under construction.
+//! What coordinates: the words in which users name a moment, the control socket, and the policy of automatic points.
+//!
+//! This crate knows neither agent nor appliance. What it asks of them is the trait [`server::Site`], which the
+//! `afterimage` binary implements.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`when`] | WHEN: `latest`, `@SEQ`, a point's name, RFC 3339, `-10m`; and what seq it means |
+//! | [`units`] | sizes, durations and times as people write them |
+//! | [`protocol`] | requests and replies of the control socket, and the shapes that `--json` prints |
+//! | [`server`], [`client`] | the two ends of that socket |
+//! | [`lines`], [`fdpass`] | its lines and its file descriptors |
+//! | [`schedule`] | when automatic points are due |
+
+pub mod client;
+pub mod fdpass;
+pub mod lines;
+pub mod protocol;
+pub mod schedule;
+pub mod server;
+pub mod units;
+pub mod when;

@@ -1,0 +1,327 @@
+//! The daemon's end of the control socket: a thread per connection, a limit on their number.
+
+use crate::fdpass;
+use crate::lines::{LineError, LineReader, MAX_REQUEST, write_line};
+use crate::protocol::{
+    Code, DiffEnd, Envelope, Extents, Failure, PointInfo, PointList, Position, Reply, Request, Status, VERSION,
+};
+use crate::when::When;
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// Most connections at once. Each is a thread; restores and exports hold one each.
+pub const MAX_CONNECTIONS: usize = 256;
+/// How long a connection may be silent between requests.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long a client may take to read an answer.
+const WRITE: Duration = Duration::from_secs(30);
+/// Shortest interval of a watch.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// Extents in one line of a diff.
+const DIFF_PART: usize = 4096;
+
+/// What the daemon can do. Called from many threads at once.
+pub trait Site: Send + Sync + 'static {
+    /// Everything that `status` shows.
+    ///
+    /// # Errors
+    /// As [`Failure`] says.
+    fn status(&self) -> Result<Status, Failure>;
+
+    /// Points, gaps and window of a volume.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] if there is no such volume.
+    fn points(&self, volume: &str) -> Result<PointList, Failure>;
+
+    /// Makes a point and waits until it is durable at the appliance.
+    ///
+    /// # Errors
+    /// [`Code::NotReady`] if the volume is in no state to make points.
+    fn create_point(&self, volume: &str, name: &str) -> Result<PointInfo, Failure>;
+
+    /// What a moment means.
+    ///
+    /// # Errors
+    /// As [`When::resolve`].
+    fn resolve(&self, volume: &str, at: &When) -> Result<Position, Failure>;
+
+    /// Ranges (offset, length) that may differ between two moments, in order.
+    ///
+    /// # Errors
+    /// As [`When::resolve`], or if the store cannot be read.
+    fn diff(&self, volume: &str, from: &When, to: &When) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure>;
+
+    /// Opens a volume as it was, to be served.
+    ///
+    /// # Errors
+    /// As [`When::resolve`], or if the store cannot be read.
+    fn open(&self, volume: &str, at: &When, writable: bool) -> Result<(Position, Box<dyn Opened>), Failure>;
+}
+
+/// A volume as it was, ready to be served over NBD. Dropping it closes it.
+pub trait Opened: Send {
+    /// Speaks NBD on this connection until it ends.
+    fn serve_stream(self: Box<Self>, stream: UnixStream);
+
+    /// Serves all who connect, until the returned guard is dropped.
+    ///
+    /// # Errors
+    /// If the server cannot start.
+    fn serve_listener(self: Box<Self>, listener: UnixListener) -> Result<Box<dyn Send>, Failure>;
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    next: u64,
+    open: BTreeMap<u64, UnixStream>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    connections: Mutex<Connections>,
+}
+
+impl Shared {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A running control socket. Dropping it stops it.
+#[derive(Debug)]
+pub struct ControlServer {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl ControlServer {
+    /// Listens on `path` (mode 0600), which is replaced if it is there: the caller holds the data folder's lock.
+    ///
+    /// # Errors
+    /// If the socket cannot be made.
+    pub fn start(path: &Path, site: Arc<dyn Site>) -> io::Result<ControlServer> {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        let shared = Arc::new(Shared { stop: AtomicBool::new(false), connections: Mutex::default() });
+        let accepting = Arc::clone(&shared);
+        let acceptor =
+            thread::Builder::new().name("control".to_owned()).spawn(move || accept(&listener, &accepting, &site))?;
+        Ok(ControlServer { path: path.to_owned(), shared, acceptor: Some(acceptor) })
+    }
+
+    /// Cuts all connections and stops listening.
+    pub fn stop(&mut self) {
+        let Some(acceptor) = self.acceptor.take() else { return };
+        self.shared.stop.store(true, Ordering::SeqCst);
+        // A connection of our own wakes the acceptor out of accept().
+        drop(UnixStream::connect(&self.path));
+        for stream in self.shared.connections().open.values() {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+        drop(acceptor.join());
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn accept(listener: &UnixListener, shared: &Arc<Shared>, site: &Arc<dyn Site>) {
+    while !shared.stop.load(Ordering::SeqCst) {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                tracing::warn!("the control socket cannot accept a connection: {e}");
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        if shared.stop.load(Ordering::SeqCst) {
+            return;
+        }
+        if let Err(e) = start_connection(stream, shared, site) {
+            tracing::warn!("a control connection was refused: {e}");
+        }
+    }
+}
+
+fn start_connection(stream: UnixStream, shared: &Arc<Shared>, site: &Arc<dyn Site>) -> io::Result<()> {
+    stream.set_read_timeout(Some(IDLE))?;
+    stream.set_write_timeout(Some(WRITE))?;
+    let id = {
+        let mut connections = shared.connections();
+        if connections.open.len() >= MAX_CONNECTIONS {
+            let busy = Failure::new(Code::Busy, "too many control connections are open; try again later");
+            drop(write_line(&stream, &Reply::Error { error: busy }));
+            return Ok(());
+        }
+        connections.next += 1;
+        let id = connections.next;
+        connections.open.insert(id, stream.try_clone()?);
+        id
+    };
+    let (shared, site) = (Arc::clone(shared), Arc::clone(site));
+    let forget = Arc::clone(&shared);
+    let spawned = thread::Builder::new().name(format!("control-{id}")).spawn(move || {
+        if let Err(e) = serve(stream, &shared, &*site) {
+            tracing::debug!("control connection {id} ended: {e}");
+        }
+        shared.connections().open.remove(&id);
+    });
+    if spawned.is_err() {
+        forget.connections().open.remove(&id);
+    }
+    spawned.map(drop)
+}
+
+fn answer<T: serde::Serialize>(stream: &UnixStream, value: &T, more: bool) -> Result<(), LineError> {
+    write_line(stream, &Reply::Ok { ok: serde_json::to_value(value)?, more })
+}
+
+fn fail(stream: &UnixStream, error: Failure) -> Result<(), LineError> {
+    write_line(stream, &Reply::Error { error })
+}
+
+fn finish<T: serde::Serialize>(stream: &UnixStream, result: Result<T, Failure>) -> Result<(), LineError> {
+    match result {
+        Ok(value) => answer(stream, &value, false),
+        Err(error) => fail(stream, error),
+    }
+}
+
+fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), LineError> {
+    let mut lines = LineReader::new(stream.try_clone()?, MAX_REQUEST);
+    loop {
+        let request = match lines.next::<serde_json::Value>() {
+            Ok(None) => return Ok(()),
+            Ok(Some(value)) => read_request(value),
+            Err(LineError::Json(e)) => Err(Failure::new(Code::BadRequest, format!("the request is not JSON: {e}"))),
+            Err(e @ LineError::TooLong(_)) => {
+                return fail(&stream, Failure::new(Code::BadRequest, e.to_string()));
+            }
+            Err(e) => return Err(e),
+        };
+        match request {
+            Err(failure) => fail(&stream, failure)?,
+            Ok(Request::Status) => finish(&stream, site.status())?,
+            Ok(Request::Points { volume }) => finish(&stream, site.points(&volume))?,
+            Ok(Request::CreatePoint { volume, name }) => finish(&stream, site.create_point(&volume, &name))?,
+            Ok(Request::Resolve { volume, at }) => finish(&stream, site.resolve(&volume, &at))?,
+            Ok(Request::Diff { volume, from, to }) => diff(&stream, site.diff(&volume, &from, &to))?,
+            Ok(Request::Watch { interval_ms }) => {
+                return watch(&stream, shared, site, Duration::from_millis(interval_ms).max(MIN_INTERVAL));
+            }
+            Ok(Request::Nbd { volume, at, writable }) => {
+                return hand_over(&stream, lines, site.open(&volume, &at, writable));
+            }
+            Ok(Request::Export { volume, at, writable }) => {
+                return export(&stream, lines, site.open(&volume, &at, writable));
+            }
+        }
+    }
+}
+
+fn read_request(value: serde_json::Value) -> Result<Request, Failure> {
+    match value.get("v").and_then(serde_json::Value::as_u64) {
+        Some(v) if v == u64::from(VERSION) => {}
+        Some(v) => {
+            let text =
+                format!("the request is of version {v}, this process speaks version {VERSION} of the control protocol");
+            return Err(Failure::new(Code::Version, text));
+        }
+        None => return Err(Failure::new(Code::BadRequest, "the request has no version (\"v\")")),
+    }
+    let envelope: Envelope = serde_json::from_value(value)
+        .map_err(|e| Failure::new(Code::BadRequest, format!("the request was not understood: {e}")))?;
+    Ok(envelope.request)
+}
+
+fn watch(stream: &UnixStream, shared: &Shared, site: &dyn Site, interval: Duration) -> Result<(), LineError> {
+    while !shared.stop.load(Ordering::SeqCst) {
+        match site.status() {
+            Ok(status) => answer(stream, &status, true)?,
+            Err(failure) => return fail(stream, failure),
+        }
+        // The client sends nothing: a read that ends before the time is its goodbye.
+        stream.set_read_timeout(Some(interval))?;
+        match (&*stream).read(&mut [0]) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            _ => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+fn diff(stream: &UnixStream, result: Result<(DiffEnd, Vec<(u64, u64)>), Failure>) -> Result<(), LineError> {
+    let (end, extents) = match result {
+        Ok(found) => found,
+        Err(failure) => return fail(stream, failure),
+    };
+    for part in extents.chunks(DIFF_PART) {
+        answer(stream, &Extents { extents: part.to_vec() }, true)?;
+    }
+    answer(stream, &end, false)
+}
+
+type OpenResult = Result<(Position, Box<dyn Opened>), Failure>;
+
+fn early(stream: &UnixStream) -> Result<(), LineError> {
+    fail(stream, Failure::new(Code::BadRequest, "bytes were sent before the answer"))
+}
+
+fn hand_over(stream: &UnixStream, lines: LineReader<UnixStream>, opened: OpenResult) -> Result<(), LineError> {
+    let (position, opened) = match opened {
+        Ok(found) => found,
+        Err(failure) => return fail(stream, failure),
+    };
+    let Some(mut inner) = lines.into_inner() else { return early(stream) };
+    answer(stream, &position, false)?;
+    inner.read_exact(&mut [0])?;
+    inner.set_read_timeout(None)?;
+    inner.set_write_timeout(None)?;
+    opened.serve_stream(inner);
+    Ok(())
+}
+
+fn export(stream: &UnixStream, lines: LineReader<UnixStream>, opened: OpenResult) -> Result<(), LineError> {
+    let (position, opened) = match opened {
+        Ok(found) => found,
+        Err(failure) => return fail(stream, failure),
+    };
+    let Some(mut inner) = lines.into_inner() else { return early(stream) };
+    answer(stream, &position, true)?;
+    let listener = UnixListener::from(fdpass::receive(&inner)?);
+    let guard = match opened.serve_listener(listener) {
+        Ok(guard) => guard,
+        Err(failure) => return fail(stream, failure),
+    };
+    answer(stream, &position, false)?;
+    // Nothing more is said: the end of this connection, however it comes, is the end of the export.
+    inner.set_read_timeout(None)?;
+    while matches!(inner.read(&mut [0; 64]), Ok(n) if n > 0) {}
+    drop(guard);
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -90,7 +90,7 @@ impl ControlClient {
     }
 
     fn receive_value(&mut self) -> Result<(serde_json::Value, bool), ClientError> {
-        match self.lines.next::<Reply>() {
+        match self.lines.read::<Reply>() {
             Ok(Some(Reply::Ok { ok, more })) => Ok((ok, more)),
             Ok(Some(Reply::Error { error })) => Err(error.into()),
             Ok(None) => Err(ClientError::Closed),

@@ -42,7 +42,7 @@ impl<R: Read> LineReader<R> {
     ///
     /// # Errors
     /// [`LineError`]; after [`LineError::Json`] the next line can be read.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LineError> {
+    pub fn read<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LineError> {
         let mut line = Vec::new();
         let most = u64::try_from(self.limit).unwrap_or(u64::MAX).saturating_add(1);
         (&mut self.inner).take(most).read_until(b'\n', &mut line)?;
@@ -83,23 +83,23 @@ mod tests {
     fn a_long_line_is_refused_before_it_is_held() {
         let endless = io::repeat(b'x');
         let mut r = LineReader::new(endless, 1000);
-        assert!(matches!(r.next::<u32>(), Err(LineError::TooLong(1000))));
+        assert!(matches!(r.read::<u32>(), Err(LineError::TooLong(1000))));
     }
 
     #[test]
     fn lines_come_one_by_one_and_a_cut_line_is_an_error() {
         let mut r = LineReader::new(&b"1\nnonsense\n2\n3"[..], 100);
-        assert_eq!(r.next::<u32>().unwrap(), Some(1));
-        assert!(matches!(r.next::<u32>(), Err(LineError::Json(_))));
-        assert_eq!(r.next::<u32>().unwrap(), Some(2));
-        assert!(matches!(r.next::<u32>(), Err(LineError::Io(_))));
-        assert_eq!(LineReader::new(&b""[..], 100).next::<u32>().unwrap(), None);
+        assert_eq!(r.read::<u32>().unwrap(), Some(1));
+        assert!(matches!(r.read::<u32>(), Err(LineError::Json(_))));
+        assert_eq!(r.read::<u32>().unwrap(), Some(2));
+        assert!(matches!(r.read::<u32>(), Err(LineError::Io(_))));
+        assert_eq!(LineReader::new(&b""[..], 100).read::<u32>().unwrap(), None);
     }
 
     #[test]
     fn bytes_behind_a_line_are_not_lost_in_silence() {
         let mut r = LineReader::new(&b"1\nNBD"[..], 100);
-        r.next::<u32>().unwrap();
+        r.read::<u32>().unwrap();
         assert!(r.into_inner().is_none());
     }
 }

@@ -210,7 +210,7 @@ fn finish<T: serde::Serialize>(stream: &UnixStream, result: Result<T, Failure>) 
 fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), LineError> {
     let mut lines = LineReader::new(stream.try_clone()?, MAX_REQUEST);
     loop {
-        let request = match lines.next::<serde_json::Value>() {
+        let request = match lines.read::<serde_json::Value>() {
             Ok(None) => return Ok(()),
             Ok(Some(value)) => read_request(value),
             Err(LineError::Json(e)) => Err(Failure::new(Code::BadRequest, format!("the request is not JSON: {e}"))),

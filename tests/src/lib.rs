@@ -1,1 +1,24 @@
-//! Under construction.
+//! The laboratory in which the real `afterimage` binary meets real clients. Nothing here knows how Afterimage works
+//! inside: it starts programs, talks to them as a user would, and kills them.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`tool`] | runs a program to its end; a failure is a panic that shows command and output |
+//! | [`process`] | a program that runs on, and dies with its owner |
+//! | [`binary`] | finds, and if need be builds, our own programs |
+//! | [`daemon`] | `afterimage up`: start, status, kill -9, restart, restore, export |
+//! | [`peer`] | other NBD servers, to check the harness with and to measure against |
+//! | [`guest`] | a QEMU guest whose disk is an NBD export, driven by its serial console |
+//! | [`ext4`] | is this image a sound ext4 after journal replay? |
+//! | [`data`] | test data: seeded chance, image files, comparisons |
+//!
+//! Everything panics on failure, as a test wants it, and removes what it made when it is dropped.
+
+pub mod binary;
+pub mod daemon;
+pub mod data;
+pub mod ext4;
+pub mod guest;
+pub mod peer;
+pub mod process;
+pub mod tool;

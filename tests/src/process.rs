@@ -1,0 +1,115 @@
+//! A program that runs on beside the test. What it prints is kept in a file; when its owner drops it, it is killed.
+
+use crate::tool::{cannot_start, line_of, tail, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// What takes longer than this hangs.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A running program.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    line: String,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts it. Its output goes to the end of `log`, which is made if need be.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[track_caller]
+    pub fn start(mut command: Command, log: &Path) -> Self {
+        let line = line_of(&command);
+        let file = File::options().create(true).append(true).open(log).expect("open the log of a process");
+        let twin = file.try_clone().expect("share the log of a process");
+        command.stdin(Stdio::null()).stdout(file).stderr(twin);
+        let child = command.spawn().unwrap_or_else(|e| cannot_start(&line, &e));
+        Self { child, line, log: log.to_owned() }
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until `ready` says so.
+    ///
+    /// # Panics
+    /// If the program ends first, or it takes for ever.
+    #[track_caller]
+    pub fn wait_until(&mut self, what: &str, mut ready: impl FnMut() -> bool) {
+        let end = Instant::now() + DEADLINE;
+        while !ready() {
+            if let Some(status) = self.child.try_wait().expect("wait for a child") {
+                panic!("ended ({status}) before it was ready ({what}): {}", self.describe());
+            }
+            assert!(Instant::now() < end, "never became ready ({what}): {}", self.describe());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Is it still running?
+    ///
+    /// # Panics
+    /// If the system does not say.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("wait for a child").is_none()
+    }
+
+    /// Kills it, with SIGKILL, and waits for its end.
+    ///
+    /// # Panics
+    /// If it had ended before: a daemon that dies on its own is a failure.
+    #[track_caller]
+    pub fn kill(mut self) {
+        if let Some(status) = self.child.try_wait().expect("wait for a child") {
+            panic!("had ended by itself ({status}): {}", self.describe());
+        }
+        self.child.kill().expect("kill a child");
+        self.child.wait().expect("wait for a child");
+    }
+
+    /// Asks it to end, with SIGTERM, and returns how it did.
+    ///
+    /// # Panics
+    /// If it does not end.
+    #[track_caller]
+    pub fn terminate(mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        wait(&mut self.child, DEADLINE).unwrap_or_else(|| panic!("does not end on SIGTERM: {}", self.describe()))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id()).expect("a process id is an i32");
+        kill(Pid::from_raw(id), signal).expect("signal a child");
+    }
+
+    /// Command line and the end of what it printed, for a panic.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        format!("{}\n--- output\n{}", self.line, tail(&String::from_utf8_lossy(&log)))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("a process of the failed test: {}", self.describe());
+        }
+    }
+}

@@ -10,7 +10,9 @@ fn place() -> impl Strategy<Value = Place> {
     ]
 }
 
-fn records() -> impl Strategy<Value = Vec<(Kind, u64, u64, Vec<(u64, u64, Place)>)>> {
+type Input = (Kind, u64, u64, Vec<(u64, u64, Place)>);
+
+fn records() -> impl Strategy<Value = Vec<Input>> {
     let kind = prop_oneof![Just(Kind::Write), Just(Kind::Zero), Just(Kind::Point), Just(Kind::Gap), Just(Kind::Void)];
     let runs = proptest::collection::vec((0u64..1000, 1u64..=16, place()), 0..5);
     proptest::collection::vec((kind, 1u64..3, 0u64..1_000_000, runs), 1..30)

@@ -92,12 +92,14 @@ impl Place {
 
     /// Which block of the frame.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the mask or the check keeps what fits")]
     pub const fn slot(self) -> u32 {
         (self.0 >> 5) as u32 & 0x1f
     }
 
     /// Upper bound of the sealed frame's length in bytes.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the mask or the check keeps what fits")]
     pub const fn frame_len_bound(self) -> u32 {
         ((self.0 as u32 & 0x1f) + 1) * SIZE_UNIT
     }
@@ -106,6 +108,7 @@ impl Place {
     ///
     /// `None` if the frame has no such slot.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the mask or the check keeps what fits")]
     pub const fn advance(self, n: u64) -> Option<Place> {
         if self.is_zero() {
             return Some(self);

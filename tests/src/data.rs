@@ -138,3 +138,13 @@ pub fn flip_bit(path: &Path, bit: u64) {
     byte[0] ^= 1 << (bit % 8);
     file.seek(SeekFrom::Start(bit / 8)).and_then(|_| file.write_all(&byte)).expect("damage a byte");
 }
+
+/// A TCP port that nobody uses now.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bind to any port");
+    listener.local_addr().expect("the address of a listener").port()
+}

@@ -10,6 +10,7 @@
 //! | [`peer`] | other NBD servers, to check the harness with and to measure against |
 //! | [`guest`] | a QEMU guest whose disk is an NBD export, driven by its serial console |
 //! | [`ext4`] | is this image a sound ext4 after journal replay? |
+//! | [`lab`] | the usual setting: one protected disk in a folder of its own |
 //! | [`data`] | test data: seeded chance, image files, comparisons |
 //!
 //! Everything panics on failure, as a test wants it, and removes what it made when it is dropped.
@@ -19,6 +20,7 @@ pub mod daemon;
 pub mod data;
 pub mod ext4;
 pub mod guest;
+pub mod lab;
 pub mod peer;
 pub mod process;
 pub mod tool;

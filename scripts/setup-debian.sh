@@ -3,6 +3,7 @@
 # Installs only what is missing and says nothing when nothing is. Runs as root, or as a user with sudo.
 #
 #   scripts/setup-debian.sh [--bench]
+#   scripts/setup-debian.sh --refresh      only fetches apt's lists anew (for vm-images/build.sh, which downloads a kernel)
 set -euo pipefail
 
 # What the build and every test need.
@@ -25,7 +26,8 @@ packages=(
 case "${1:-}" in
     "") ;;
     --bench) packages+=(nbd-server restic borgbackup zstd) ;;
-    *) echo "usage: $0 [--bench]" >&2; exit 2 ;;
+    --refresh) packages=() ;;
+    *) echo "usage: $0 [--bench | --refresh]" >&2; exit 2 ;;
 esac
 
 missing=()
@@ -33,7 +35,10 @@ for package in "${packages[@]}"; do
     status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
     [ "$status" = installed ] || missing+=("$package")
 done
-[ ${#missing[@]} -gt 0 ] || exit 0
+# A machine that never fetched apt's lists cannot download the test guest's kernel.
+if [ ${#missing[@]} -eq 0 ] && [ "${1:-}" != --refresh ] && apt-cache show linux-image-amd64 >/dev/null 2>&1; then
+    exit 0
+fi
 
 if ! command -v apt-get >/dev/null; then
     echo "$0: this is not a Debian system; install by other means: ${missing[*]}" >&2
@@ -48,7 +53,6 @@ if [ "$(id -u)" != 0 ]; then
     as_root=(sudo)
 fi
 
-echo "installing ${missing[*]}"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 quiet() { "$@" >"$log" 2>&1 </dev/null || { cat "$log" >&2; echo "$0: '$*' failed" >&2; exit 1; }; }
@@ -56,6 +60,8 @@ apt_get() {
     quiet "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 "$@"
 }
 apt_get update
+[ ${#missing[@]} -gt 0 ] || exit 0
+echo "installing ${missing[*]}"
 
 # All packages of QEMU must be of one build: where one of them came from backports or from an older point release,
 # the other is moved to the version at hand for the emulator.

@@ -1,0 +1,50 @@
+#!/bin/bash
+# Runs every test: format, lints, unit and model tests, and the whole-system tests with real clients. Installs and builds what
+# they need first (scripts/setup-debian.sh, vm-images/build.sh). Goes on after a failure, so that one run shows them all.
+#
+#   scripts/test.sh [--quick] [-- ARGUMENTS FOR CARGO TEST...]
+#
+# --quick   leaves out the whole-system tests (package afterimage-tests)
+#
+# AFTERIMAGE_KILL_ROUNDS   how often the kill loop kills (default 50)
+# AFTERIMAGE_SEED          repeats the chance of a failed run
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+quick=
+case "${1:-}" in
+    --quick) quick=1; shift ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+esac
+[ "${1:-}" != -- ] || shift
+
+steps=()
+failed=0
+# Runs one step and notes how it went and how long it took.
+step() {
+    local name=$1 start=$SECONDS result=ok
+    shift
+    echo "=== $name: $*"
+    "$@" || { result=FAILED; failed=1; }
+    steps+=("$(printf '%-7s %5d s  %s' "$result" $((SECONDS - start)) "$name")")
+    [ "$result" = ok ]
+}
+
+# The kernel's exact package goes out of date with apt's lists: then fetch them and try once more.
+guest() { vm-images/build.sh || { scripts/setup-debian.sh --refresh && vm-images/build.sh; }; }
+
+tests=(cargo test --workspace --no-fail-fast)
+[ -z "$quick" ] || tests+=(--exclude afterimage-tests)
+
+step "set-up" scripts/setup-debian.sh || true
+[ -n "$quick" ] || step "test guest" guest || true
+step "format" cargo fmt --all --check || true
+step "lints" cargo clippy --workspace --all-targets -- -D warnings || true
+step "build" cargo build --workspace --bins || true
+step "tests" "${tests[@]}" "$@" || true
+
+echo
+echo "=== summary"
+printf '%s\n' "${steps[@]}"
+if [ "$failed" = 0 ]; then echo "all passed"; else echo "there are failures, see above"; fi
+exit "$failed"

@@ -1,7 +1,7 @@
 //! Parsing of option data and encoding of option replies. Pure; the conversation is in [`crate::handshake`].
 
 use crate::limits::MAX_STRING;
-use crate::proto::{ALLOCATION, OPTION_REPLY_MAGIC, Reader, rep};
+use crate::proto::{ALLOCATION, OPTION_MAGIC, OPTION_REPLY_MAGIC, Reader, rep};
 
 /// Data of INFO and GO.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,4 +90,11 @@ pub(crate) fn server_reply(out: &mut Vec<u8>, option: u32, name: &str, descripti
         let len = u32::try_from(name.len()).unwrap_or(0);
         reply(out, option, rep::SERVER, &[&len.to_be_bytes(), name.as_bytes(), description.as_bytes()]);
     }
+}
+
+/// Appends an option without data, as a client sends it.
+pub(crate) fn option(out: &mut Vec<u8>, option: u32) {
+    out.extend(OPTION_MAGIC.to_be_bytes());
+    out.extend(option.to_be_bytes());
+    out.extend(0u32.to_be_bytes());
 }

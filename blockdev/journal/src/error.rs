@@ -165,7 +165,7 @@ pub enum DirtyMapError {
     },
     /// Size or region asked for is not possible.
     #[error(
-        "dirty map of {size} bytes in regions of {region}: the region must be a power of two of at least 512, with at most 2^36 regions"
+        "dirty map of {size} bytes in regions of {region}: the region must be a power of two of at least 512, with at most 2^32 regions"
     )]
     Size {
         /// Size of the volume in bytes.
@@ -183,4 +183,41 @@ pub enum DirtyMapError {
         /// The system's error.
         source: io::Error,
     },
+}
+
+/// Why no place was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ReserveError {
+    /// No room: the appliance is behind. Close the ring and go to dirty tracking.
+    #[error("the ring is full")]
+    Full,
+    /// The ring is closed: dirty tracking is on.
+    #[error("the ring is closed")]
+    Closed,
+    /// The record asked for cannot exist (length does not fit kind, or is too long).
+    #[error("impossible record: {0}")]
+    Invalid(&'static str),
+}
+
+/// Why the ring stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ReopenError {
+    /// Not even the reserve for markers has a slot left.
+    #[error("the ring is full")]
+    Full,
+    /// A jump in seq was asked for while records are held or looked at.
+    #[error("the ring still holds records, its seq cannot jump")]
+    NotEmpty,
+    /// The ring is open.
+    #[error("the ring is not closed")]
+    NotClosed,
+}
+
+/// A closed ring: its history has a gap that has not been recorded yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// First seq that the gap takes the place of.
+    pub seq: u64,
+    /// When it was closed, in nanoseconds since 1970.
+    pub time: u64,
 }

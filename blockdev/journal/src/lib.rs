@@ -2,14 +2,26 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`ring`] | the journal: a lock-free ring for many writers in a mapped file, one consumer, found again after a kill |
+//! | [`ring`] | the journal: a lock-free ring for many writers in a mapped file, found again after a kill |
 //! | [`dirty`] | the dirty map: regions that may differ from the appliance's copy |
 //! | [`error`] | why a file was refused |
+//!
+//! Inside: `live` is the concurrent core (checked by a model in the tests), `head` its arithmetic, `survey` and
+//! `recovery` find out what a ring holds, `file` and `map` are files and memory.
 
 pub mod dirty;
 pub mod error;
+mod file;
+mod head;
+mod live;
+mod map;
+mod recovery;
 pub mod ring;
+mod survey;
 
-pub use dirty::DirtyMap;
-pub use error::{DirtyMapError, RingError};
-pub use ring::{Closed, RecordRef, Recovered, ReopenError, Reservation, ReserveError, Ring, RingConfig};
+#[cfg(test)]
+mod model;
+
+pub use dirty::{DirtyMap, Left};
+pub use error::{Closed, DirtyMapError, ReopenError, ReserveError, RingError};
+pub use ring::{RecordRef, Recovered, Reservation, Ring, RingConfig};

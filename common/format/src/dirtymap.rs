@@ -82,13 +82,13 @@ impl DirtyMapHeader {
             return Err(DecodeError::Magic { what: WHAT });
         }
         let version = r.u32()?;
+        if version != VERSION {
+            return Err(DecodeError::Version { what: WHAT, found: version, known: VERSION });
+        }
         let header = DirtyMapHeader { volume: r.array()?, size: r.u64()?, region: r.u64()? };
         let zero: [u8; 16] = r.array()?;
         if xxh3_64(&b[..56]) != r.u64()? || zero != [0; 16] {
             return Err(DecodeError::Checksum { what: WHAT });
-        }
-        if version != VERSION {
-            return Err(DecodeError::Version { what: WHAT, found: version, known: VERSION });
         }
         if !header.is_possible() {
             return Err(DecodeError::Field { what: WHAT, field: "region", value: header.region });

@@ -125,12 +125,12 @@ impl RingHeader {
             return Err(DecodeError::Magic { what: WHAT });
         }
         let version = r.u32()?;
+        if version != VERSION {
+            return Err(DecodeError::Version { what: WHAT, found: version, known: VERSION });
+        }
         let header = RingHeader { volume: r.array()?, ring: r.array()?, slots: r.u64()?, pages: r.u64()? };
         if xxh3_64(&b[..56]) != r.u64()? {
             return Err(DecodeError::Checksum { what: WHAT });
-        }
-        if version != VERSION {
-            return Err(DecodeError::Version { what: WHAT, found: version, known: VERSION });
         }
         if !header.slots.is_power_of_two() || header.slots > MAX_PAGES || header.slots < PAGE / SLOT {
             return Err(DecodeError::Field { what: WHAT, field: "slots", value: header.slots });

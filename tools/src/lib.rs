@@ -1,1 +1,27 @@
-//! afterimage
+//! What the `afterimage` command and the load generator are made of.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`cli`] | the command line |
+//! | [`up`] | `afterimage up`: all roles in one process |
+//! | [`site`] | what the control socket can do, done by agent and appliance |
+//! | [`data`] | the data folder: lock and version |
+//! | [`show`], [`restore`], [`export`] | the user's commands |
+//! | [`offline`] | `check` and `dump`, without a running process |
+//! | [`demo`] | `afterimage demo` |
+//! | [`load`] | the load generator and its judgement |
+//! | [`nbd_client`] | an NBD client with requests in flight |
+//! | [`qcow2`] | qcow2 as a stream |
+//! | [`progress`], [`signals`], [`notify`], [`problem`] | what all of them use |
+
+pub mod data;
+pub mod export;
+pub mod load;
+pub mod nbd_client;
+pub mod notify;
+pub mod problem;
+pub mod progress;
+pub mod qcow2;
+pub mod restore;
+pub mod show;
+pub mod signals;

@@ -1,0 +1,208 @@
+//! Fetches images of a volume at chosen or random seqs and has them judged.
+
+use super::exact::Exact;
+use super::journal::{self, Header};
+use super::op::Chance;
+use super::order::Order;
+use crate::nbd_client::{Command, NbdClient};
+use crate::problem::Problem;
+use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::when::When;
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// A longest read.
+const PIECE: u64 = 1 << 20;
+const DEPTH: usize = 8;
+
+/// What to judge.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// The journal of the load.
+    pub journal: PathBuf,
+    /// The disk itself, which must hold everything acknowledged: an NBD URI or a path.
+    pub disk: Option<String>,
+    /// The data folder of the running process, and the volume in it.
+    pub volume: Option<(PathBuf, String)>,
+    /// How many random seqs.
+    pub samples: u64,
+    /// Seed of the choice.
+    pub seed: u64,
+    /// Seqs to judge besides.
+    pub seqs: Vec<u64>,
+    /// Whether the newest image must hold everything acknowledged.
+    pub latest: bool,
+    /// Raw images at seqs.
+    pub images: Vec<(PathBuf, u64)>,
+    /// What was on the disk before the load (exact loads); zeroes without.
+    pub initial: Option<PathBuf>,
+}
+
+/// What was judged.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Images compared.
+    pub images: u64,
+    /// Requests in the journal.
+    pub requests: u64,
+    /// Requests of unknown fate.
+    pub unknown: u64,
+    /// Of the images, those whose number of requests was known beforehand.
+    pub counted: u64,
+}
+
+enum Judge {
+    Exact(Exact),
+    Order(Order),
+}
+
+/// Judges everything that the options name.
+///
+/// # Errors
+/// The first image that is wrong, with its seq and what is wrong; or what cannot be read.
+pub fn verify(options: &Options) -> Result<Report, Problem> {
+    let (header, entries) = journal::load(&options.journal)?;
+    let mut report = Report { requests: entries.len() as u64, ..Report::default() };
+    report.unknown = entries.iter().filter(|e| e.acked == u64::MAX).count() as u64;
+    let initial = match &options.initial {
+        Some(path) => std::fs::read(path).map_err(|e| Problem::file(path, &e))?,
+        None => vec![0; usize::try_from(header.size).map_err(|_| Problem::failed("the disk is too large"))?],
+    };
+    let new = || -> Result<Judge, Problem> {
+        Ok(if header.exact {
+            Judge::Exact(Exact::new(header.seed, &entries, initial.clone()))
+        } else {
+            Judge::Order(Order::new(header.seed, header.size, entries.clone()).map_err(Problem::failed)?)
+        })
+    };
+    if let Some(disk) = &options.disk {
+        let image = read_disk(disk)?;
+        new()?.complete(&image).map_err(|e| Problem::failed(format!("the disk {disk}: {e}")))?;
+        report.images += 1;
+    }
+    let mut judge = new()?;
+    let mut images: Vec<_> = options.images.iter().collect();
+    images.sort_by_key(|(_, seq)| *seq);
+    for (path, seq) in images {
+        let image = std::fs::read(path).map_err(|e| Problem::file(path, &e))?;
+        judge.at(None, &image).map_err(|e| Problem::failed(format!("{} at @{seq}: {e}", path.display())))?;
+        report.images += 1;
+    }
+    if let Some((data, volume)) = &options.volume {
+        history(options, data, volume, &header, new()?, &mut report)?;
+    }
+    Ok(report)
+}
+
+impl Judge {
+    /// The image must hold everything acknowledged.
+    fn complete(&mut self, image: &[u8]) -> Result<(), String> {
+        match self {
+            Judge::Exact(exact) => exact.check_at(exact.len(), image),
+            Judge::Order(order) => order.check(image, true),
+        }
+    }
+
+    /// The image at a seq, after `count` requests if that is known. Returns how many it shows, if that is known now.
+    fn at(&mut self, count: Option<usize>, image: &[u8]) -> Result<Option<usize>, String> {
+        match (self, count) {
+            (Judge::Exact(exact), Some(count)) => exact.check_at(count, image).map(|()| Some(count)),
+            (Judge::Exact(exact), None) => exact.find(image).map(Some),
+            (Judge::Order(order), _) => order.check(image, false).map(|()| None),
+        }
+    }
+}
+
+fn history(
+    options: &Options,
+    data: &Path,
+    volume: &str,
+    header: &Header,
+    mut judge: Judge,
+    report: &mut Report,
+) -> Result<(), Problem> {
+    let list = ControlClient::connect(data)?.points(volume)?;
+    let window = list.window.ok_or_else(|| Problem::failed(format!("volume {volume} has no window yet")))?;
+    let first = header.base_seq.unwrap_or(0).max(window.first_seq);
+    let last = window.last_seq;
+    // With no marker but points among the records, and no request of unknown fate, the count follows from the seq.
+    let markers: Vec<u64> = list.points.iter().map(|p| p.seq).collect();
+    let countable =
+        header.exact && report.unknown == 0 && list.gaps.iter().all(|g| g.to_seq.is_some_and(|to| to <= first));
+    let mut known = header.base_seq.filter(|b| countable && *b >= window.first_seq);
+    if let Some(base) = known {
+        let records = last.saturating_sub(base) - markers.iter().filter(|m| **m > base && **m <= last).count() as u64;
+        // Records of requests that were sent again after a kill, or of others' writes.
+        known = known.filter(|_| records == report.requests);
+    }
+    let mut chance = Chance::new(options.seed);
+    let mut seqs: BTreeSet<u64> = options.seqs.iter().copied().collect();
+    seqs.extend((0..options.samples).map(|_| first + chance.below(last - first + 1)));
+    seqs.retain(|s| !list.gaps.iter().any(|g| g.from_seq <= *s && g.to_seq.is_none_or(|to| *s < to)));
+    let mut before: Option<(u64, usize)> = None;
+    for seq in seqs {
+        let image = read_at(data, volume, &When::Seq(seq))?;
+        let count = known.and_then(|base| {
+            let records = seq - base - markers.iter().filter(|m| **m > base && **m <= seq).count() as u64;
+            usize::try_from(records).ok()
+        });
+        let shows = judge.at(count, &image).map_err(|e| Problem::failed(format!("{volume} at @{seq}: {e}")))?;
+        if let (Some((seq_before, count_before)), Some(count)) = (before, shows)
+            && count.saturating_sub(count_before) as u64 > seq - seq_before
+        {
+            return Err(Problem::failed(format!(
+                "{volume}: between @{seq_before} and @{seq} lie {} requests, more than records",
+                count - count_before
+            )));
+        }
+        before = shows.map(|count| (seq, count));
+        report.images += 1;
+        report.counted += u64::from(count.is_some());
+    }
+    if options.latest {
+        let image = read_at(data, volume, &When::Latest)?;
+        judge.complete(&image).map_err(|e| Problem::failed(format!("{volume} at its newest write: {e}")))?;
+        report.images += 1;
+    }
+    Ok(())
+}
+
+/// The whole volume as it was.
+fn read_at(data: &Path, volume: &str, at: &When) -> Result<Vec<u8>, Problem> {
+    let (_, stream) = ControlClient::connect(data)?.nbd(volume, at, false)?;
+    read_all(NbdClient::over(OwnedFd::from(stream), volume)?)
+}
+
+fn read_disk(disk: &str) -> Result<Vec<u8>, Problem> {
+    if disk.starts_with("nbd") {
+        return read_all(disk.parse::<crate::nbd_client::Address>()?.connect()?);
+    }
+    std::fs::read(disk).map_err(|e| Problem::file(Path::new(disk), &e))
+}
+
+fn read_all(mut nbd: NbdClient) -> Result<Vec<u8>, Problem> {
+    let mut image = vec![0; usize::try_from(nbd.size()).map_err(|_| Problem::failed("the disk is too large"))?];
+    let mut pieces: VecDeque<(u64, u64)> = VecDeque::new();
+    for (start, len) in nbd.data_ranges()? {
+        let mut at = start;
+        while at < start + len {
+            let n = PIECE.min(start + len - at);
+            pieces.push_back((at, n));
+            at += n;
+        }
+    }
+    while !pieces.is_empty() || nbd.in_flight() > 0 {
+        while nbd.in_flight() < DEPTH
+            && let Some((at, len)) = pieces.pop_front()
+        {
+            nbd.send(at, Command::Read, 0, at, u32::try_from(len).unwrap_or(u32::MAX), &[])?;
+        }
+        let answer = nbd.receive()?;
+        answer.check(Command::Read, answer.cookie)?;
+        let at = usize::try_from(answer.cookie).unwrap_or(usize::MAX);
+        image[at..at + answer.data.len()].copy_from_slice(&answer.data);
+    }
+    nbd.disconnect();
+    Ok(image)
+}

@@ -1,0 +1,285 @@
+//! What the commands print: tables for people, JSON for programs.
+
+use crate::problem::Problem;
+use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::protocol::{PointList, State, Status, VolumeStatus};
+use afterimage_mgmt::units::{Time, format_duration, format_size};
+use afterimage_mgmt::when::When;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+/// Writes to standard output. A reader that went away (`| head`) ends the command without noise.
+///
+/// # Errors
+/// Other errors of standard output.
+pub fn put(text: &str) -> Result<(), Problem> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other.map_err(Problem::from),
+    }
+}
+
+/// Prints a value as JSON.
+///
+/// # Errors
+/// Those of standard output.
+pub fn put_json<T: Serialize>(value: &T) -> Result<(), Problem> {
+    put(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// A table with its columns as wide as needed.
+#[must_use]
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|t| t.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (text, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{text:<width$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+fn seconds(s: f64) -> String {
+    if s <= 0.0 { "0s".to_owned() } else { format_duration(Duration::try_from_secs_f64(s).unwrap_or_default()) }
+}
+
+/// The lag of a volume in one phrase.
+#[must_use]
+pub fn lag(v: &VolumeStatus) -> String {
+    if v.seq_acked <= v.seq_durable && v.lag_bytes == 0 {
+        "none".to_owned()
+    } else {
+        format!("{}, {}", seconds(v.lag_seconds), format_size(v.lag_bytes))
+    }
+}
+
+fn status_text(status: &Status) -> String {
+    let mut rows = vec![row([
+        "VOLUME", "SIZE", "STATE", "ACKED", "DURABLE", "LAG", "RING", "TO COPY", "POINTS", "STORED", "WRITTEN",
+    ])];
+    for v in &status.volumes {
+        let ring = format!("{} of {}", format_size(v.ring_used), format_size(v.ring_bytes));
+        rows.push(vec![
+            v.name.clone(),
+            format_size(v.size),
+            v.state.to_string(),
+            format!("@{}", v.seq_acked),
+            format!("@{}", v.seq_durable),
+            lag(v),
+            ring,
+            format_size(v.dirty_bytes),
+            v.points.to_string(),
+            format_size(v.stored_bytes),
+            format_size(v.logical_bytes),
+        ]);
+    }
+    let mut out = table(&rows);
+    for v in &status.volumes {
+        if let Some(reason) = &v.reason {
+            let _ = writeln!(out, "{}: {reason}", v.name);
+        }
+        if !v.connected && v.state != State::Unprotected {
+            let _ = writeln!(out, "{}: not connected to the appliance", v.name);
+        }
+    }
+    out
+}
+
+/// `afterimage status`.
+///
+/// # Errors
+/// If no process answers.
+pub fn status(data: &Path, json: bool, watch: Option<Duration>) -> Result<(), Problem> {
+    let mut control = ControlClient::connect(data)?;
+    let Some(interval) = watch else {
+        let status = control.status()?;
+        return if json { put_json(&status) } else { put(&status_text(&status)) };
+    };
+    let mut failed = None;
+    let clear = !json && io::stdout().is_terminal();
+    control.watch(interval, |status| {
+        let text = match serde_json::to_string(&status) {
+            Ok(line) if json => line + "\n",
+            _ => format!(
+                "{}{}  {}\n{}",
+                if clear { "\x1b[H\x1b[2J" } else { "" },
+                status.time.short(),
+                status.data,
+                status_text(&status)
+            ),
+        };
+        failed = put(&text).err();
+        failed.is_none()
+    })?;
+    failed.map_or(Ok(()), Err)
+}
+
+fn points_text(list: &PointList, now: Time) -> String {
+    let mut out = String::new();
+    match list.window {
+        Some(w) => {
+            let _ = writeln!(
+                out,
+                "any write from @{} ({}) to @{} ({}) can be chosen",
+                w.first_seq,
+                w.first_time.short(),
+                w.last_seq,
+                w.last_time.short()
+            );
+        }
+        None => out.push_str("nothing can be chosen yet: points begin when the initial sync ends\n"),
+    }
+    for g in &list.gaps {
+        let end = match (g.to_seq, g.to_time) {
+            (Some(seq), Some(time)) => format!("before @{seq} ({})", time.short()),
+            (Some(seq), None) => format!("before @{seq}"),
+            _ => "and goes on".to_owned(),
+        };
+        let _ = writeln!(out, "except the gap that begins at @{} ({}) and ends {end}", g.from_seq, g.from_time.short());
+    }
+    if list.points.is_empty() {
+        return out;
+    }
+    let mut rows = vec![row(["POINT", "WRITE", "TIME", "AGE", "MADE BY"])];
+    for p in &list.points {
+        let made = if p.auto { "policy" } else { "user" };
+        rows.push(vec![
+            p.name.clone(),
+            format!("@{}", p.seq),
+            p.time.short(),
+            format_duration(p.time.age(now)),
+            made.to_owned(),
+        ]);
+    }
+    out.push('\n');
+    out.push_str(&table(&rows));
+    out
+}
+
+/// `afterimage point ls`.
+///
+/// # Errors
+/// If no process answers or there is no such volume.
+pub fn points(data: &Path, volume: &str, json: bool) -> Result<(), Problem> {
+    let list = ControlClient::connect(data)?.points(volume)?;
+    if json { put_json(&list) } else { put(&points_text(&list, now())) }
+}
+
+/// The wall clock.
+#[must_use]
+pub fn now() -> Time {
+    use afterimage_base::clock::Clock;
+    Time(afterimage_base::clock::SystemClock::new().wall())
+}
+
+/// `afterimage point create`.
+///
+/// # Errors
+/// If the point was not made.
+pub fn create_point(data: &Path, volume: &str, name: &str, json: bool) -> Result<(), Problem> {
+    let point = ControlClient::connect(data)?.create_point(volume, name)?;
+    if json {
+        return put_json(&point);
+    }
+    put(&format!("point '{}' of {volume} stands at @{} ({})\n", point.name, point.seq, point.time.short()))
+}
+
+#[derive(Serialize)]
+struct DiffJson {
+    volume: String,
+    from: u64,
+    to: u64,
+    changed_bytes: u64,
+    extents: Vec<ExtentJson>,
+}
+
+#[derive(Serialize)]
+struct ExtentJson {
+    offset: u64,
+    length: u64,
+}
+
+/// `afterimage diff`.
+///
+/// # Errors
+/// If a moment cannot be chosen.
+pub fn diff(data: &Path, volume: &str, from: &When, to: &When, json: bool) -> Result<(), Problem> {
+    let mut extents = Vec::new();
+    let end = ControlClient::connect(data)?
+        .diff(volume, from, to, |offset, length| extents.push(ExtentJson { offset, length }))?;
+    let changed_bytes = extents.iter().map(|e| e.length).sum();
+    if json {
+        return put_json(&DiffJson { volume: end.volume, from: end.from, to: end.to, changed_bytes, extents });
+    }
+    let mut out = String::new();
+    for e in &extents {
+        let _ = writeln!(out, "{:>16} +{}", e.offset, e.length);
+    }
+    let _ = writeln!(
+        out,
+        "{} between @{} and @{}: {} in {} extents",
+        end.volume,
+        end.from,
+        end.to,
+        format_size(changed_bytes),
+        extents.len()
+    );
+    put(&out)
+}
+
+/// What `afterimage wait` waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Goal {
+    /// Any write can be chosen from now on: the initial sync or resync has ended.
+    Live,
+    /// All that was acknowledged when the command began is durable at the appliance.
+    Durable,
+}
+
+/// `afterimage wait`.
+///
+/// # Errors
+/// If there is no such volume, it fails for good, or the time is over.
+pub fn wait(data: &Path, volume: &str, goal: Goal, most: Option<Duration>) -> Result<(), Problem> {
+    let control = ControlClient::connect(data)?;
+    let start = std::time::Instant::now();
+    let (mut first, mut result) = (None, Ok(()));
+    control.watch(Duration::from_millis(100), |status| {
+        let Some(v) = status.volumes.iter().find(|v| v.name == volume) else {
+            result = Err(Problem::failed(format!("there is no volume '{volume}'")));
+            return false;
+        };
+        let target = *first.get_or_insert(v.seq_acked);
+        let reached = match goal {
+            Goal::Live => v.state == State::Live,
+            Goal::Durable => v.state == State::Live && v.seq_durable >= target,
+        };
+        if v.state == State::Error {
+            let reason = v.reason.as_deref().unwrap_or("see the log");
+            result = Err(Problem::failed(format!("volume {volume} failed: {reason}")));
+        } else if !reached && most.is_some_and(|most| start.elapsed() >= most) {
+            let text = format!("volume {volume} is {} with {} to go", v.state, lag(v));
+            result = Err(Problem::failed(format!("not reached in time: {text}")));
+        }
+        !reached && result.is_ok()
+    })?;
+    result
+}
+
+#[cfg(test)]
+#[path = "show_tests.rs"]
+mod tests;

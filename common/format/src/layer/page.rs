@@ -198,7 +198,7 @@ impl PageBuilder {
             self.open = Some(Column { block, count, versions: 0 });
         }
         let difference = if same {
-            debug_assert!(seq > self.seq, "versions out of order");
+            debug_assert!(seq >= self.seq, "versions out of order");
             seq - self.seq
         } else {
             let d = zigzag(seq.wrapping_sub(self.first_seq).cast_signed());

@@ -1,0 +1,132 @@
+//! A bounded cache of opened layer pages, shared by all volumes.
+//!
+//! Pages are kept as they lie in the file, only opened: 11 bytes a version instead of 32, and a walk through half a
+//! page costs less than a miss.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+const SHARDS: usize = 16;
+
+/// A page's name: the layer's number in this process, and the page's.
+type Key = (u64, u64);
+
+struct Slot {
+    key: Key,
+    page: Arc<[u8]>,
+    used: bool,
+}
+
+#[derive(Default)]
+struct Shard {
+    slots: Vec<Slot>,
+    by_key: HashMap<Key, usize>,
+    hand: usize,
+    bytes: usize,
+}
+
+/// The cache: 16 shards, each with a clock hand.
+pub struct PageCache {
+    shards: Vec<Mutex<Shard>>,
+    shard_limit: usize,
+    next_layer: AtomicU64,
+}
+
+impl std::fmt::Debug for PageCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PageCache({} bytes of {})", self.bytes(), self.shard_limit * SHARDS)
+    }
+}
+
+impl PageCache {
+    /// A cache of at most about `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        let shards = (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect();
+        Arc::new(Self { shards, shard_limit: limit / SHARDS, next_layer: AtomicU64::new(1) })
+    }
+
+    /// A number for a layer, unique in this cache.
+    pub(crate) fn number_layer(&self) -> u64 {
+        self.next_layer.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn shard(&self, key: Key) -> &Mutex<Shard> {
+        let mixed = (key.0 ^ key.1.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        &self.shards[usize::try_from(mixed >> 60).unwrap_or(0) % SHARDS]
+    }
+
+    pub(crate) fn get(&self, layer: u64, page: u64) -> Option<Arc<[u8]>> {
+        let mut shard = self.shard((layer, page)).lock().unwrap_or_else(PoisonError::into_inner);
+        let at = *shard.by_key.get(&(layer, page))?;
+        let slot = shard.slots.get_mut(at)?;
+        slot.used = true;
+        Some(Arc::clone(&slot.page))
+    }
+
+    pub(crate) fn put(&self, layer: u64, page: u64, bytes: &Arc<[u8]>) {
+        let key = (layer, page);
+        let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes.len() > self.shard_limit || shard.by_key.contains_key(&key) {
+            return;
+        }
+        shard.make_room(self.shard_limit - bytes.len());
+        shard.bytes += bytes.len();
+        let at = shard.slots.len();
+        shard.slots.push(Slot { key, page: Arc::clone(bytes), used: false });
+        shard.by_key.insert(key, at);
+    }
+
+    /// Bytes of pages held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.shards.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).bytes).sum()
+    }
+}
+
+impl Shard {
+    /// Turns the hand until at most `limit` bytes are held: what was used since it last passed stays once more.
+    fn make_room(&mut self, limit: usize) {
+        while self.bytes > limit && !self.slots.is_empty() {
+            if self.hand >= self.slots.len() {
+                self.hand = 0;
+            }
+            let hand = self.hand;
+            if std::mem::take(&mut self.slots[hand].used) {
+                self.hand += 1;
+                continue;
+            }
+            let gone = self.slots.swap_remove(hand);
+            self.bytes -= gone.page.len();
+            self.by_key.remove(&gone.key);
+            if let Some(moved) = self.slots.get(hand) {
+                self.by_key.insert(moved.key, hand);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_stays_within_its_limit_and_keeps_what_is_used() {
+        let cache = PageCache::new(SHARDS * 100 * 4096);
+        let page: Arc<[u8]> = vec![7; 4096].into();
+        for n in 0..20_000 {
+            cache.put(1, n, &page);
+            let _ = cache.get(1, 3);
+            assert!(cache.bytes() <= SHARDS * 100 * 4096 || n % 500 != 0);
+        }
+        assert!(cache.bytes() <= SHARDS * 100 * 4096 && cache.bytes() > SHARDS * 50 * 4096);
+        assert!(cache.get(1, 3).is_some(), "a page in use stays");
+        assert!(cache.get(2, 3).is_none(), "another layer's page is another page");
+        for shard in &cache.shards {
+            let shard = shard.lock().unwrap();
+            assert!(shard.by_key.len() == shard.slots.len());
+            assert!(shard.by_key.iter().all(|(k, at)| shard.slots[*at].key == *k));
+        }
+    }
+}

@@ -123,3 +123,42 @@ pub(crate) fn normalise(answer: &[Extent], len: u64, max: usize) -> Vec<Extent> 
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever a device says, the answer has the form that the protocol demands and says nothing else about any
+        /// byte than the device did.
+        #[test]
+        fn an_answer_is_well_formed_and_true(
+            lens in prop::collection::vec((0u64..5000, any::<bool>(), any::<bool>()), 0..20),
+            len in 1u64..20_000,
+            max in 1usize..10,
+        ) {
+            let answer: Vec<Extent> = lens.iter().map(|&(len, zero, hole)| Extent { len, zero, hole }).collect();
+            let out = normalise(&answer, len, max);
+            prop_assert!(!out.is_empty() && out.len() <= max && out.iter().all(|e| e.len > 0));
+            prop_assert!(out.iter().map(|e| e.len).sum::<u64>() <= len);
+            prop_assert!(out.windows(2).all(|w| (w[0].zero, w[0].hole) != (w[1].zero, w[1].hole)));
+            let bytes = |extents: &[Extent]| -> Vec<(bool, bool)> {
+                extents.iter().flat_map(|e| std::iter::repeat_n((e.zero, e.hole), usize::try_from(e.len).unwrap())).collect()
+            };
+            let (said, told) = (bytes(&answer), bytes(&out));
+            let nothing = said.is_empty() && told.iter().all(|s| *s == (false, false));
+            prop_assert!(nothing || said.starts_with(&told));
+        }
+    }
+
+    #[test]
+    fn an_error_message_is_cut_at_a_character() {
+        let mut out = Vec::new();
+        error(&mut out, Mode::Structured, Id { cookie: 1, offset: 2 }, 5, &"ü".repeat(5000));
+        assert_eq!(out.len(), 20 + 6 + 4096);
+        assert!(std::str::from_utf8(&out[26..]).is_ok());
+        error(&mut out, Mode::Extended, Id { cookie: 1, offset: 2 }, 5, &format!("x{}", "ü".repeat(5000)));
+        assert_eq!(out.len(), (20 + 6 + 4096) + (32 + 6 + 4095));
+    }
+}

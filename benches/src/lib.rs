@@ -1,1 +1,27 @@
-//! Under construction.
+//! Whole-system comparisons: our export against other NBD servers, our ingest against backup programs, on the same disk in the
+//! same run.
+//!
+//! How the figures are made comparable:
+//!
+//! * Rounds are interleaved: every candidate runs once per round, and every second round goes in the opposite order, so that
+//!   a drift of the machine hits all of them. Tables show medians over the rounds, and ratios of medians.
+//! * The page cache is in a known state before each run: everything written back, and no page of the disk's file cached.
+//!   (On kernels with large folios a random 4 KiB overwrite of a cached page costs ten times more if the page was
+//!   cached by a large write or by readahead.)
+//! * Pinned and unpinned runs are told apart: at low depth the figure is mostly where the scheduler put client and server.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`write_path`] | random and sequential writes through an export |
+//! | [`ingest`] | two generations of a disk image into an encrypted, deduplicated store |
+//! | [`image`] | that image |
+//! | [`cache`] | the state of the page cache |
+//! | [`figures`] | medians, quantities as text |
+//! | [`report`] | JSON and the tables of docs/performance.md |
+
+pub mod cache;
+pub mod figures;
+pub mod image;
+pub mod ingest;
+pub mod report;
+pub mod write_path;

@@ -2,7 +2,10 @@
 
 use crate::process::Process;
 use crate::tool::{Tool, tool};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +21,15 @@ pub enum Kind {
 /// A running peer.
 #[derive(Debug)]
 pub struct Peer {
-    process: Process,
+    server: Server,
     uri: String,
+}
+
+#[derive(Debug)]
+enum Server {
+    Foreground(Process),
+    /// nbd-server in the foreground serves one client and ends; so it runs as a daemon.
+    Background(i32),
 }
 
 /// Serves a raw image at `dir`/peer.sock (unix), all through `prefix` (`taskset`), which may be empty.
@@ -49,15 +59,25 @@ pub fn serve(kind: Kind, image: &Path, dir: &Path, prefix: &[&str]) -> Peer {
             .arg(&socket)
             .arg("file")
             .arg(image),
-        Kind::NbdServer => {
-            let config = nbd_server_config(image, &socket, dir);
-            start(prefix, "nbd-server").args(["-d", "-C"]).arg(config)
-        }
+        Kind::NbdServer => return nbd_server(image, &socket, dir, prefix),
     };
     let mut process = Process::start(started.into_command(), &dir.join("peer.log"));
     process.wait_until("socket", || socket.exists());
-    let name = if kind == Kind::NbdServer { "disk" } else { "" };
-    Peer { process, uri: format!("nbd+unix:///{name}?socket={}", socket.display()) }
+    Peer { server: Server::Foreground(process), uri: format!("nbd+unix:///?socket={}", socket.display()) }
+}
+
+fn nbd_server(image: &Path, socket: &Path, dir: &Path, prefix: &[&str]) -> Peer {
+    let (config, pid_file) = (nbd_server_config(image, socket, dir), dir.join("nbd-server.pid"));
+    start(prefix, "nbd-server").arg("-C").arg(config).arg("-p").arg(&pid_file).run();
+    let uri = format!("nbd+unix:///disk?socket={}", socket.display());
+    for _ in 0..1000 {
+        let pid = std::fs::read_to_string(&pid_file).ok().and_then(|t| t.trim().parse().ok());
+        if let (Some(pid), true) = (pid, socket.exists()) {
+            return Peer { server: Server::Background(pid), uri };
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("nbd-server did not come up");
 }
 
 impl Peer {
@@ -69,8 +89,19 @@ impl Peer {
 
     /// The process.
     #[must_use]
-    pub fn process(&mut self) -> &mut Process {
-        &mut self.process
+    pub fn id(&self) -> u32 {
+        match &self.server {
+            Server::Foreground(process) => process.id(),
+            Server::Background(pid) => pid.unsigned_abs(),
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if let Server::Background(pid) = self.server {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
     }
 }
 
@@ -82,8 +113,10 @@ fn start(prefix: &[&str], program: &str) -> Tool {
 fn nbd_server_config(image: &Path, socket: &Path, dir: &Path) -> PathBuf {
     let config = dir.join("nbd-server.conf");
     let (image, socket) = (image.display(), socket.display());
+    // It insists on a TCP port beside the socket.
+    let port = crate::data::free_port();
     let text = format!(
-        "[generic]\nunixsock = {socket}\nlistenaddr = 127.0.0.1\nport = 0\n[disk]\nexportname = {image}\nflush = true\nfua = true\n"
+        "[generic]\nunixsock = {socket}\nlistenaddr = 127.0.0.1\nport = {port}\n[disk]\nexportname = {image}\nflush = true\nfua = true\n"
     );
     std::fs::write(&config, text).expect("write the configuration of nbd-server");
     config

@@ -56,6 +56,15 @@ impl Process {
         }
     }
 
+    /// Waits until it has ended by itself, and returns how.
+    ///
+    /// # Panics
+    /// If it does not end.
+    #[track_caller]
+    pub fn wait_end(&mut self) -> ExitStatus {
+        wait(&mut self.child, DEADLINE).unwrap_or_else(|| panic!("does not end: {}", self.describe()))
+    }
+
     /// Is it still running?
     ///
     /// # Panics

@@ -1,0 +1,126 @@
+//! `cargo run --release -p afterimage-benches -- all`: runs the comparisons, prints the tables, writes the figures.
+
+use afterimage_benches::report::{self, Machine, Results};
+use afterimage_benches::{image, ingest, write_path};
+use afterimage_tests::binary;
+use afterimage_tests::tool::tool;
+use clap::{Parser, ValueEnum};
+use std::path::PathBuf;
+
+/// Compares Afterimage with other NBD servers and backup programs, on this machine, in one run.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// What to measure
+    part: Part,
+    /// Interleaved repetitions of each measurement
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Seconds of one run of the write path
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
+    /// Size of the disk that is written to, in MiB
+    #[arg(long, default_value_t = 1024)]
+    disk_mib: u64,
+    /// Bytes of real files in the image that is ingested, in MiB
+    #[arg(long, default_value_t = 1280)]
+    content_mib: u64,
+    /// Measure only candidates whose name in the table begins so; may be given several times
+    #[arg(long)]
+    only: Vec<String>,
+    /// Folder on the file system to measure on; by default bench/ in cargo's target folder
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Write all figures to this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Put the tables into docs/performance.md
+    #[arg(long)]
+    update_docs: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Writes through the export
+    WritePath,
+    /// A disk image into the store
+    Ingest,
+    /// Everything
+    All,
+}
+
+fn main() {
+    let options = Options::parse();
+    tool(binary::repository().join("scripts/setup-debian.sh")).arg("--bench").run();
+    let dir = options.dir.clone().unwrap_or_else(default_dir);
+    std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("make {}: {e}", dir.display()));
+    let mut results = Results { v: 1, machine: Machine::this(&dir), write_path: Vec::new(), ingest: Vec::new() };
+    let mut tables = Vec::new();
+    if options.part != Part::Ingest {
+        tables.push(("write-path", measure_write_path(&options, &dir, &mut results)));
+    }
+    if options.part != Part::WritePath {
+        tables.push(("ingest", measure_ingest(&options, &dir, &mut results)));
+    }
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&results).expect("results are JSON");
+        std::fs::write(path, text).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+    }
+    for (name, table) in &tables {
+        println!("\n{table}");
+        if options.update_docs {
+            let path = binary::repository().join("docs/performance.md");
+            let document = std::fs::read_to_string(&path).unwrap_or_else(|_| "# Performance\n".to_owned());
+            let updated = report::replace_section(&document, name, table);
+            std::fs::write(&path, updated).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+        }
+    }
+}
+
+/// Those that `--only` leaves.
+fn chosen<T: Copy>(options: &Options, all: &[T], title: impl Fn(T) -> &'static str) -> Vec<T> {
+    let wanted = |t: &T| options.only.is_empty() || options.only.iter().any(|o| title(*t).starts_with(o.as_str()));
+    all.iter().copied().filter(wanted).collect()
+}
+
+/// Beside the program: target/release/../bench.
+fn default_dir() -> PathBuf {
+    let me = std::env::current_exe().expect("the path of the running program");
+    me.ancestors().nth(2).unwrap_or(std::path::Path::new(".")).join("bench")
+}
+
+fn measure_write_path(options: &Options, dir: &std::path::Path, results: &mut Results) -> String {
+    let (rounds, seconds) = (options.rounds, options.seconds);
+    let candidates = chosen(options, &write_path::CANDIDATES, write_path::Candidate::title);
+    let plan = write_path::Plan { dir: dir.to_owned(), size: options.disk_mib << 20, seconds, rounds, candidates };
+    results.write_path = write_path::measure(&plan, |run| {
+        let place = if run.pinned { "pinned" } else { "free" };
+        let state = run.state_after.as_deref().unwrap_or("-");
+        eprintln!(
+            "round {} {:?} {place:6} {:26} {:8.0} IOPS {:8.1} MB/s {:6.1} CPU \u{b5}s, {} KiB cached before, {state}",
+            run.round,
+            run.pattern,
+            run.candidate.title(),
+            run.iops,
+            run.megabytes,
+            run.cpu_per_write,
+            run.cached_before >> 10
+        );
+    });
+    report::write_path_table(&results.machine, &plan, &results.write_path)
+}
+
+fn measure_ingest(options: &Options, dir: &std::path::Path, results: &mut Results) -> String {
+    let scratch = tempfile::Builder::new().prefix("image-").tempdir_in(dir).expect("make a folder");
+    eprintln!("making a disk image in two generations");
+    let generations = image::make(scratch.path(), options.content_mib << 20);
+    eprintln!("{} MiB, {} MiB differ", generations.size >> 20, generations.changed >> 20);
+    let candidates = chosen(options, &ingest::CANDIDATES, ingest::Candidate::title);
+    results.ingest = ingest::measure(dir, &generations, &candidates, options.rounds, |run| {
+        let [first, second] = run.seconds;
+        let [one, both] = run.stored.map(|b| b >> 20);
+        let title = run.candidate.title();
+        eprintln!("round {} {title:14} {first:6.1} s, {second:6.1} s; {one} MiB, {both} MiB", run.round);
+    });
+    report::ingest_table(&results.machine, &generations, options.rounds, &results.ingest)
+}

@@ -1,0 +1,202 @@
+//! The results: one JSON file, and the tables of docs/performance.md.
+
+use crate::figures::{figure, median, spread};
+use crate::image::Generations;
+use crate::{ingest, write_path};
+use afterimage_tests::tool::tool;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// Where and with what it was measured.
+#[derive(Debug, Serialize)]
+pub struct Machine {
+    /// The processor.
+    pub processor: String,
+    /// Cores.
+    pub cores: usize,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// The kernel.
+    pub kernel: String,
+    /// The file system measured on.
+    pub file_system: String,
+    /// First lines of the peers' own version messages.
+    pub programs: Vec<String>,
+}
+
+/// All results of a run.
+#[derive(Debug, Serialize)]
+pub struct Results {
+    /// Version of this shape.
+    pub v: u32,
+    /// The machine.
+    pub machine: Machine,
+    /// Runs of the write path.
+    pub write_path: Vec<write_path::Run>,
+    /// Runs of the ingest comparison.
+    pub ingest: Vec<ingest::Run>,
+}
+
+impl Machine {
+    /// This one.
+    #[must_use]
+    pub fn this(dir: &Path) -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let after = |text: &str, key: &str| {
+            let line = text.lines().find(|l| l.starts_with(key)).unwrap_or_default();
+            line.split(':').nth(1).unwrap_or_default().trim().to_owned()
+        };
+        let memory = after(&read("/proc/meminfo"), "MemTotal");
+        let memory: u64 = memory.split(' ').next().and_then(|k| k.parse().ok()).unwrap_or(0);
+        let commands = ["fio", "qemu-nbd", "nbdkit", "nbd-server -V", "restic version", "borg"];
+        Self {
+            processor: after(&read("/proc/cpuinfo"), "model name"),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: memory * 1024,
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            file_system: tool("stat").args(["-f", "-c", "%T"]).arg(dir).run_any().stdout.trim().to_owned(),
+            programs: commands.iter().map(|c| version(c)).collect(),
+        }
+    }
+
+    fn describe(&self) -> String {
+        let Self { processor, cores, memory, kernel, file_system, programs } = self;
+        let gib = memory >> 30;
+        let programs = programs.join("; ");
+        format!("{processor}, {cores} cores, {gib} GiB, Linux {kernel}, {file_system}. {programs}.")
+    }
+}
+
+fn version(command: &str) -> String {
+    let (program, option) = command.split_once(' ').unwrap_or((command, "--version"));
+    let shown = tool(program).arg(option).run_any();
+    let text = if shown.stdout.trim().is_empty() { shown.stderr } else { shown.stdout };
+    text.lines().next().unwrap_or_default().trim().to_owned()
+}
+
+/// The table of the write path.
+#[must_use]
+pub fn write_path_table(machine: &Machine, plan: &write_path::Plan, runs: &[write_path::Run]) -> String {
+    let mut text = format!(
+        "{}\n\nMedians of {} interleaved runs of {} s, fio with its NBD engine over one unix socket, an image of {} MiB \
+         whose pages are not cached at the start. Pinned: fio and all threads of the server on CPU 0, so the protected \
+         export's appliance, which is part of that process, takes its time from the same core. CPU is that of the \
+         server's process, appliance included.\n",
+        machine.describe(),
+        plan.rounds,
+        plan.seconds,
+        plan.size >> 20
+    );
+    for (pattern, title, unit) in [
+        (write_path::Pattern::Random4k, "4 KiB random write, depth 32", "IOPS"),
+        (write_path::Pattern::Sequential128k, "128 KiB sequential write, depth 8", "MB/s"),
+    ] {
+        for pinned in [true, false] {
+            let place = if pinned { "pinned" } else { "not pinned" };
+            let _ = writeln!(
+                text,
+                "\n**{title}, {place}**\n\n| server | {unit} | lowest - highest | of ours unprotected | p50 / p99 / p99.9 \u{b5}s | CPU \u{b5}s per write |\n|---|---:|---:|---:|---:|---:|"
+            );
+            let select = |candidate| {
+                let this =
+                    move |r: &&write_path::Run| r.candidate == candidate && r.pattern == pattern && r.pinned == pinned;
+                runs.iter().filter(this).collect::<Vec<_>>()
+            };
+            let rate = |r: &&write_path::Run| if unit == "IOPS" { r.iops } else { r.megabytes };
+            let rates = |candidate| select(candidate).iter().map(rate).collect::<Vec<_>>();
+            let base = median(&rates(write_path::Candidate::Unprotected));
+            for &candidate in &plan.candidates {
+                let (chosen, rates) = (select(candidate), rates(candidate));
+                let middle =
+                    |of: fn(&write_path::Run) -> f64| figure(median(&chosen.iter().map(|r| of(r)).collect::<Vec<_>>()));
+                let latency =
+                    [middle(|r| r.latency[0]), middle(|r| r.latency[1]), middle(|r| r.latency[2])].join(" / ");
+                let _ = writeln!(
+                    text,
+                    "| {}{} | {} | {} | {:.2} | {latency} | {} |",
+                    candidate.title(),
+                    overflowed(&chosen),
+                    figure(median(&rates)),
+                    spread(&rates),
+                    median(&rates) / base,
+                    middle(|r| r.cpu_per_write)
+                );
+            }
+        }
+    }
+    text
+}
+
+/// A protected run whose ring overflowed measured something else; the table says so.
+fn overflowed(runs: &[&write_path::Run]) -> String {
+    let count =
+        runs.iter().filter(|r| r.state_after.as_deref().is_some_and(|s| s != "live" && s != "unprotected")).count();
+    if count == 0 { String::new() } else { format!(" (ring overflowed in {count} of {})", runs.len()) }
+}
+
+/// The table of the ingest comparison.
+#[must_use]
+pub fn ingest_table(machine: &Machine, generations: &Generations, rounds: u32, runs: &[ingest::Run]) -> String {
+    let mib = |bytes: u64| bytes >> 20;
+    let mut text = format!(
+        "{}\n\nMedians of {rounds} interleaved runs. An ext4 image of {} MiB that holds {} MiB of files from /usr; in the \
+         second generation {} MiB differ. MB/s are bytes of the image by time. Stored bytes are those that the store's \
+         folder takes on the disk.\n\n| program | first, MB/s | second, MB/s | stored after first, MiB | after second, MiB | of restic |\n|---|---:|---:|---:|---:|---:|\n",
+        machine.describe(),
+        mib(generations.size),
+        mib(generations.content),
+        mib(generations.changed)
+    );
+    let select = |candidate, of: &dyn Fn(&ingest::Run) -> f64| {
+        median(&runs.iter().filter(|r| r.candidate == candidate).map(of).collect::<Vec<_>>())
+    };
+    let bytes = precise(generations.size);
+    let stored = |candidate, n: usize| select(candidate, &|r| precise(r.stored[n]) / f64::from(1 << 20));
+    for candidate in ingest::CANDIDATES.into_iter().filter(|c| runs.iter().any(|r| r.candidate == *c)) {
+        let rate = |n: usize| figure(select(candidate, &|r| bytes / r.seconds[n] / 1e6));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {:.2} |",
+            candidate.title(),
+            rate(0),
+            rate(1),
+            figure(stored(candidate, 0)),
+            figure(stored(candidate, 1)),
+            stored(candidate, 1) / stored(ingest::Candidate::Restic, 1)
+        );
+    }
+    text
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes of disks are far below 2^52 bytes")]
+fn precise(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+/// Replaces what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` in a document; appends it where the marks
+/// are not there yet.
+#[must_use]
+pub fn replace_section(document: &str, name: &str, text: &str) -> String {
+    let (begin, end) = (format!("<!-- begin {name} -->"), format!("<!-- end {name} -->"));
+    let section = format!("{begin}\n{}\n{end}", text.trim());
+    match (document.find(&begin), document.find(&end)) {
+        (Some(from), Some(to)) if from < to => {
+            format!("{}{section}{}", &document[..from], &document[to + end.len()..])
+        }
+        _ => format!("{}\n\n{section}\n", document.trim_end()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_section_is_appended_and_then_replaced() {
+        let once = replace_section("# Performance\n", "table", "old");
+        assert_eq!(once, "# Performance\n\n<!-- begin table -->\nold\n<!-- end table -->\n");
+        let twice = replace_section(&format!("{once}\nmore\n"), "table", "new\n");
+        assert_eq!(twice, "# Performance\n\n<!-- begin table -->\nnew\n<!-- end table -->\n\nmore\n");
+    }
+}

@@ -28,7 +28,9 @@ const MAX_MEMORY_KIB: u32 = 4 << 20;
 #[derive(Debug, Error)]
 pub enum KeyError {
     /// The key file is not there.
-    #[error("{0}: the vault's key file is missing; without it nothing in the vault can be read. Put it back, or name it")]
+    #[error(
+        "{0}: the vault's key file is missing; without it nothing in the vault can be read. Put it back, or name it"
+    )]
     Missing(PathBuf),
     /// The key file cannot be read or written.
     #[error("{0}: cannot read or write the key file: {1}")]
@@ -159,6 +161,12 @@ impl VaultKey {
     #[must_use]
     pub fn dedupe_key(&self) -> Zeroizing<[u8; 32]> {
         self.derive("afterimage dedupe key v1", &[])
+    }
+
+    /// The key of the layer with this id.
+    #[must_use]
+    pub fn layer_key(&self, id: &[u8; 16]) -> [u8; 32] {
+        *self.derive("afterimage layer key v1", id)
     }
 
     /// What seals and opens the frames of a segment.

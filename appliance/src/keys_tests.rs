@@ -46,9 +46,8 @@ fn a_passphrase_opens_and_another_one_does_not() {
 
 #[test]
 fn a_frame_opens_only_where_it_belongs() {
-    let (key, _) = VaultKey::create(&KeySource::File(tempfile::tempdir().unwrap().path().join("key"))).unwrap_or_else(
-        |_| (VaultKey(Zeroizing::new([5; 32])), KeyWrap::File),
-    );
+    let (key, _) = VaultKey::create(&KeySource::File(tempfile::tempdir().unwrap().path().join("key")))
+        .unwrap_or_else(|_| (VaultKey(Zeroizing::new([5; 32])), KeyWrap::File));
     let seal = key.segment(header());
     let frame = framed(&seal, 0);
     let head = FrameHeader::decode(&frame).unwrap();

@@ -12,4 +12,13 @@
 //! | [`check`] | offline verification and dump |
 
 pub mod history;
+pub mod ingest;
+pub mod keys;
+pub mod reduce;
 pub mod store;
+pub mod vault;
+
+mod appliance;
+
+pub use appliance::{Appliance, ApplianceConfig, ApplianceError, StartReport, VolumeInfo};
+pub use keys::KeySource;

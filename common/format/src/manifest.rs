@@ -119,6 +119,8 @@ pub struct VolumeMeta {
     pub digest: u64,
     /// Time label at `durable_seq`, nanoseconds since 1970.
     pub durable_time: u64,
+    /// Bytes that its writes up to `durable_seq` covered, before any reduction.
+    pub logical_bytes: u64,
     /// First seq of the window: the oldest one that can be chosen.
     pub first_seq: u64,
     /// Its time.
@@ -147,6 +149,7 @@ impl VolumeMeta {
             durable_seq: 0,
             digest: 0,
             durable_time: 0,
+            logical_bytes: 0,
             first_seq: 0,
             first_time: 0,
             layered_to: 0,
@@ -327,7 +330,10 @@ fn put_volume(b: &mut Vec<u8>, v: &VolumeMeta) {
     b.put_string(&v.name);
     b.put_varint(v.size);
     b.extend_from_slice(&v.ring);
-    for n in [v.durable_seq, v.digest, v.durable_time, v.first_seq, v.first_time, v.layered_to, v.next_layer] {
+    for n in [v.durable_seq, v.digest, v.durable_time, v.logical_bytes] {
+        b.put_varint(n);
+    }
+    for n in [v.first_seq, v.first_time, v.layered_to, v.next_layer] {
         b.put_varint(n);
     }
     put_list(b, &v.layers, |b, l| l.encode(b));
@@ -354,6 +360,7 @@ fn volume(r: &mut Reader<'_>) -> Result<VolumeMeta, DecodeError> {
         durable_seq: r.varint()?,
         digest: r.varint()?,
         durable_time: r.varint()?,
+        logical_bytes: r.varint()?,
         first_seq: r.varint()?,
         first_time: r.varint()?,
         layered_to: r.varint()?,

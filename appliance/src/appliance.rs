@@ -1,0 +1,453 @@
+//! The appliance as its users see it.
+
+use crate::history::timeline::{Choices, Gap, Window, Wish, WishError};
+use crate::history::{HistoryConfig, HistoryError, LayerKeys, PageCache, VolumeHistory};
+use crate::ingest::listen::Listener;
+use crate::ingest::replay::{end_open_segments, rebuild_index, replay};
+use crate::ingest::session::Volumes;
+use crate::ingest::volume::{Volume, seal_segments};
+use crate::ingest::{Parts, SessionError, Shared};
+use crate::keys::{KeySource, VaultKey};
+use crate::reduce::index::DedupeIndex;
+use crate::reduce::pool::Pool;
+use crate::store::{IoHook, Store, StoreError, file_name};
+use crate::vault::{Vault, VaultError};
+use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, VolumeMeta};
+use afterimage_format::wire::Hello;
+use crossbeam::channel::bounded;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use thiserror::Error;
+
+/// Full segments that may wait for their directory.
+const SEALER_QUEUE: usize = 64;
+/// How often maintenance looks whether something is due.
+const MAINTENANCE: Duration = Duration::from_millis(250);
+
+/// How an appliance is to be run.
+#[derive(Clone)]
+pub struct ApplianceConfig {
+    /// The vault's folder.
+    pub dir: PathBuf,
+    /// Path of the unix socket for agents.
+    pub listen: PathBuf,
+    /// Where the vault key is. [`ApplianceConfig::new`] sets the file `key` in the vault's folder.
+    pub key: KeySource,
+    /// How far back any write can be chosen.
+    pub window: Duration,
+    /// Memory of the dedupe index in bytes, used as it fills.
+    pub dedupe_bytes: usize,
+    /// Memory for decompressed frames in bytes.
+    pub cache_bytes: usize,
+    /// Memory for pages of layers in bytes.
+    pub layer_cache_bytes: usize,
+    /// Threads that hash, compress and seal.
+    pub threads: usize,
+    /// A segment takes no more at this size in bytes; at most 62 MiB.
+    pub segment_size: u64,
+    /// Data in bytes that an agent may have sent and that is not durable yet.
+    pub credit: u64,
+    /// Versions that are kept in memory, per volume, before they are written to a layer; also bounds the replay after a crash.
+    pub memory_runs: usize,
+    /// Asked before each operation on segments, for tests.
+    pub io_hook: Option<IoHook>,
+}
+
+impl ApplianceConfig {
+    /// The defaults, for the vault in `dir` and a socket at `listen`.
+    #[must_use]
+    pub fn new(dir: PathBuf, listen: PathBuf) -> Self {
+        let key = KeySource::File(dir.join("key"));
+        Self {
+            dir,
+            listen,
+            key,
+            window: Duration::from_secs(24 * 3600),
+            dedupe_bytes: 128 << 20,
+            cache_bytes: 64 << 20,
+            layer_cache_bytes: 32 << 20,
+            threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            segment_size: 60 << 20,
+            credit: 24 << 20,
+            memory_runs: 256 << 10,
+            io_hook: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for ApplianceConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ApplianceConfig({})", self.dir.display())
+    }
+}
+
+/// Why an appliance does not start, or cannot do what was asked.
+#[derive(Debug, Error)]
+pub enum ApplianceError {
+    /// The vault.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The segments.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The layers of a volume.
+    #[error("volume {0}: {1}")]
+    History(String, Box<HistoryError>),
+    /// The socket for agents.
+    #[error("{0}: cannot listen there: {1}")]
+    Listen(PathBuf, std::io::Error),
+    /// Threads or memory.
+    #[error("the system refuses {0}: {1}")]
+    System(&'static str, std::io::Error),
+    /// No such volume.
+    #[error("there is no volume {0:?} in the vault; it has {1}")]
+    NoVolume(String, String),
+    /// No such seq or time.
+    #[error("volume {0}: {1}")]
+    When(String, WishError),
+    /// A change could not be made durable.
+    #[error("{0}")]
+    Session(#[from] SessionError),
+}
+
+/// What there is to say of a volume.
+#[derive(Debug, Clone)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: [u8; 16],
+    /// Its size in bytes.
+    pub size: u64,
+    /// Newest durable seq.
+    pub durable_seq: u64,
+    /// Its time in nanoseconds since 1970.
+    pub durable_time: u64,
+    /// Bytes in the segments that its stream wrote.
+    pub stored_bytes: u64,
+    /// Bytes that its writes covered, before any reduction.
+    pub logical_bytes: u64,
+    /// Number of points.
+    pub points: usize,
+    /// Oldest seq of the window.
+    pub first_seq: u64,
+    /// Its time.
+    pub first_time: u64,
+    /// Segments that its stream wrote.
+    pub segments: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Why it takes no more, if so.
+    pub failure: Option<String>,
+}
+
+/// The vault key as layers use it.
+struct Keys(VaultKey);
+
+impl LayerKeys for Keys {
+    fn layer_key(&self, id: &[u8; 16]) -> [u8; 32] {
+        self.0.layer_key(id)
+    }
+}
+
+/// Volumes, found by id and name, and made on the first Hello.
+pub(crate) struct Registry {
+    pub(crate) volumes: Mutex<Vec<Arc<Volume>>>,
+    shared: Arc<Shared>,
+    history: HistoryConfig,
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Volume>>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Volume>> {
+        self.lock().clone()
+    }
+
+    fn open(&self, meta: &VolumeMeta) -> Result<Arc<Volume>, ApplianceError> {
+        let of_volume = |e| ApplianceError::History(meta.name.clone(), Box::new(e));
+        let dir = self.shared.vault.layers_dir();
+        let history = VolumeHistory::open(&dir, meta.id, &meta.layers, self.history.clone()).map_err(of_volume)?;
+        let (progress, missing) = replay(&self.shared.vault, meta, &history)?;
+        Ok(Arc::new(Volume::new(meta, history, progress, missing)))
+    }
+}
+
+impl Volumes for Registry {
+    fn of_hello(&self, hello: &Hello) -> Result<Arc<Volume>, SessionError> {
+        let mut volumes = self.lock();
+        if let Some(volume) = volumes.iter().find(|v| v.id == hello.volume) {
+            if volume.size != hello.size {
+                return Err(SessionError::Volume(format!(
+                    "volume {} has {} bytes in the vault and {} at the agent; a changed size is not supported",
+                    volume.name, volume.size, hello.size
+                )));
+            }
+            return Ok(Arc::clone(volume));
+        }
+        if volumes.iter().any(|v| v.name == hello.name) {
+            return Err(SessionError::Volume(format!(
+                "the vault has another volume with the name {}: its id is a different one. Give this disk another \
+                 name, or bring back the agent's data of the old one",
+                hello.name
+            )));
+        }
+        let meta = VolumeMeta::new(hello.volume, hello.name.clone(), hello.size);
+        let added = self.shared.vault.edit(|m| m.volumes.push(meta.clone()));
+        added.map_err(StoreError::from)?;
+        let volume = self.open(&meta).map_err(|e| SessionError::Failed(e.to_string()))?;
+        tracing::info!("volume {}: registered, {} bytes", volume.name, volume.size);
+        volumes.push(Arc::clone(&volume));
+        Ok(volume)
+    }
+}
+
+/// A running appliance.
+pub struct Appliance {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) registry: Arc<Registry>,
+    listener: Option<Listener>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    sealer: Option<JoinHandle<()>>,
+    /// What happened at start, for people.
+    pub started: StartReport,
+}
+
+/// What a start found.
+#[derive(Debug, Clone, Default)]
+pub struct StartReport {
+    /// Segments that were open when the last process died.
+    pub open_segments: usize,
+    /// Files that nothing named.
+    pub removed_files: usize,
+    /// Volumes with missing records.
+    pub damaged_volumes: Vec<String>,
+}
+
+impl std::fmt::Debug for Appliance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Appliance({:?})", self.shared.vault)
+    }
+}
+
+fn remove_rubbish(vault: &Vault) -> Result<usize, VaultError> {
+    let (segments, layers): (BTreeSet<String>, BTreeSet<String>) = vault.read(|m: &Manifest| {
+        let layers = m.volumes.iter().flat_map(|v| &v.layers);
+        (m.segments.iter().map(|s| file_name(s.number)).collect(), layers.map(|l| l.file_name()).collect())
+    });
+    let mut gone = vault.remove_rubbish("segments", |n| segments.contains(n))?;
+    gone += vault.remove_rubbish("layers", |n| layers.contains(n))?;
+    Ok(gone)
+}
+
+impl Appliance {
+    /// Opens or makes the vault, brings every volume back, and listens.
+    ///
+    /// # Errors
+    /// [`ApplianceError`] says with what and why; the vault is as it was.
+    pub fn start(config: ApplianceConfig) -> Result<Appliance, ApplianceError> {
+        let vault = Arc::new(Vault::open_or_create(&config.dir, &config.key)?);
+        let mut started = StartReport { open_segments: end_open_segments(&vault)?, ..StartReport::default() };
+        started.removed_files = remove_rubbish(&vault)?;
+        let system = |what| move |e| ApplianceError::System(what, e);
+        let id = vault.read(|m| m.vault);
+        let store = Arc::new(Store::new(vault.segments_dir(), id, vault.key().clone(), config.cache_bytes));
+        let index = DedupeIndex::new(config.dedupe_bytes).map_err(system("memory for the dedupe index"))?;
+        let pool = Pool::new(config.threads).map_err(system("threads"))?;
+        let (sealer, full) = bounded(SEALER_QUEUE);
+        let parts = Parts { vault: Arc::clone(&vault), store, index, pool, sealer };
+        let segment_size = config.segment_size.min(62 << 20);
+        let shared = Arc::new(Shared::new(parts, segment_size, config.credit, config.io_hook.clone()));
+        let mut history =
+            HistoryConfig::new(PageCache::new(config.layer_cache_bytes), Arc::new(Keys(vault.key().clone())));
+        history.memory_runs = config.memory_runs;
+        let registry = Arc::new(Registry { volumes: Mutex::default(), shared: Arc::clone(&shared), history });
+        let metas = vault.read(|m| m.volumes.clone());
+        for meta in &metas {
+            let volume = registry.open(meta)?;
+            if volume.forked {
+                started.damaged_volumes.push(volume.name.clone());
+            }
+            registry.lock().push(volume);
+        }
+        let sealing = Arc::clone(&vault);
+        let seal = std::thread::Builder::new().name("sealer".into()).spawn(move || seal_segments(&sealing, &full));
+        let mut appliance = Appliance {
+            shared,
+            registry,
+            listener: None,
+            stop: Arc::default(),
+            threads: Vec::new(),
+            sealer: Some(seal.map_err(system("a thread"))?),
+            started,
+        };
+        appliance.start_threads().map_err(system("a thread"))?;
+        let volumes: Arc<dyn Volumes> = Arc::clone(&appliance.registry) as _;
+        let listener = Listener::start(&config.listen, Arc::clone(&appliance.shared), volumes);
+        appliance.listener = Some(listener.map_err(|e| ApplianceError::Listen(config.listen.clone(), e))?);
+        Ok(appliance)
+    }
+
+    fn start_threads(&mut self) -> std::io::Result<()> {
+        let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
+        let rebuild = std::thread::Builder::new().name("index".into()).spawn(move || rebuild_index(&shared, &stop))?;
+        self.threads.push(rebuild);
+        let (registry, stop) = (Arc::clone(&self.registry), Arc::clone(&self.stop));
+        let maintain =
+            std::thread::Builder::new().name("maintenance".into()).spawn(move || maintain(&registry, &stop))?;
+        self.threads.push(maintain);
+        Ok(())
+    }
+
+    fn volume(&self, name: &str) -> Result<Arc<Volume>, ApplianceError> {
+        let all = self.registry.all();
+        all.iter().find(|v| v.name == name).cloned().ok_or_else(|| {
+            let names: Vec<&str> = all.iter().map(|v| v.name.as_str()).collect();
+            let names = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+            ApplianceError::NoVolume(name.into(), names)
+        })
+    }
+
+    /// Every volume of the vault.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        self.registry.all().iter().map(|v| self.info(v)).collect()
+    }
+
+    fn info(&self, volume: &Volume) -> VolumeInfo {
+        let progress = volume.progress();
+        let (segments, stored, first_seq, first_time) = self.shared.vault.read(|m| {
+            let own = m.segments.iter().filter(|s| s.volume == volume.id);
+            let (n, bytes) = own.fold((0, 0), |(n, b), s| (n + 1, b + s.length));
+            let meta = m.volume(&volume.id);
+            (n, bytes, meta.map_or(0, |v| v.first_seq), meta.map_or(0, |v| v.first_time))
+        });
+        let open = volume.writer().as_ref().map_or(0, |w| w.committed());
+        VolumeInfo {
+            name: volume.name.clone(),
+            id: volume.id,
+            size: volume.size,
+            durable_seq: progress.seq,
+            durable_time: progress.time,
+            stored_bytes: stored + open,
+            logical_bytes: progress.logical,
+            points: progress.points.len(),
+            first_seq,
+            first_time,
+            segments,
+            layers: volume.history.layers().len(),
+            failure: volume.failure(),
+        }
+    }
+
+    /// The points of a volume, oldest first.
+    ///
+    /// # Errors
+    /// [`ApplianceError::NoVolume`].
+    pub fn points(&self, volume: &str) -> Result<Vec<PointMeta>, ApplianceError> {
+        Ok(self.volume(volume)?.progress().points)
+    }
+
+    /// The gaps of a volume, oldest first.
+    ///
+    /// # Errors
+    /// [`ApplianceError::NoVolume`].
+    pub fn gaps(&self, volume: &str) -> Result<Vec<GapMeta>, ApplianceError> {
+        Ok(self.volume(volume)?.progress().gaps)
+    }
+
+    /// The seq that a wish means.
+    ///
+    /// # Errors
+    /// [`ApplianceError::When`] names what can be chosen instead.
+    pub fn choose(&self, volume: &str, wish: Wish) -> Result<u64, ApplianceError> {
+        let v = self.volume(volume)?;
+        let (progress, info) = (v.progress(), self.info(&v));
+        let gaps: Vec<Gap> = progress.gaps.iter().map(Gap::from).collect();
+        let kept: Vec<u64> = progress.points.iter().map(|p| p.seq).collect();
+        let window = Window {
+            first_seq: info.first_seq,
+            first_time: info.first_time,
+            last_seq: progress.seq,
+            last_time: progress.time,
+        };
+        let choices = Choices { window, gaps: &gaps, kept: &kept };
+        let at = |time| v.history.record_at_time(time).map(|r| r.map(|(seq, _)| seq));
+        let chosen = choices.choose(wish, at);
+        chosen
+            .map_err(|e| ApplianceError::History(v.name.clone(), Box::new(e)))?
+            .map_err(|e| ApplianceError::When(v.name.clone(), e))
+    }
+
+    /// The newest seq at a time, in nanoseconds since 1970.
+    ///
+    /// # Errors
+    /// As [`Appliance::choose`].
+    pub fn resolve_time(&self, volume: &str, time: u64) -> Result<u64, ApplianceError> {
+        self.choose(volume, Wish::Time(time))
+    }
+
+    /// Whether the volume can be shown at `seq`.
+    ///
+    /// # Errors
+    /// As [`Appliance::choose`].
+    pub fn check_seq(&self, volume: &str, seq: u64) -> Result<(), ApplianceError> {
+        self.choose(volume, Wish::Seq(seq)).map(drop)
+    }
+
+    /// Ends all sessions, seals the open segments, writes the layers, and closes the vault.
+    pub fn stop(mut self) {
+        let volumes = self.registry.all();
+        self.halt();
+        for volume in &volumes {
+            volume.leave_segment(&self.shared);
+            if let Err(e) = volume.flush(&self.shared) {
+                tracing::warn!("volume {}: its last records stay in the segments and are replayed: {e}", volume.name);
+            }
+        }
+    }
+
+    /// Ends sessions and background work.
+    fn halt(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for volume in self.registry.all() {
+            volume.close();
+        }
+        self.listener = None;
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Appliance {
+    /// Like a kill in that nothing is flushed; threads are ended.
+    fn drop(&mut self) {
+        self.halt();
+        self.shared.close_sealer();
+        if let Some(sealer) = self.sealer.take() {
+            drop(sealer.join());
+        }
+    }
+}
+
+/// Flushes and merges until `stop` is set.
+fn maintain(registry: &Registry, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        for volume in registry.all() {
+            if volume.history.wants_flush()
+                && let Err(e) = volume.flush(&registry.shared)
+            {
+                tracing::warn!("volume {}: layers cannot be written now: {e}", volume.name);
+            }
+        }
+        std::thread::park_timeout(MAINTENANCE);
+    }
+}

@@ -1,0 +1,453 @@
+//! A session: handshake, receiving, keep-alive.
+
+use super::batch::{Batch, Before, Cursor, HashTask, Newest};
+use super::plan::{Plan, Planner};
+use super::volume::{SessionTurn, Volume};
+use super::write::{BatchWriter, Planned};
+use super::{Flight, SessionError, Shared};
+use crate::reduce::pool::Ticket;
+use crate::store::BlockSource;
+use afterimage_format::BLOCK_SIZE;
+use afterimage_format::place::Place;
+use afterimage_format::wire::{
+    Ack, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
+};
+use crossbeam::channel::{Receiver, Sender, bounded};
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a peer may take for its Hello.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// After this long without a message the peer is asked for a sign of life.
+const PING_AFTER: Duration = Duration::from_secs(10);
+/// A peer that is silent for this long, or stalls in a message, is gone.
+const SILENCE_LIMIT: Duration = Duration::from_secs(40);
+/// How long a message may stay unsent because the peer does not read.
+pub const WRITE_LIMIT: Duration = Duration::from_secs(20);
+/// Reads give up this often to look at the clock.
+pub const TICK: Duration = Duration::from_secs(2);
+/// While the next stage is busy, this long is waited for more to join a batch.
+const GATHER: Duration = Duration::from_millis(2);
+/// Largest body of a batch: what one message may have.
+const MAX_BATCH: usize = MAX_BODY;
+/// Largest volume: 1 EiB, so that block numbers leave room for arithmetic.
+const MAX_VOLUME: u64 = 1 << 60;
+/// Batches whose memory is kept for reuse.
+const SPARE: usize = 3;
+
+/// A connection, whatever carries it. Reads give up after [`TICK`], writes after [`WRITE_LIMIT`].
+pub struct Connection {
+    /// Who is at the other end, for the log.
+    pub peer: String,
+    /// The receiving side.
+    pub reader: Box<dyn Read + Send>,
+    /// The sending side.
+    pub writer: Box<dyn Write + Send>,
+    /// Waits until there is something to read, or so long; tells which.
+    pub readable: Box<dyn Fn(Duration) -> bool + Send>,
+    /// Ends the receiving side, also while it is being read.
+    pub interrupt: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connection({})", self.peer)
+    }
+}
+
+/// The volumes, found or registered by a Hello.
+pub trait Volumes: Send + Sync {
+    /// The volume that a checked Hello names.
+    ///
+    /// # Errors
+    /// [`SessionError::Volume`] and others, with the reason for the peer.
+    fn of_hello(&self, hello: &Hello) -> Result<Arc<Volume>, SessionError>;
+}
+
+type Out = Mutex<Box<dyn Write + Send>>;
+
+fn send(out: &Out, kind: MessageType, body: &[u8]) -> Result<(), SessionError> {
+    let mut message = Vec::with_capacity(HEADER_LEN + body.len());
+    message.extend_from_slice(&Header::of(kind, body).encode());
+    message.extend_from_slice(body);
+    let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+    out.write_all(&message).and_then(|()| out.flush()).map_err(|e| SessionError::Connection(e.to_string()))
+}
+
+/// Serves one connection until it ends.
+pub fn serve(shared: &Shared, volumes: &dyn Volumes, connection: Connection) {
+    let Connection { peer, reader, writer, readable, interrupt } = connection;
+    let out: Out = Mutex::new(writer);
+    let mut input = Input { reader, readable, out: &out, heard: Instant::now(), asked: false };
+    let end = match handshake(&mut input, volumes) {
+        Ok((hello, volume)) => {
+            shared.sessions.fetch_add(1, Ordering::Relaxed);
+            let end = run(shared, &volume, &hello, input, &interrupt);
+            shared.sessions.fetch_sub(1, Ordering::Relaxed);
+            tracing::info!("volume {}: session of {peer} ended: {end}", volume.name);
+            end
+        }
+        Err(e) => {
+            tracing::warn!("{peer}: {e}");
+            e
+        }
+    };
+    if let Some(Refuse { code, text }) = end.refuse() {
+        // The peer may be gone already; it has been logged.
+        drop(send(&out, MessageType::Refuse, &Refuse { code, text }.encode()));
+    }
+}
+
+fn handshake(input: &mut Input<'_>, volumes: &dyn Volumes) -> Result<(Hello, Arc<Volume>), SessionError> {
+    let malformed = |e: afterimage_format::codec::DecodeError| SessionError::Malformed(e.to_string());
+    let header = input.header(HELLO_LIMIT, false)?.ok_or(SessionError::Gone)?;
+    if header.kind != MessageType::Hello || header.body_len > 4096 {
+        return Err(SessionError::Malformed("the first message is no Hello".into()));
+    }
+    let mut body = Vec::new();
+    input.body(header.body_len, &mut body, HELLO_LIMIT)?;
+    header.verify(&body).map_err(malformed)?;
+    let hello = Hello::decode(&body).map_err(malformed)?;
+    if hello.oldest > VERSION || hello.newest < OLDEST_VERSION || hello.oldest > hello.newest {
+        return Err(SessionError::Version(format!(
+            "the agent speaks protocol versions {} to {}, this appliance {OLDEST_VERSION} to {VERSION}; \
+             update the older side",
+            hello.oldest, hello.newest
+        )));
+    }
+    if hello.size == 0 || hello.size > MAX_VOLUME {
+        return Err(SessionError::Volume(format!("a volume of {} bytes is not possible", hello.size)));
+    }
+    if hello.name.is_empty() || hello.name.chars().any(char::is_control) || hello.volume == [0; 16] {
+        return Err(SessionError::Volume("a volume needs a name without control characters, and an id".into()));
+    }
+    let volume = volumes.of_hello(&hello)?;
+    if let Some(why) = volume.failure() {
+        return Err(SessionError::Failed(why));
+    }
+    Ok((hello, volume))
+}
+
+/// The receiving side of a connection.
+struct Input<'a> {
+    reader: Box<dyn Read + Send>,
+    readable: Box<dyn Fn(Duration) -> bool + Send>,
+    out: &'a Out,
+    heard: Instant,
+    asked: bool,
+}
+
+impl Input<'_> {
+    /// The next message header; `None` if the peer closed the connection between two messages.
+    fn header(&mut self, limit: Duration, ping: bool) -> Result<Option<Header>, SessionError> {
+        let (mut bytes, mut done) = ([0; HEADER_LEN], 0);
+        self.heard = Instant::now();
+        while done < HEADER_LEN {
+            match self.reader.read(&mut bytes[done..]) {
+                Ok(0) if done == 0 => return Ok(None),
+                Ok(0) => return Err(SessionError::Connection("it was closed inside a message".into())),
+                Ok(n) => {
+                    done += n;
+                    (self.heard, self.asked) = (Instant::now(), false);
+                }
+                Err(e) => self.waited(&e, limit, ping)?,
+            }
+        }
+        Header::decode(&bytes).map(Some).map_err(|e| SessionError::Malformed(e.to_string()))
+    }
+
+    /// Appends a body of `len` bytes to `out`.
+    fn body(&mut self, len: usize, out: &mut Vec<u8>, limit: Duration) -> Result<(), SessionError> {
+        let end = out.len() + len;
+        out.reserve(len);
+        while out.len() < end {
+            let before = out.len();
+            let rest = (end - before) as u64;
+            let result = self.reader.by_ref().take(rest).read_to_end(out);
+            if out.len() > before {
+                self.heard = Instant::now();
+            }
+            match result {
+                Ok(_) if out.len() == end => {}
+                Ok(_) => return Err(SessionError::Connection("it was closed inside a message".into())),
+                Err(e) => self.waited(&e, limit, false)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// After a read that failed: goes on if it only took too long, and not too long altogether.
+    fn waited(&mut self, e: &io::Error, limit: Duration, ping: bool) -> Result<(), SessionError> {
+        match e.kind() {
+            io::ErrorKind::Interrupted => Ok(()),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                let silent = self.heard.elapsed();
+                if silent >= limit {
+                    return Err(SessionError::Connection(format!("nothing came for {} s", silent.as_secs())));
+                }
+                if ping && silent >= PING_AFTER && !self.asked {
+                    self.asked = true;
+                    send(self.out, MessageType::Ping, &1u64.to_le_bytes())?;
+                }
+                Ok(())
+            }
+            _ => Err(SessionError::Connection(e.to_string())),
+        }
+    }
+}
+
+/// A batch between receiving and dedupe.
+struct Received {
+    hashes: Arc<HashTask>,
+    ticket: Ticket,
+    flight: Flight,
+}
+
+/// What the stages of a session share.
+struct Stages<'a> {
+    shared: &'a Shared,
+    volume: &'a Volume,
+    out: &'a Out,
+    interrupt: &'a (dyn Fn() + Send + Sync),
+    end: Mutex<Option<SessionError>>,
+    under_way: Mutex<VecDeque<Arc<Batch>>>,
+    spare: Mutex<Vec<Batch>>,
+    granted: AtomicU64,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stages<'_> {
+    /// The first reason to end is the one that counts.
+    fn fail(&self, e: SessionError) {
+        lock(&self.end).get_or_insert(e);
+        (self.interrupt)();
+    }
+}
+
+impl Before for Stages<'_> {
+    fn newest(&self, block: u64, out: &mut [u8]) -> Result<(), SessionError> {
+        // First the batches under way, then history: what is in neither the one moment is in the other the next.
+        let under_way: Vec<Arc<Batch>> = lock(&self.under_way).iter().rev().cloned().collect();
+        for batch in &under_way {
+            match batch.newest(block) {
+                None => {}
+                Some(Newest::Zero) => {
+                    out.fill(0);
+                    return Ok(());
+                }
+                Some(Newest::Bytes(bytes)) => {
+                    out.copy_from_slice(bytes);
+                    return Ok(());
+                }
+            }
+        }
+        let mut places = Vec::new();
+        self.volume.history.newest(block, 1, &mut places)?;
+        let place = places.first().map_or(Place::ZERO, |p| p.1);
+        self.shared.store.read_blocks(&[place], out)?;
+        Ok(())
+    }
+}
+
+fn run(
+    shared: &Shared,
+    volume: &Arc<Volume>,
+    hello: &Hello,
+    input: Input<'_>,
+    interrupt: &Arc<dyn Fn() + Send + Sync>,
+) -> SessionError {
+    let stop = Arc::clone(interrupt);
+    let turn = match volume.take_turn(Box::new(move || stop())) {
+        Ok(turn) => turn,
+        Err(e) => return e,
+    };
+    // The one before may have failed the volume.
+    if let Some(why) = volume.failure() {
+        return SessionError::Failed(why);
+    }
+    let progress = volume.progress();
+    let stages = Stages {
+        shared,
+        volume,
+        out: input.out,
+        interrupt: &**interrupt,
+        end: Mutex::default(),
+        under_way: Mutex::default(),
+        spare: Mutex::default(),
+        granted: AtomicU64::new(shared.credit_now()),
+    };
+    let lost = volume.forked && progress.ring == [0; 16];
+    let welcome = Welcome {
+        version: VERSION,
+        ring: progress.ring,
+        durable: progress.seq,
+        digest: progress.digest,
+        credit: stages.granted.load(Ordering::Relaxed),
+    };
+    if let Err(e) = send(stages.out, MessageType::Welcome, &welcome.encode()) {
+        return e;
+    }
+    tracing::info!("volume {}: session begins behind seq {}", volume.name, progress.seq);
+    let forked = lost || (progress.seq > 0 && progress.ring != hello.ring);
+    let cursor = Cursor { seq: progress.seq, time: progress.time, forked, size: volume.size };
+    let (to_dedupe, from_receive) = bounded(1);
+    let (to_write, from_dedupe) = bounded(1);
+    // More than can be between the two stages, so that telling what is done never waits.
+    let (to_forget, from_write) = bounded(16);
+    std::thread::scope(|s| {
+        s.spawn(|| dedupe(&stages, from_receive, to_write, &from_write));
+        s.spawn(|| write(&stages, hello.ring, from_dedupe, to_forget));
+        if let Err(e) = receive(&stages, input, cursor, &to_dedupe) {
+            lock(&stages.end).get_or_insert(e);
+        }
+        drop(to_dedupe);
+    });
+    if lock(&stages.end).as_ref().is_some_and(|e| matches!(e, SessionError::Full(_) | SessionError::Failed(_))) {
+        volume.leave_segment(shared);
+    }
+    ended(&stages, &turn)
+}
+
+fn ended(stages: &Stages<'_>, turn: &SessionTurn<'_>) -> SessionError {
+    match lock(&stages.end).take().unwrap_or(SessionError::Gone) {
+        SessionError::Gone | SessionError::Connection(_) if turn.superseded() => {
+            SessionError::Superseded("another session of this volume took over, or the appliance is stopping".into())
+        }
+        e => e,
+    }
+}
+
+/// The receiving stage.
+fn receive(
+    stages: &Stages<'_>,
+    mut input: Input<'_>,
+    mut cursor: Cursor,
+    next: &Sender<Received>,
+) -> Result<(), SessionError> {
+    let mut batch = Batch::default();
+    let mut received = 0u64;
+    loop {
+        let Some(header) = input.header(SILENCE_LIMIT, true)? else { return Err(SessionError::Gone) };
+        let len = header.body_len;
+        match header.kind {
+            MessageType::Data => {
+                received += len as u64;
+                if received > stages.granted.load(Ordering::Acquire) {
+                    return Err(SessionError::Malformed("the agent sent more than its credit".into()));
+                }
+                if batch.body.len() + len > MAX_BATCH {
+                    hand_over(stages, &mut batch, next)?;
+                }
+                input.body(len, &mut batch.body, SILENCE_LIMIT)?;
+                while batch.parse(&mut cursor, stages)? {
+                    let rest = batch.body.split_off(batch.parsed);
+                    hand_over(stages, &mut batch, next)?;
+                    batch.body.extend_from_slice(&rest);
+                }
+                let more = || (input.readable)(if next.is_full() { GATHER } else { Duration::ZERO });
+                if batch.body.len() >= MAX_BATCH || !more() {
+                    hand_over(stages, &mut batch, next)?;
+                }
+                continue;
+            }
+            MessageType::Ping | MessageType::Pong | MessageType::Bye | MessageType::Refuse if len <= 4096 => {}
+            _ => return Err(SessionError::Malformed("a message that an agent does not send".into())),
+        }
+        // Whatever has been received comes first: nothing waits while the line is busy with other things.
+        hand_over(stages, &mut batch, next)?;
+        let mut body = Vec::new();
+        input.body(len, &mut body, SILENCE_LIMIT)?;
+        header.verify(&body).map_err(|e| SessionError::Malformed(e.to_string()))?;
+        match header.kind {
+            MessageType::Ping => send(stages.out, MessageType::Pong, &body)?,
+            MessageType::Bye | MessageType::Refuse => return Err(SessionError::Gone),
+            _ => {}
+        }
+    }
+}
+
+/// Gives the batch to the next stage, its hashing started, and makes `batch` an empty one.
+fn hand_over(stages: &Stages<'_>, batch: &mut Batch, next: &Sender<Received>) -> Result<(), SessionError> {
+    if batch.records.is_empty() {
+        return Ok(());
+    }
+    let empty = lock(&stages.spare).pop().unwrap_or_default();
+    let full = Arc::new(std::mem::replace(batch, empty));
+    lock(&stages.under_way).push_back(Arc::clone(&full));
+    let flight = stages.shared.flights.start();
+    let hashes = HashTask::new(full, stages.shared.fingerprinter.clone());
+    let ticket = stages.shared.pool.start(&hashes, hashes.parts());
+    // The stage behind ends only with a reason of its own.
+    next.send(Received { hashes, ticket, flight }).map_err(|_| SessionError::Gone)
+}
+
+/// The dedupe stage.
+fn dedupe(stages: &Stages<'_>, batches: Receiver<Received>, next: Sender<Planned>, done: &Receiver<Arc<Plan>>) {
+    let mut planner = Planner::new(stages.shared, stages.volume);
+    for Received { hashes, ticket, flight } in batches {
+        for plan in done.try_iter() {
+            planner.finished(&plan);
+            recycle(stages, plan);
+        }
+        let planned = if ticket.wait() { planner.plan(&hashes) } else { Err(crate::store::StoreError::Worker.into()) };
+        match planned {
+            Ok((plan, ticket)) => {
+                if next.send(Planned { plan, ticket, flight }).is_err() {
+                    return;
+                }
+            }
+            Err(e) => {
+                // What was planned before and is not yet written goes on; then the segment is left.
+                drop(next);
+                stages.fail(e);
+                return;
+            }
+        }
+    }
+}
+
+fn recycle(stages: &Stages<'_>, plan: Arc<Plan>) {
+    let batch = Arc::into_inner(plan).and_then(|p| Arc::into_inner(p.batch));
+    if let Some(mut batch) = batch {
+        batch.clear();
+        let mut spare = lock(&stages.spare);
+        if spare.len() < SPARE {
+            spare.push(batch);
+        }
+    }
+}
+
+/// The writing stage.
+fn write(stages: &Stages<'_>, ring: [u8; 16], batches: Receiver<Planned>, done: Sender<Arc<Plan>>) {
+    let mut durable_bytes = 0;
+    let mut writer = match BatchWriter::new(stages.shared, stages.volume, ring) {
+        Ok(w) => w,
+        Err(e) => return stages.fail(e),
+    };
+    let mut connected = true;
+    for planned in batches {
+        let plan = Arc::clone(&planned.plan);
+        if let Err(e) = writer.write(planned) {
+            return stages.fail(e);
+        }
+        lock(&stages.under_way).pop_front();
+        durable_bytes += plan.batch.body.len() as u64;
+        let credit = durable_bytes + stages.shared.credit_now();
+        let credit = stages.granted.fetch_max(credit, Ordering::AcqRel).max(credit);
+        let durable = plan.batch.records.last().map_or(0, |r| r.record.seq);
+        drop(done.try_send(plan));
+        // Received is received: what an agent that went away had sent is still written.
+        if connected && let Err(e) = send(stages.out, MessageType::Ack, &Ack { durable, credit }.encode()) {
+            connected = false;
+            stages.fail(e);
+        }
+    }
+}
+
+const _: () = assert!(BLOCK_SIZE == 4096);

@@ -1,0 +1,377 @@
+//! A volume of the vault: what is known of it between sessions.
+
+use super::{SessionError, Shared};
+use crate::history::{Run, VolumeHistory};
+use crate::store::segment::{OpenSegment, SegmentWriter};
+use crate::store::{StoreError, file_name};
+use crate::vault::VaultError;
+use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta};
+use afterimage_format::record::{FLAG_AUTO, FLAG_INITIAL, Kind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Stops the reading side of a session's connection.
+pub type Interrupt = Box<dyn Fn() + Send + Sync>;
+
+/// What changes with every batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Ring of the session that wrote `seq`.
+    pub ring: [u8; 16],
+    /// Newest durable seq.
+    pub seq: u64,
+    /// Digest of its record.
+    pub digest: u64,
+    /// Its time label.
+    pub time: u64,
+    /// Bytes that writes covered.
+    pub logical: u64,
+    /// Points, oldest first.
+    pub points: Vec<PointMeta>,
+    /// Gaps, oldest first.
+    pub gaps: Vec<GapMeta>,
+}
+
+/// A record that is durable.
+#[derive(Debug, Clone, Copy)]
+pub struct Committed<'a> {
+    /// What it says.
+    pub kind: Kind,
+    /// Its flags.
+    pub flags: u8,
+    /// Its seq.
+    pub seq: u64,
+    /// Its time label.
+    pub time: u64,
+    /// For a gap, when it began.
+    pub offset: u64,
+    /// Name of a point.
+    pub name: &'a str,
+}
+
+impl Progress {
+    /// Where the manifest says that a volume is.
+    #[must_use]
+    pub fn of(meta: &VolumeMeta) -> Self {
+        Self {
+            ring: meta.ring,
+            seq: meta.durable_seq,
+            digest: meta.digest,
+            time: meta.durable_time,
+            logical: meta.logical_bytes,
+            points: meta.points.clone(),
+            gaps: meta.gaps.clone(),
+        }
+    }
+
+    /// Takes a record into the catalogue of points and gaps. A record that is there already changes nothing.
+    pub fn note(&mut self, r: &Committed<'_>) {
+        match r.kind {
+            Kind::Point if self.points.iter().all(|p| p.seq != r.seq) => {
+                let (name, auto) = (r.name.to_string(), r.flags & FLAG_AUTO != 0);
+                self.points.push(PointMeta { name, seq: r.seq, time: r.time, auto });
+            }
+            Kind::Gap if self.gaps.iter().all(|g| g.from_seq != r.seq) => {
+                self.close_gap(r.seq, r.time);
+                let initial = r.flags & FLAG_INITIAL != 0;
+                let from_time = r.offset.min(r.time);
+                self.gaps.push(GapMeta { from_seq: r.seq, from_time, to_seq: None, to_time: 0, initial });
+                // A gap within a gap: one began before the other was closed, so that one goes on in this.
+            }
+            Kind::SyncEnd => self.close_gap(r.seq, r.time),
+            _ => {}
+        }
+    }
+
+    fn close_gap(&mut self, seq: u64, time: u64) {
+        for gap in self.gaps.iter_mut().filter(|g| g.to_seq.is_none() && g.from_seq < seq) {
+            (gap.to_seq, gap.to_time) = (Some(seq), time);
+        }
+    }
+
+    fn store(&self, meta: &mut VolumeMeta) {
+        (meta.ring, meta.durable_seq, meta.digest, meta.durable_time) = (self.ring, self.seq, self.digest, self.time);
+        meta.logical_bytes = self.logical;
+        meta.points.clone_from(&self.points);
+        meta.gaps.clone_from(&self.gaps);
+    }
+}
+
+#[derive(Default)]
+struct Turn {
+    interrupt: Option<Interrupt>,
+    superseded: bool,
+    closed: bool,
+}
+
+/// See the module.
+pub struct Volume {
+    /// Its id.
+    pub id: [u8; 16],
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its history.
+    pub history: Arc<VolumeHistory>,
+    progress: Mutex<Progress>,
+    /// The last records were found damaged at start: the agent has to begin a gap.
+    pub forked: bool,
+    failed: Mutex<Option<String>>,
+    current: Mutex<Option<Arc<OpenSegment>>>,
+    writer: Mutex<Option<SegmentWriter>>,
+    turn: Mutex<Turn>,
+    free: Condvar,
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Volume({})", self.name)
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The one session of a volume; others may begin when it is dropped.
+#[derive(Debug)]
+pub struct SessionTurn<'a>(&'a Volume);
+
+impl SessionTurn<'_> {
+    /// Whether another session waits for this one to end.
+    #[must_use]
+    pub fn superseded(&self) -> bool {
+        lock(&self.0.turn).superseded
+    }
+}
+
+impl Drop for SessionTurn<'_> {
+    fn drop(&mut self) {
+        let mut turn = lock(&self.0.turn);
+        (turn.interrupt, turn.superseded) = (None, false);
+        self.0.free.notify_all();
+    }
+}
+
+impl Volume {
+    /// A volume as manifest and replay have left it.
+    #[must_use]
+    pub fn new(meta: &VolumeMeta, history: Arc<VolumeHistory>, progress: Progress, forked: bool) -> Self {
+        Self {
+            id: meta.id,
+            name: meta.name.clone(),
+            size: meta.size,
+            history,
+            progress: Mutex::new(progress),
+            forked,
+            failed: Mutex::default(),
+            current: Mutex::default(),
+            writer: Mutex::default(),
+            turn: Mutex::default(),
+            free: Condvar::new(),
+        }
+    }
+
+    /// Where it is now.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        lock(&self.progress).clone()
+    }
+
+    /// Changes the catalogue of points and gaps, as retention does; the next flush makes it durable.
+    pub fn edit_progress(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut lock(&self.progress));
+    }
+
+    /// Why it takes no more until the next start, if so (I11).
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.failed).clone()
+    }
+
+    /// Takes the volume for a session, ending the one that has it.
+    ///
+    /// # Errors
+    /// [`SessionError::Superseded`] if the appliance is stopping.
+    pub fn take_turn(&self, interrupt: Interrupt) -> Result<SessionTurn<'_>, SessionError> {
+        let mut turn = lock(&self.turn);
+        while turn.interrupt.is_some() && !turn.closed {
+            turn.superseded = true;
+            if let Some(interrupt) = &turn.interrupt {
+                interrupt();
+            }
+            turn = self.free.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        }
+        if turn.closed {
+            return Err(SessionError::Superseded("the appliance is stopping".into()));
+        }
+        turn.interrupt = Some(interrupt);
+        drop(turn);
+        Ok(SessionTurn(self))
+    }
+
+    /// Ends the session and lets none begin.
+    pub fn close(&self) {
+        let mut turn = lock(&self.turn);
+        turn.closed = true;
+        while turn.interrupt.is_some() {
+            turn.superseded = true;
+            if let Some(interrupt) = &turn.interrupt {
+                interrupt();
+            }
+            turn = self.free.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.free.notify_all();
+    }
+
+    /// The segment in which `bytes` have been reserved: the one being written, or a new one.
+    ///
+    /// # Errors
+    /// If a new one cannot be made.
+    pub fn segment_for(&self, shared: &Shared, bytes: u64) -> Result<Arc<OpenSegment>, StoreError> {
+        let mut current = lock(&self.current);
+        if let Some(segment) = current.as_ref().filter(|s| s.reserve(bytes, shared.segment_size)) {
+            return Ok(Arc::clone(segment));
+        }
+        let segment = new_segment(shared, self.id)?;
+        // An empty segment takes any batch.
+        let _ = segment.reserve(bytes, shared.segment_size);
+        *current = Some(Arc::clone(&segment));
+        Ok(segment)
+    }
+
+    /// The writing stage's side of the open segment.
+    pub fn writer(&self) -> MutexGuard<'_, Option<SegmentWriter>> {
+        lock(&self.writer)
+    }
+
+    /// A write to the open segment failed: it takes no more, and neither does the volume if the error is final.
+    pub fn fail_stream(&self, shared: &Shared, error: &SessionError) {
+        let full = matches!(error, SessionError::Full(_));
+        *lock(&self.current) = None;
+        let writer = self.writer().take();
+        if let Some(writer) = writer {
+            // After a write error nothing is asked of the file any more (I11); cutting it makes room when the disk is full.
+            if full {
+                writer.close();
+            }
+            let (number, length, last) = (writer.segment().number, writer.committed(), writer.last_seq());
+            if let Err(e) = shared.vault.edit(|m| end_segment(m, number, SegmentState::Closed, length, last)) {
+                tracing::warn!("segment {number} stays open in the manifest: {e}");
+            }
+        }
+        if full {
+            tracing::warn!("volume {}: {error}; it goes on when there is room", self.name);
+        } else {
+            tracing::error!("volume {}: {error}; it takes no more until the appliance is started again", self.name);
+            *lock(&self.failed) = Some(error.to_string());
+        }
+    }
+
+    /// Takes durable records into history and catalogue. What is acknowledged next has been through here.
+    ///
+    /// # Errors
+    /// [`SessionError::Failed`] if history does not take them.
+    pub fn commit<'a>(
+        &self,
+        records: impl Iterator<Item = Committed<'a>> + Clone,
+        runs: &[Run],
+        ring: [u8; 16],
+        digest: u64,
+        logical: u64,
+    ) -> Result<(), SessionError> {
+        let times: Vec<(u64, u64)> = records.clone().map(|r| (r.seq, r.time)).collect();
+        let mut progress = lock(&self.progress);
+        // Under the lock, so that whoever has seen a record in history finds it in the progress as well.
+        self.history.append(&times, runs)?;
+        for r in records {
+            progress.note(&r);
+        }
+        if let Some((seq, time)) = times.last() {
+            (progress.seq, progress.time, progress.ring, progress.digest) = (*seq, *time, ring, digest);
+            progress.logical += logical;
+        }
+        Ok(())
+    }
+
+    /// Writes what history has only in memory to a layer, and notes it in the manifest together with `change`.
+    ///
+    /// # Errors
+    /// [`SessionError::Full`] can pass; otherwise nothing more can be flushed.
+    pub fn flush(&self, shared: &Shared) -> Result<(), SessionError> {
+        let edit = self.history.flush()?;
+        let progress = self.progress();
+        let id = self.id;
+        let written = shared.vault.edit(|m| {
+            let Some(v) = m.volumes.iter_mut().find(|v| v.id == id) else { return };
+            progress.store(v);
+            if let Some(edit) = &edit {
+                v.layers.clone_from(&edit.layers);
+                v.layered_to = edit.layered_to;
+            }
+        });
+        written.map_err(StoreError::from)?;
+        if let Some(edit) = edit {
+            self.history.applied(edit);
+        }
+        Ok(())
+    }
+
+    /// Leaves the open segment, which is sealed: after a session that failed, because frames may have been
+    /// counted that were never written, and at a clean stop.
+    pub fn leave_segment(&self, shared: &Shared) {
+        *lock(&self.current) = None;
+        let writer = self.writer().take();
+        if let Some(writer) = writer {
+            shared.seal(writer);
+        }
+    }
+}
+
+/// Makes a segment and names it in the manifest. Its owner is a volume, or zero for collection.
+///
+/// # Errors
+/// Any step; the file is then removed again if that works, and rubbish if not.
+pub fn new_segment(shared: &Shared, owner: [u8; 16]) -> Result<Arc<OpenSegment>, StoreError> {
+    let number = shared.next_segment()?;
+    let (dir, vault) = (shared.vault.segments_dir(), shared.vault.read(|m| m.vault));
+    let made = OpenSegment::create(&dir, vault, number, owner, shared.vault.key(), shared.hook.clone());
+    let named = made.and_then(|segment| {
+        let meta = SegmentMeta { number, volume: owner, state: SegmentState::Open, length: 0, last_seq: 0 };
+        shared.vault.edit(|m| {
+            m.segments.push(meta);
+            m.segments.sort_by_key(|s| s.number);
+            m.next_segment = m.next_segment.max(number.saturating_add(1));
+        })?;
+        Ok(segment)
+    });
+    if named.is_err() {
+        drop(std::fs::remove_file(dir.join(file_name(number))));
+    }
+    named
+}
+
+/// Notes the end of a segment in a manifest.
+pub fn end_segment(m: &mut Manifest, number: u32, state: SegmentState, length: u64, last_seq: u64) {
+    if let Some(s) = m.segments.iter_mut().find(|s| s.number == number) {
+        (s.state, s.length, s.last_seq) = (state, length, last_seq);
+    }
+}
+
+/// Seals full segments as they come, until the last sender is gone.
+pub fn seal_segments(vault: &crate::vault::Vault, full: &crossbeam::channel::Receiver<SegmentWriter>) {
+    let Ok(mut scratch) = crate::reduce::frame::Scratch::new() else { return };
+    while let Ok(mut writer) = full.recv() {
+        let (number, last) = (writer.segment().number, writer.last_seq());
+        let (state, length) = match writer.seal(&mut scratch) {
+            Ok(length) => (SegmentState::Sealed, length),
+            Err(e) => {
+                tracing::warn!("segment {number} stays without directory: {e}");
+                (SegmentState::Closed, writer.committed())
+            }
+        };
+        if let Err(e @ VaultError::Io { .. }) = vault.edit(|m| end_segment(m, number, state, length, last)) {
+            tracing::error!("segment {number} stays open in the manifest: {e}");
+        }
+    }
+}

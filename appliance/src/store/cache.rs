@@ -1,0 +1,93 @@
+//! Decompressed frames that were read lately, in bounded memory.
+//!
+//! Sharded; in each shard a clock: the hand goes round, a frame that was used since its last visit stays, another one goes.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+const SHARDS: usize = 16;
+
+/// A decompressed frame.
+pub type Content = Arc<Vec<u8>>;
+
+#[derive(Default)]
+struct Shard {
+    frames: HashMap<u64, (Content, bool)>,
+    hand: VecDeque<u64>,
+    bytes: usize,
+}
+
+/// See the module.
+pub struct FrameCache {
+    shards: Vec<Mutex<Shard>>,
+    limit: usize,
+}
+
+impl std::fmt::Debug for FrameCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FrameCache({} bytes)", self.limit * SHARDS)
+    }
+}
+
+impl FrameCache {
+    /// A cache that holds at most `bytes` bytes of content.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), limit: bytes / SHARDS }
+    }
+
+    fn shard(&self, frame: u64) -> MutexGuard<'_, Shard> {
+        // Neighbouring frames differ in the middle of the word; multiplying brings that to the top.
+        let hash = frame.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
+        let shard = &self.shards[usize::try_from(hash).unwrap_or(0) % SHARDS];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The content of the frame with this word ([`Place::frame`](afterimage_format::place::Place::frame)).
+    #[must_use]
+    pub fn get(&self, frame: u64) -> Option<Content> {
+        self.shard(frame).frames.get_mut(&frame).map(|(content, used)| {
+            *used = true;
+            Arc::clone(content)
+        })
+    }
+
+    /// Keeps a frame, letting others go.
+    pub fn put(&self, frame: u64, content: &Content) {
+        let mut guard = self.shard(frame);
+        let shard = &mut *guard;
+        if content.len() > self.limit || shard.frames.insert(frame, (Arc::clone(content), false)).is_some() {
+            return;
+        }
+        shard.hand.push_back(frame);
+        shard.bytes += content.len();
+        while shard.bytes > self.limit {
+            let Some(oldest) = shard.hand.pop_front() else { break };
+            match shard.frames.get_mut(&oldest) {
+                Some((_, used)) if *used => {
+                    *used = false;
+                    shard.hand.push_back(oldest);
+                }
+                _ => shard.bytes -= shard.frames.remove(&oldest).map_or(0, |(c, _)| c.len()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_stays_within_its_limit_and_keeps_what_is_used() {
+        let cache = FrameCache::new(SHARDS * 10 * 1000);
+        for i in 1..=2000u64 {
+            cache.put(i << 10, &Arc::new(vec![0; 1000]));
+            assert!(cache.get(1 << 10).is_some(), "used at every step");
+        }
+        let bytes: usize = cache.shards.iter().map(|s| s.lock().unwrap().bytes).sum();
+        assert!(bytes <= SHARDS * 10 * 1000 && bytes > SHARDS * 5 * 1000, "{bytes}");
+        cache.put(9 << 10, &Arc::new(vec![0; 20_000]));
+        assert!(cache.get(9 << 10).is_none_or(|c| c.len() == 1000), "larger than its shard");
+    }
+}

@@ -1,1 +1,50 @@
-//! Under construction.
+//! The protected side behind the front end: from a checked request to disk, ring and appliance.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`disk`] | the real disk: opening, identity, engine per queue |
+//! | `ranges` | the table of writes in flight, which makes seq order the order on the disk |
+//! | `protect`, `job`, `queue` | the interceptor: gate, seq, ring, disk, completion |
+//! | `device` | the same as a block device, with and without protection |
+//! | `machine` | what a volume is doing, as a table |
+//! | `continuity` | whether the appliance holds the same history, as a table |
+//! | `keeper`, `sync` | the thread that leaves dirty mode and copies dirty regions |
+//! | `sender`, `session` | the thread that sends the ring to the appliance |
+//! | [`connect`] | how the appliance is reached |
+//! | [`volume`], [`agent`] | opening, recovery, points, status, stop |
+
+pub mod agent;
+pub mod api;
+mod breaks;
+pub mod connect;
+mod continuity;
+mod device;
+pub mod disk;
+mod few;
+mod job;
+mod keeper;
+mod machine;
+mod mailbox;
+mod meta;
+mod open;
+mod protect;
+mod queue;
+mod ranges;
+mod sender;
+mod session;
+mod shared;
+mod slab;
+mod sync;
+pub mod volume;
+
+#[cfg(test)]
+mod kit;
+#[cfg(test)]
+mod tests;
+
+pub use agent::Agent;
+pub use api::{AgentConfig, AgentError, PointError, RecoveryReport, VolumeConfig, VolumeState, VolumeStatus};
+pub use connect::{Connection, Connector, unix_connector};
+pub use device::PlainDisk;
+pub use disk::{CacheMode, DiskError};
+pub use volume::Volume;

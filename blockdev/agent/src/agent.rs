@@ -1,0 +1,70 @@
+//! The agent: its volumes, opened one by one and stopped together.
+
+use crate::api::{AgentConfig, AgentError, VolumeConfig};
+use crate::volume::Volume;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+struct Volumes {
+    open: Vec<Arc<Volume>>,
+    stopping: bool,
+}
+
+/// See the module.
+pub struct Agent {
+    config: AgentConfig,
+    volumes: Mutex<Volumes>,
+}
+
+impl Agent {
+    /// An agent without volumes.
+    #[must_use]
+    pub fn new(config: AgentConfig) -> Agent {
+        Agent { config, volumes: Mutex::new(Volumes { open: Vec::new(), stopping: false }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Volumes> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a volume: makes it, or recovers what the last process left. When this returns it can be served.
+    ///
+    /// # Errors
+    /// [`AgentError`] says what is in the way; nothing is changed then.
+    pub fn add_volume(&self, volume: VolumeConfig) -> Result<Arc<Volume>, AgentError> {
+        let mut volumes = self.lock();
+        if volumes.stopping {
+            return Err(AgentError::Stopping);
+        }
+        if volumes.open.iter().any(|v| v.name() == volume.name) {
+            return Err(AgentError::Duplicate(volume.name));
+        }
+        let opened = Arc::new(Volume::start(&self.config, &volume)?);
+        volumes.open.push(Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    /// The volumes, in the order in which they were added.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<Arc<Volume>> {
+        self.lock().open.clone()
+    }
+
+    /// Stops all volumes at once and in order: writes are refused, each gets a last point `shutdown`, the
+    /// appliance gets up to `within` to take everything, the journals are marked as clean and the threads ended. Front
+    /// ends should have finished before. True if the appliance has everything of every volume.
+    pub fn stop(&self, within: Duration) -> bool {
+        let open = {
+            let mut volumes = self.lock();
+            volumes.stopping = true;
+            volumes.open.clone()
+        };
+        let until = Instant::now() + within;
+        thread::scope(|scope| {
+            let stops: Vec<_> = open.iter().map(|v| scope.spawn(move || v.stop(until))).collect();
+            let ended: Vec<bool> = stops.into_iter().map(|s| s.join().unwrap_or(false)).collect();
+            ended.into_iter().all(|complete| complete)
+        })
+    }
+}

@@ -1,0 +1,49 @@
+//! Deliberate breaks of the invariants, for tests that must see them caught. In a build without tests
+//! none of them exists.
+
+/// What is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Break {
+    /// Overlapping writes do not wait for one another (I1).
+    NoRangeLock = 1,
+    /// A record is published after the disk has it, not before (I3).
+    PublishLate = 2,
+    /// Writes do not pass the gate (I6, I7).
+    NoGate = 4,
+    /// The sync takes a mark away before the record is in the ring (I3).
+    ClearEarly = 8,
+    /// Writes that find the ring closed mark nothing (I3).
+    NoMark = 16,
+    /// A refused write opens no gap.
+    NoGapOnError = 32,
+    /// The sync does not claim the region that it reads (I1).
+    SyncUnlocked = 64,
+    /// A forked history is gone on with.
+    IgnoreFork = 128,
+}
+
+/// The breaks of one volume.
+#[derive(Debug, Default)]
+pub(crate) struct Breaks {
+    #[cfg(test)]
+    set: std::sync::atomic::AtomicU32,
+}
+
+impl Breaks {
+    #[cfg(test)]
+    pub(crate) fn set(&self, what: Break) {
+        self.set.fetch_or(what as u32, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has(&self, what: Break) -> bool {
+        self.set.load(std::sync::atomic::Ordering::Relaxed) & what as u32 != 0
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "the same call as in tests, and nothing in it")]
+    pub(crate) const fn has(&self, _what: Break) -> bool {
+        false
+    }
+}

@@ -1,0 +1,240 @@
+//! The real disk: a raw image or a block device, opened for one agent alone.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`ops`] | blocking operations that end whole or with an error |
+//! | [`engine`] | the same for a queue: at once where the page cache allows it, else through io_uring |
+//! | [`uring`] | one io_uring |
+//! | [`pool`] | a few threads, for what io_uring cannot do and for systems without it |
+//! | [`identity`] | how a disk is known again |
+
+pub(crate) mod engine;
+pub mod identity;
+pub(crate) mod ops;
+pub(crate) mod pool;
+pub(crate) mod uring;
+
+use identity::Identity;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use thiserror::Error;
+
+/// How the disk is used, in QEMU's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// Through the page cache; a flush makes writes durable.
+    #[default]
+    Writeback,
+    /// Past the page cache (`O_DIRECT`).
+    None,
+}
+
+/// Why a disk cannot be used.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// There is nothing at the path.
+    #[error("{}: does not exist; check the path, or make an image with: truncate -s 10G {}", .0.display(), .0.display())]
+    Missing(PathBuf),
+    /// It is a folder.
+    #[error("{}: is a directory; give a raw image or a block device", .0.display())]
+    Directory(PathBuf),
+    /// It is neither file nor block device.
+    #[error("{}: is neither a regular file nor a block device", .0.display())]
+    Kind(PathBuf),
+    /// It cannot be written.
+    #[error("{}: is read-only for this user ({source}); protection needs a disk that can be written", path.display())]
+    ReadOnly {
+        /// The disk.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Somebody else uses it.
+    #[error("{}: is in use (another agent, or mounted); stop that first", .0.display())]
+    InUse(PathBuf),
+    /// It has no bytes.
+    #[error("{}: has size 0; give it a size first, for example: truncate -s 10G {}", .0.display(), .0.display())]
+    Empty(PathBuf),
+    /// It cannot be used past the page cache.
+    #[error("{}: cache mode none does not work here ({why}); use cache mode writeback", path.display())]
+    NoDirect {
+        /// The disk.
+        path: PathBuf,
+        /// What is in the way.
+        why: String,
+    },
+    /// Any other refusal of the system.
+    #[error("{}: cannot {doing}: {source}", path.display())]
+    Io {
+        /// The disk.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// An open disk. The lock on it goes with the last owner.
+pub struct Disk {
+    file: Flock<File>,
+    path: PathBuf,
+    size: u64,
+    cache: CacheMode,
+    block_device: bool,
+    rotational: bool,
+    identity: Identity,
+    /// Alignment of offsets, lengths and memory that the disk demands: 1 with the page cache.
+    align: u64,
+    /// Holes can be punched fast.
+    punch: bool,
+    /// Ranges can be zeroed fast without giving space back.
+    zero_range: bool,
+    /// Reads that do not wait for the disk are possible.
+    nowait: AtomicBool,
+    #[cfg(test)]
+    pub(crate) faults: ops::Faults,
+}
+
+impl Disk {
+    /// Opens the disk at `path` for writing, and for this agent alone.
+    ///
+    /// # Errors
+    /// [`DiskError`] says what is wrong with it.
+    pub fn open(path: &Path, cache: CacheMode) -> Result<Disk, DiskError> {
+        let own = || path.to_path_buf();
+        let io_error = |doing| move |source| DiskError::Io { path: path.to_path_buf(), doing, source };
+        let kind = match std::fs::metadata(path) {
+            Ok(m) => m.file_type(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(DiskError::Missing(own())),
+            Err(e) => return Err(io_error("look at it")(e)),
+        };
+        if kind.is_dir() {
+            return Err(DiskError::Directory(own()));
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::Kind(own()));
+        }
+        let mut file = open_file(path, cache, kind.is_block_device())?;
+        let metadata = file.metadata().map_err(io_error("look at it"))?;
+        if metadata.file_type() != kind {
+            return Err(DiskError::Kind(own()));
+        }
+        let size = file.seek(SeekFrom::End(0)).map_err(io_error("find its size"))?;
+        if size == 0 {
+            return Err(DiskError::Empty(own()));
+        }
+        let align = match cache {
+            CacheMode::Writeback => 1,
+            CacheMode::None => direct_align(&file, path, size)?,
+        };
+        let (punch, zero_range) =
+            if kind.is_block_device() { (false, false) } else { ops::zero_abilities(&file) };
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+            nix::errno::Errno::EWOULDBLOCK => DiskError::InUse(own()),
+            e => io_error("lock it")(e.into()),
+        })?;
+        Ok(Disk {
+            file,
+            path: own(),
+            size,
+            cache,
+            block_device: kind.is_block_device(),
+            rotational: identity::rotational(&metadata),
+            identity: Identity::of(&metadata, size),
+            align,
+            punch,
+            zero_range,
+            nowait: AtomicBool::new(cache == CacheMode::Writeback),
+            #[cfg(test)]
+            faults: ops::Faults::default(),
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size in bytes, found when it was opened.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How it is used.
+    #[must_use]
+    pub const fn cache(&self) -> CacheMode {
+        self.cache
+    }
+
+    /// What it is known by.
+    #[must_use]
+    pub const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(crate) const fn rotational(&self) -> bool {
+        self.rotational
+    }
+
+    pub(crate) fn fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
+    /// The smallest range that holds `offset..offset + len` and that the disk takes as it is.
+    pub(crate) fn span(&self, offset: u64, len: u64) -> (u64, u64) {
+        let end = (offset + len).next_multiple_of(self.align);
+        (offset - offset % self.align, end.min(self.size))
+    }
+
+    /// The alignment of what the disk takes as it is.
+    pub(crate) const fn align(&self) -> u64 {
+        self.align
+    }
+
+    pub(crate) fn is_aligned(&self, offset: u64, len: u64) -> bool {
+        offset.is_multiple_of(self.align) && len.is_multiple_of(self.align)
+    }
+}
+
+fn open_file(path: &Path, cache: CacheMode, block_device: bool) -> Result<File, DiskError> {
+    let direct = if cache == CacheMode::None { libc::O_DIRECT } else { 0 };
+    // On a block device O_EXCL without O_CREAT asks for exclusive use: mounted file systems and others hold it.
+    let exclusive = if block_device { libc::O_EXCL } else { 0 };
+    OpenOptions::new().read(true).write(true).custom_flags(direct | exclusive).open(path).map_err(|source| {
+        let path = path.to_path_buf();
+        match source.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM | libc::EROFS) => DiskError::ReadOnly { path, source },
+            Some(libc::EBUSY | libc::ETXTBSY) => DiskError::InUse(path),
+            Some(libc::EINVAL) if direct != 0 => DiskError::NoDirect { path, why: source.to_string() },
+            _ => DiskError::Io { path, doing: "open it", source },
+        }
+    })
+}
+
+/// The alignment that direct I/O on this disk needs, at least 512.
+fn direct_align(file: &File, path: &Path, size: u64) -> Result<u64, DiskError> {
+    let align = ops::dio_align(file).unwrap_or(4096);
+    let refuse = |why| Err(DiskError::NoDirect { path: path.to_path_buf(), why });
+    if !align.is_power_of_two() || align > 4096 {
+        return refuse(format!("it needs an alignment of {align} bytes"));
+    }
+    let align = align.max(512);
+    if !size.is_multiple_of(align) {
+        return refuse(format!("its size {size} is not a multiple of {align}"));
+    }
+    Ok(align)
+}
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;

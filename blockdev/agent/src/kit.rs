@@ -1,0 +1,370 @@
+//! For tests: an appliance that only remembers, and a load that knows what it did.
+
+use crate::api::{AgentConfig, VolumeConfig, VolumeState, VolumeStatus};
+use crate::connect::{Connection, Connector, over_unix};
+use crate::disk::CacheMode;
+use crate::{Agent, Volume};
+use afterimage_base::block::{BlockDevice, Completion, Request, Submitted};
+use afterimage_base::clock::SystemClock;
+use afterimage_format::record::{FLAG_INITIAL, HEADER_LEN, Kind, Record};
+use afterimage_format::wire::{self, Ack, Header, Hello, MAX_BODY, MessageType, Refuse, RefuseCode, Welcome};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What the appliance holds.
+#[derive(Default, Clone)]
+pub(crate) struct Kept {
+    pub(crate) ring: [u8; 16],
+    pub(crate) log: Vec<(Record, Vec<u8>)>,
+}
+
+impl Kept {
+    pub(crate) fn durable(&self) -> u64 {
+        self.log.last().map_or(0, |(r, _)| r.seq)
+    }
+
+    /// The image after all records.
+    pub(crate) fn image(&self, size: usize) -> Vec<u8> {
+        let mut image = vec![0; size];
+        for (r, payload) in &self.log {
+            let at = usize::try_from(r.offset).unwrap();
+            match r.kind {
+                Kind::Write => image[at..at + payload.len()].copy_from_slice(payload),
+                Kind::Zero => image[at..at + usize::try_from(r.len).unwrap()].fill(0),
+                _ => {}
+            }
+        }
+        image
+    }
+
+    /// Whether the last gap has an end.
+    pub(crate) fn consistent(&self) -> bool {
+        let last = self.log.iter().rev().find(|(r, _)| matches!(r.kind, Kind::Gap | Kind::SyncEnd));
+        last.is_some_and(|(r, _)| r.kind == Kind::SyncEnd)
+    }
+
+    /// Seq of each gap, and whether it is initial.
+    pub(crate) fn gaps(&self) -> Vec<(u64, bool)> {
+        let gaps = self.log.iter().filter(|(r, _)| r.kind == Kind::Gap);
+        gaps.map(|(r, _)| (r.seq, r.flags & FLAG_INITIAL != 0)).collect()
+    }
+}
+
+/// The appliance. Shared by its sessions.
+#[derive(Default)]
+pub(crate) struct Appliance {
+    pub(crate) kept: Mutex<Kept>,
+    /// Connections are refused.
+    pub(crate) away: AtomicBool,
+    /// Nothing is read or acknowledged.
+    pub(crate) stalled: AtomicBool,
+    /// After so many messages of data the connection breaks, again and again; 0 for never.
+    pub(crate) break_after: AtomicU64,
+    /// Refuse code to greet with; 0 for none.
+    pub(crate) refuse: AtomicU64,
+    sessions: Mutex<Vec<UnixStream>>,
+    pub(crate) complaint: Mutex<Option<String>>,
+}
+
+pub(crate) struct To(pub(crate) Arc<Appliance>);
+
+impl Connector for To {
+    fn connect(&self) -> io::Result<Connection> {
+        if self.0.away.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        self.0.sessions.lock().unwrap().push(theirs.try_clone()?);
+        let appliance = Arc::clone(&self.0);
+        thread::spawn(move || {
+            // Broken connections are part of the tests; what the agent did wrong is in `complaint`.
+            let _ = appliance.serve(theirs);
+        });
+        over_unix(ours)
+    }
+
+    fn describe(&self) -> String {
+        "the test".into()
+    }
+}
+
+fn send(s: &mut UnixStream, kind: MessageType, body: &[u8]) -> io::Result<()> {
+    let header = Header::of(kind, body).encode();
+    let mut all = header.to_vec();
+    all.extend_from_slice(body);
+    s.write_all(&all)
+}
+
+fn receive(s: &mut UnixStream) -> io::Result<(MessageType, Vec<u8>)> {
+    let mut head = [0; wire::HEADER_LEN];
+    s.read_exact(&mut head)?;
+    let header = Header::decode(&head).map_err(io::Error::other)?;
+    let mut body = vec![0; header.body_len];
+    s.read_exact(&mut body)?;
+    header.verify(&body).map_err(io::Error::other)?;
+    Ok((header.kind, body))
+}
+
+impl Appliance {
+    pub(crate) fn new() -> Arc<Appliance> {
+        Arc::default()
+    }
+
+    /// Ends all sessions.
+    pub(crate) fn cut(&self) {
+        for s in self.sessions.lock().unwrap().drain(..) {
+            let _ = s.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    pub(crate) fn kept(&self) -> Kept {
+        self.kept.lock().unwrap().clone()
+    }
+
+    fn serve(&self, mut s: UnixStream) -> io::Result<()> {
+        let (kind, body) = receive(&mut s)?;
+        assert_eq!(kind, MessageType::Hello);
+        let hello = Hello::decode(&body).map_err(io::Error::other)?;
+        if self.refuse.load(Ordering::SeqCst) != 0 {
+            let refuse = Refuse { code: RefuseCode::Failed, text: "broken on purpose".into() };
+            return send(&mut s, MessageType::Refuse, &refuse.encode());
+        }
+        let mut credit = 2 * MAX_BODY as u64;
+        let welcome = {
+            let kept = self.kept.lock().unwrap();
+            let digest = kept.log.last().map_or(0, |(r, _)| r.digest());
+            let ring = if kept.log.is_empty() { [0; 16] } else { kept.ring };
+            Welcome { version: 1, ring, durable: kept.durable(), digest, credit }
+        };
+        send(&mut s, MessageType::Welcome, &welcome.encode())?;
+        let mut messages = 0;
+        loop {
+            while self.stalled.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let (kind, body) = receive(&mut s)?;
+            match kind {
+                MessageType::Ping => send(&mut s, MessageType::Pong, &body)?,
+                MessageType::Data => {
+                    if let Err(e) = self.take(&body, hello.ring) {
+                        *self.complaint.lock().unwrap() = Some(e.clone());
+                        return Err(io::Error::other(e));
+                    }
+                    credit += body.len() as u64;
+                    messages += 1;
+                    if messages == self.break_after.load(Ordering::SeqCst) {
+                        return Ok(());
+                    }
+                    let durable = self.kept.lock().unwrap().durable();
+                    send(&mut s, MessageType::Ack, &Ack { durable, credit }.encode())?;
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn take(&self, mut body: &[u8], ring: [u8; 16]) -> Result<(), String> {
+        let mut kept = self.kept.lock().unwrap();
+        while !body.is_empty() {
+            let (head, rest) = body.split_at(HEADER_LEN);
+            let record = Record::decode(head.try_into().unwrap()).map_err(|e| e.to_string())?;
+            let (payload, rest) = rest.split_at(record.payload_len());
+            let next = kept.durable() + 1;
+            if record.seq != next && !(record.kind == Kind::Gap && record.seq > next) {
+                return Err(format!("seq {} where {next} should be", record.seq));
+            }
+            let hash = if payload.is_empty() { 0 } else { xxhash_rust::xxh3::xxh3_64(payload) };
+            if hash != record.payload_hash {
+                return Err(format!("payload of seq {} is damaged", record.seq));
+            }
+            kept.ring = ring;
+            kept.log.push((record, payload.to_vec()));
+            body = rest;
+        }
+        Ok(())
+    }
+}
+
+/// A folder with a disk, an agent and an appliance.
+pub(crate) struct Lab {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) appliance: Arc<Appliance>,
+    pub(crate) size: u64,
+    pub(crate) ring_bytes: u64,
+    pub(crate) cache: CacheMode,
+}
+
+impl Lab {
+    pub(crate) fn new(size: u64) -> Lab {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::File::create(dir.path().join("disk")).unwrap().set_len(size).unwrap();
+        Lab { dir, appliance: Appliance::new(), size, ring_bytes: 16 << 20, cache: CacheMode::Writeback }
+    }
+
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+
+    pub(crate) fn config(&self) -> AgentConfig {
+        AgentConfig {
+            state_dir: self.dir.path().join("agent"),
+            connector: Arc::new(To(Arc::clone(&self.appliance))),
+            clock: Arc::new(SystemClock::new()),
+        }
+    }
+
+    pub(crate) fn volume_config(&self) -> VolumeConfig {
+        VolumeConfig { name: "vol".into(), path: self.disk(), ring_bytes: self.ring_bytes, cache: self.cache }
+    }
+
+    pub(crate) fn open(&self) -> (Agent, Arc<Volume>) {
+        let agent = Agent::new(self.config());
+        let volume = agent.add_volume(self.volume_config()).unwrap();
+        (agent, volume)
+    }
+
+    pub(crate) fn disk_bytes(&self) -> Vec<u8> {
+        std::fs::read(self.disk()).unwrap()
+    }
+
+    /// Waits until the volume is live and the appliance has everything; then compares it with the disk.
+    pub(crate) fn settle(&self, volume: &Volume) {
+        let status = wait(volume, |s| s.state == VolumeState::Live && s.seq_durable == s.seq_acked && s.connected);
+        assert_eq!(status.dirty_bytes, 0);
+        assert!(volume.shared().core.ranges.is_empty());
+        assert_eq!(*self.appliance.complaint.lock().unwrap(), None);
+        assert!(self.appliance.kept().consistent());
+        self.compare();
+    }
+
+    pub(crate) fn compare(&self) {
+        if let Some(at) = self.difference() {
+            panic!("disk and replica differ at byte {at}");
+        }
+    }
+
+    pub(crate) fn difference(&self) -> Option<usize> {
+        let replica = self.appliance.kept().image(usize::try_from(self.size).unwrap());
+        self.disk_bytes().iter().zip(&replica).position(|(a, b)| a != b)
+    }
+}
+
+/// Waits for a state, and fails when it does not come.
+pub(crate) fn wait(volume: &Volume, mut good: impl FnMut(&VolumeStatus) -> bool) -> VolumeStatus {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let status = volume.status();
+        if good(&status) {
+            return status;
+        }
+        assert!(Instant::now() < until, "it did not come: {status:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Dice {
+        Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n
+    }
+}
+
+/// One write of a load: its stamp, and when it was submitted and acknowledged on the global clock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Done {
+    pub(crate) stamp: u64,
+    pub(crate) submitted: u64,
+    pub(crate) acked: u64,
+    pub(crate) ok: bool,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) seed: u64,
+    pub(crate) operations: u64,
+    pub(crate) depth: usize,
+    /// Bytes from the start of the disk that are touched: few make many overlaps.
+    pub(crate) span: u64,
+    pub(crate) longest: u64,
+    /// One in so many is a trim or zeroes.
+    pub(crate) zeroes: u64,
+    /// Offsets and lengths are multiples of this.
+    pub(crate) grain: u64,
+}
+
+impl Load {
+    pub(crate) const fn small(seed: u64) -> Load {
+        Load { seed, operations: 2000, depth: 8, span: 256 << 10, longest: 32 << 10, zeroes: 6, grain: 512 }
+    }
+}
+
+static CLOCK: AtomicU64 = AtomicU64::new(1);
+
+/// Puts a random load on the device from one queue. The first 8 bytes of each write are a stamp of its own.
+pub(crate) fn load(device: &Arc<dyn BlockDevice>, load: Load) -> Vec<Done> {
+    let mut queue = Arc::clone(device).open_queue().unwrap();
+    let mut dice = Dice::new(load.seed);
+    let mut flying: HashMap<u64, Done> = HashMap::new();
+    let (mut done, mut completed) = (Vec::new(), Vec::new());
+    let mut data = vec![0; usize::try_from(load.longest).unwrap()];
+    let mut finish = |c: Completion, flying: &mut HashMap<u64, Done>| {
+        let mut d = flying.remove(&c.tag).expect("a tag that flies");
+        (d.acked, d.ok) = (CLOCK.fetch_add(1, Ordering::SeqCst), c.result.is_ok());
+        done.push(d);
+    };
+    for tag in 0..load.operations {
+        let len = (1 + dice.below(load.longest / load.grain)) * load.grain;
+        let offset = dice.below((load.span - len) / load.grain + 1) * load.grain;
+        let zero = dice.below(load.zeroes) == 0;
+        let stamp = if zero { 0 } else { load.seed << 32 | (tag + 1) };
+        let fua = dice.below(50) == 0;
+        let bytes = &mut data[..usize::try_from(len).unwrap()];
+        bytes.fill(u8::try_from(stamp % 255).unwrap() + 1);
+        if bytes.len() >= 8 {
+            bytes[..8].copy_from_slice(&stamp.to_le_bytes());
+        }
+        let request = match (zero, dice.below(2)) {
+            (false, _) => Request::Write { offset, data: bytes, fua },
+            (true, 0) => Request::Trim { offset, len, fua },
+            (true, _) => Request::WriteZeroes { offset, len, fua, no_hole: dice.below(2) == 0, fast: false },
+        };
+        let submitted = CLOCK.fetch_add(1, Ordering::SeqCst);
+        flying.insert(tag, Done { stamp, submitted, acked: 0, ok: false });
+        if let Submitted::Done(c) = queue.submit(tag, request) {
+            finish(c, &mut flying);
+        }
+        queue.kick();
+        let last = tag + 1 == load.operations;
+        while flying.len() >= load.depth || (last && !flying.is_empty()) {
+            poll(&mut [PollFd::new(queue.wake_fd().unwrap(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
+            queue.reap(&mut completed);
+            completed.drain(..).for_each(|c| finish(c, &mut flying));
+        }
+    }
+    assert_eq!(queue.in_flight(), 0);
+    done
+}
+
+/// The load from several queues at once.
+pub(crate) fn loads(device: &Arc<dyn BlockDevice>, queues: u64, of: impl Fn(u64) -> Load + Sync) -> Vec<Done> {
+    thread::scope(|scope| {
+        let of = &of;
+        let threads: Vec<_> = (0..queues).map(|n| scope.spawn(move || load(device, of(n)))).collect();
+        threads.into_iter().flat_map(|t| t.join().unwrap()).collect()
+    })
+}

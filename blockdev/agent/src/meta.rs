@@ -1,0 +1,80 @@
+//! `volume.json`: what must be known of a volume before its ring is opened.
+//!
+//! A version number, and fields that later versions may add to but not change. Replaced as a whole.
+
+use crate::continuity::Base;
+use crate::disk::identity::Identity;
+use afterimage_base::crashsafe;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::{Path, PathBuf};
+
+const VERSION: u32 = 1;
+/// Far more than the file ever is; a longer one is not ours.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    version: u32,
+    /// Random, made with the volume.
+    pub(crate) id: uuid::Uuid,
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    pub(crate) identity: Identity,
+    /// No sync of the volume has ever ended.
+    pub(crate) initial: bool,
+    /// A Gap is or is about to be in the ring, and its SyncEnd is not.
+    pub(crate) syncing: bool,
+    /// What the appliance held when the ring was last reopened.
+    pub(crate) base: Option<Base>,
+}
+
+/// Why the file was refused.
+pub(crate) enum MetaError {
+    Missing,
+    Bad(String),
+}
+
+impl Meta {
+    pub(crate) fn new(name: &str, path: &Path, identity: Identity) -> Meta {
+        Meta {
+            version: VERSION,
+            id: uuid::Uuid::new_v4(),
+            name: name.to_owned(),
+            path: path.to_path_buf(),
+            identity,
+            initial: true,
+            syncing: false,
+            base: None,
+        }
+    }
+
+    pub(crate) fn load(file: &Path) -> Result<Meta, MetaError> {
+        let bad = |e: &dyn std::fmt::Display| MetaError::Bad(format!("{e}; restore the file, or remove the folder to start anew"));
+        match std::fs::metadata(file) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(MetaError::Missing),
+            Err(e) => return Err(bad(&e)),
+            Ok(m) if m.len() > MAX_BYTES => return Err(bad(&"it is too long")),
+            Ok(_) => {}
+        }
+        let text = std::fs::read(file).map_err(|e| bad(&e))?;
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(&e))?;
+        match value.get("version").and_then(serde_json::Value::as_u64) {
+            Some(v) if v == u64::from(VERSION) => {}
+            Some(v) => {
+                return Err(MetaError::Bad(format!(
+                    "it has version {v}, this program knows {VERSION}; use the program that wrote it"
+                )));
+            }
+            None => return Err(bad(&"it has no version")),
+        }
+        serde_json::from_value(value).map_err(|e| bad(&e))
+    }
+
+    pub(crate) fn store(&self, file: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
+        text.push(b'\n');
+        crashsafe::replace(file, &text)
+    }
+}

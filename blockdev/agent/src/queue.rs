@@ -1,0 +1,297 @@
+//! The interceptor: one thread's queue of a protected (or plain) disk.
+//!
+//! A write passes the gate, locks the stripes of its range, takes seq and place in the ring, registers its range, leaves
+//! stripes and gate, copies its payload, publishes, and then goes to the disk, at once or when the overlapping writes
+//! before it have got there. When the disk has answered: done in the ring, range released, request completed.
+//! A plain disk goes the same way without ring; in cache mode writeback it needs no range lock either, since
+//! nothing is ordered by seq and no write is a read-modify-write.
+
+use crate::breaks::Break;
+use crate::device::Core;
+use crate::disk::CacheMode;
+use crate::disk::engine::Engine;
+use crate::disk::ops::ZeroMode;
+use crate::few::Few;
+use crate::job::{Job, Piece, What};
+use crate::mailbox::{Mail, Mailbox};
+use crate::protect::{Protection, Taken};
+use crate::ranges::Claim;
+use crate::slab::Slab;
+use afterimage_base::block::{BlockError, Completion, Queue, Request, Submitted};
+use afterimage_base::buf::AlignedBuf;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A queue numbers its claims within this many; the queue's own number stands above.
+const CLAIMS_SHIFT: u32 = 40;
+/// How often a queue that is being dropped looks again.
+const DROP_TICK: Duration = Duration::from_millis(100);
+
+type Ended = (usize, Result<(), BlockError>);
+
+/// See the module.
+pub(crate) struct DiskQueue {
+    core: Arc<Core>,
+    engine: Engine,
+    mailbox: Arc<Mailbox>,
+    jobs: Slab<Job>,
+    next_claim: u64,
+    published: bool,
+    mail: Vec<Mail>,
+    ended: Vec<Ended>,
+}
+
+impl DiskQueue {
+    pub(crate) fn new(core: Arc<Core>, number: u64) -> Result<DiskQueue, BlockError> {
+        let mailbox = Arc::new(Mailbox::new()?);
+        let engine = Engine::new(Arc::clone(&core.disk), Arc::clone(&core.pool), Arc::clone(&mailbox));
+        Ok(DiskQueue {
+            core,
+            engine,
+            mailbox,
+            jobs: Slab::new(),
+            next_claim: number << CLAIMS_SHIFT,
+            published: false,
+            mail: Vec::new(),
+            ended: Vec::new(),
+        })
+    }
+
+    /// Goes on with a job until it has ended or waits for the disk.
+    fn advance(&mut self, key: usize, mut job: Job) -> Option<(Job, Result<(), BlockError>)> {
+        while let Some(io) = job.next(&self.core.disk) {
+            // SAFETY: the memory belongs to the job (its buffers do not move with it) or to the ring, where it stays until
+            // the job is settled; the job is kept until the operation has ended, also by drop.
+            match unsafe { self.engine.start(io, key) } {
+                Some(Ok(())) => job.at += 1,
+                Some(Err(e)) => return Some((job, Err(e))),
+                None => {
+                    let inserted = self.jobs.insert(job);
+                    debug_assert_eq!(inserted, key, "the key was handed out before");
+                    return None;
+                }
+            }
+        }
+        Some((job, Ok(())))
+    }
+
+    fn complete(&self, job: Job, result: Result<(), BlockError>) -> Completion {
+        if let Some(claim) = &job.claim {
+            if let Some(p) = &self.core.protection {
+                p.settle(claim, job.pieces.iter().map(|p| p.seq).filter(|s| *s != 0), &result);
+                self.core.ranges.release(claim);
+                if claim.dirty {
+                    p.dirty_writer_left();
+                }
+            } else {
+                self.core.ranges.release(claim);
+            }
+        }
+        Completion { tag: job.tag, result, buf: job.into_buf() }
+    }
+
+    fn run(&mut self, job: Job) -> Submitted {
+        let key = self.jobs.next_key();
+        match self.advance(key, job) {
+            Some((job, result)) => Submitted::Done(self.complete(job, result)),
+            None => Submitted::Pending,
+        }
+    }
+
+    /// Claims the range of a write and takes seqs for it. Returns the claim, whether it may go on at once, and
+    /// what the ring gave.
+    fn enter<'a>(
+        core: &'a Core,
+        mailbox: &Arc<Mailbox>,
+        key: usize,
+        id: u64,
+        (offset, len, payload): (u64, u64, bool),
+    ) -> Result<(Claim, bool, Option<Taken<'a>>), BlockError> {
+        let (start, end) = core.disk.span(offset, len);
+        let protection = core.protection.as_ref();
+        let pass = protection.filter(|p| !p.breaks.has(Break::NoGate)).map(|p| p.gate.enter());
+        // Behind the gate: whoever stops the device closes the gate once after saying so.
+        if core.is_stopped() {
+            return Err(BlockError::Shutdown);
+        }
+        let mut locked = core.ranges.lock(start, end);
+        let taken = protection.map(|p| p.take(offset, len, payload));
+        let claim = Claim { id, start, end, dirty: taken.as_ref().is_some_and(|t| t.dirty) };
+        let granted = locked.register(claim, mailbox, key);
+        drop(locked);
+        drop(pass);
+        Ok((claim, granted || protection.is_some_and(|p| p.breaks.has(Break::NoRangeLock)), taken))
+    }
+
+    fn submit_write(&mut self, tag: u64, offset: u64, data: &[u8], durable: bool) -> Submitted {
+        let inline = self.core.disk.cache() == CacheMode::Writeback && !durable;
+        let mut job = Job::new(tag, What::Write { durable });
+        if inline && self.core.protection.is_none() {
+            job.pieces.push(Piece { seq: 0, ptr: data.as_ptr(), len: data.len(), offset });
+            return self.run(job);
+        }
+        job.fit(&self.core.disk, offset, data.len() as u64);
+        let key = self.jobs.next_key();
+        self.next_claim += 1;
+        let range = (offset, data.len() as u64, true);
+        let (claim, granted, taken) = match Self::enter(&self.core, &self.mailbox, key, self.next_claim, range) {
+            Ok(entered) => entered,
+            Err(e) => return failed(tag, e),
+        };
+        job.claim = Some(claim);
+        let mut in_ring = 0;
+        if let (Some(taken), Some(p)) = (taken, &self.core.protection) {
+            in_ring = usize::try_from(taken.bytes).unwrap_or(0);
+            publish(&self.core, p, taken, offset, data, &mut job.pieces);
+            p.count(data.len() as u64);
+            self.published = true;
+        }
+        if in_ring < data.len() {
+            let rest = &data[in_ring..];
+            let ptr = if inline && granted { rest.as_ptr() } else { job.own.insert(AlignedBuf::copy_of(rest)).as_ptr() };
+            job.pieces.push(Piece { seq: 0, ptr, len: rest.len(), offset: offset + in_ring as u64 });
+        }
+        self.go(key, job, granted)
+    }
+
+    fn go(&mut self, key: usize, job: Job, granted: bool) -> Submitted {
+        if granted {
+            return self.run(job);
+        }
+        let inserted = self.jobs.insert(job);
+        debug_assert_eq!(inserted, key, "the key was handed out before");
+        Submitted::Pending
+    }
+
+    fn submit_zero(&mut self, tag: u64, (offset, len): (u64, u64), mode: ZeroMode, durable: bool) -> Submitted {
+        let mut job = Job::new(tag, What::Zero { offset, len, mode, durable });
+        let key = self.jobs.next_key();
+        self.next_claim += 1;
+        let range = (offset, len, false);
+        let (claim, granted, taken) = match Self::enter(&self.core, &self.mailbox, key, self.next_claim, range) {
+            Ok(entered) => entered,
+            Err(e) => return failed(tag, e),
+        };
+        job.claim = Some(claim);
+        if let (Some(taken), Some(p)) = (taken, &self.core.protection) {
+            for (place, offset) in taken.places {
+                let seq = place.publish(p.clock.wall());
+                job.pieces.push(Piece { seq, ptr: std::ptr::null(), len: 0, offset });
+            }
+            p.count(0);
+            self.published = true;
+        }
+        self.go(key, job, granted)
+    }
+
+    /// Goes on with a job whose operation has ended or whose range is free now.
+    fn resume(&mut self, key: usize, result: Option<Result<(), BlockError>>, out: &mut Vec<Completion>) {
+        let Some(mut job) = self.jobs.remove(key) else { return };
+        if let Some(Err(e)) = result {
+            out.push(self.complete(job, Err(e)));
+            return;
+        }
+        job.at += usize::from(result.is_some());
+        if let Some((job, result)) = self.advance(key, job) {
+            out.push(self.complete(job, result));
+        }
+    }
+}
+
+fn failed(tag: u64, e: BlockError) -> Submitted {
+    Submitted::Done(Completion { tag, result: Err(e), buf: None })
+}
+
+/// Copies the payload to its places and publishes them.
+fn publish(core: &Core, p: &Protection, taken: Taken<'_>, offset: u64, data: &[u8], pieces: &mut Few<Piece>) {
+    let now = p.clock.wall();
+    for (mut place, at) in taken.places {
+        let from = usize::try_from(at - offset).unwrap_or(usize::MAX);
+        let to = place.payload_mut();
+        let len = to.len();
+        to.copy_from_slice(&data[from..from + len]);
+        if p.breaks.has(Break::PublishLate) {
+            // The regular write comes again below: what counts is that the disk had it too early.
+            let _ = core.disk.write_at(at, &data[from..from + len], false);
+        }
+        pieces.push(Piece { seq: place.seq(), ptr: place.payload_ptr(), len, offset: at });
+        place.publish(now);
+    }
+}
+
+impl Queue for DiskQueue {
+    fn submit(&mut self, tag: u64, request: Request<'_>) -> Submitted {
+        match request {
+            Request::Read { offset, buf } => {
+                let len = buf.len() as u64;
+                let mut job = Job::new(tag, What::Read { buf, offset });
+                job.fit(&self.core.disk, offset, len);
+                self.run(job)
+            }
+            Request::Write { offset, data, fua } => self.submit_write(tag, offset, data, fua),
+            Request::Flush => self.run(Job::new(tag, What::Flush)),
+            Request::Trim { offset, len, fua } => self.submit_zero(tag, (offset, len), ZeroMode::Hole, fua),
+            Request::WriteZeroes { offset, len, fua, no_hole, fast } => {
+                let mode = if no_hole { ZeroMode::Keep } else { ZeroMode::Hole };
+                if fast && !self.core.disk.zeroes_fast(mode) {
+                    return failed(tag, BlockError::Unsupported);
+                }
+                self.submit_zero(tag, (offset, len), mode, fua)
+            }
+            Request::Cache { offset, len } => {
+                if self.core.disk.cache() == CacheMode::Writeback {
+                    self.core.disk.will_need(offset, len);
+                }
+                Submitted::Done(Completion { tag, result: Ok(()), buf: None })
+            }
+        }
+    }
+
+    fn kick(&mut self) {
+        self.engine.kick();
+        if std::mem::take(&mut self.published)
+            && let Some(p) = &self.core.protection
+        {
+            p.ring.wake_sender();
+        }
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        let (mut mail, mut ended) = (std::mem::take(&mut self.mail), std::mem::take(&mut self.ended));
+        self.mailbox.take(&mut mail);
+        self.engine.reap(&mut ended);
+        for m in mail.drain(..) {
+            match m {
+                Mail::Granted(key) => self.resume(key, None, out),
+                Mail::Finished { op, errno } => self.engine.finished(op, errno, &mut ended),
+            }
+        }
+        for (key, result) in ended.drain(..) {
+            self.resume(key, Some(result), out);
+        }
+        (self.mail, self.ended) = (mail, ended);
+        self.engine.kick();
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.mailbox.fd())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.jobs.len()
+    }
+}
+
+impl Drop for DiskQueue {
+    fn drop(&mut self) {
+        let mut out = Vec::new();
+        self.kick();
+        while self.in_flight() != 0 {
+            self.reap(&mut out);
+            if self.in_flight() != 0 {
+                self.mailbox.wait(DROP_TICK);
+            }
+        }
+    }
+}

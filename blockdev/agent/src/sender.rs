@@ -1,0 +1,100 @@
+//! The thread that keeps a session with the appliance alive: connects, and after a failure waits and connects again.
+
+use crate::connect::Connector;
+use crate::session::{self, SessionError};
+use crate::shared::Shared;
+use afterimage_format::wire::RefuseCode;
+use ring::rand::{SecureRandom, SystemRandom};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+/// Longest wait after a failure that may pass by itself,
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+/// and after a refusal that somebody has to look at, or a store without room.
+const REFUSED_BACKOFF: Duration = Duration::from_secs(5);
+/// How soon a stop is noticed.
+const STOP_TICK: Duration = Duration::from_millis(20);
+/// So many refusals for continuity in a row, and the history counts as forked.
+const CONTINUITY_REFUSALS: u32 = 2;
+
+/// Runs until the volume stops.
+pub(crate) fn run(shared: &Arc<Shared>, connector: &dyn Connector) {
+    let name = &shared.p.name;
+    let mut backoff = FIRST_BACKOFF;
+    let mut said = String::new();
+    let mut continuity = 0;
+    while !shared.stopping() {
+        let mut progress = false;
+        let result = connector
+            .connect()
+            .map_err(SessionError::Io)
+            .and_then(|connection| session::run(shared, connection, &mut progress));
+        if progress {
+            (backoff, continuity) = (FIRST_BACKOFF, 0);
+            said.clear();
+        }
+        let error = match result {
+            Ok(()) | Err(SessionError::Stopping) => continue,
+            Err(e) => e,
+        };
+        let mut wait = backoff;
+        match &error {
+            SessionError::Refused(refuse) => {
+                wait = wait.max(refused(shared, refuse.code, &refuse.text, &mut continuity));
+            }
+            SessionError::Ring(e) => shared.start_over(&format!("{e}: the whole disk is copied again"), None),
+            _ => {}
+        }
+        let text = error.to_string();
+        if text != said {
+            tracing::warn!("volume {name}: {}: {text}; trying again until it works", connector.describe());
+            said = text;
+        }
+        pause(shared, jittered(wait));
+        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+    }
+}
+
+/// Notes a refusal. Returns the least time to wait.
+fn refused(shared: &Shared, code: RefuseCode, text: &str, continuity: &mut u32) -> Duration {
+    match code {
+        RefuseCode::Superseded => return Duration::ZERO,
+        RefuseCode::Full => {
+            // It passes when there is room; until then the volume goes on, if need be in dirty mode.
+            shared.state().appliance_note = Some(format!("the appliance has no room: {text}"));
+        }
+        RefuseCode::Continuity => {
+            *continuity += 1;
+            if *continuity >= CONTINUITY_REFUSALS {
+                *continuity = 0;
+                shared.start_over("the appliance finds no continuity: the whole disk is copied again", None);
+            }
+            return Duration::ZERO;
+        }
+        RefuseCode::Malformed
+        | RefuseCode::Version
+        | RefuseCode::Volume
+        | RefuseCode::Failed
+        | RefuseCode::Unknown => {
+            shared.state().refused = Some(format!("refused by the appliance: {text}"));
+        }
+    }
+    REFUSED_BACKOFF
+}
+
+/// Between half and all of `wait`, so that many volumes do not come back in step.
+fn jittered(wait: Duration) -> Duration {
+    let mut byte = [0; 1];
+    // Without chance it is the whole of it.
+    let share = SystemRandom::new().fill(&mut byte).map_or(255, |()| u32::from(byte[0]));
+    wait / 2 + wait / 2 * share / 255
+}
+
+fn pause(shared: &Shared, wait: Duration) {
+    let until = Instant::now() + wait;
+    while !shared.stopping() && Instant::now() < until {
+        thread::sleep(STOP_TICK.min(wait));
+    }
+}

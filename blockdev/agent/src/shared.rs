@@ -1,0 +1,242 @@
+//! What the threads of one volume share besides the way of a write: mode, notes in volume.json, the link's state.
+//!
+//! Locks, in the order in which they are taken; no writer takes any of them:
+//!
+//! | lock | guards |
+//! |---|---|
+//! | `state` | mode and volume.json; held while the mode changes together with the ring (reopen, SyncEnd, a point's marker) |
+//! | `epoch` | counts how often everything was marked; the sync takes marks away only if that did not happen meanwhile |
+//! | `tail` | one thread at a time gives back places of the ring |
+
+use crate::api::VolumeState;
+use crate::continuity::{Base, Continuity, Held, judge};
+use crate::device::Core;
+use crate::machine::{self, Action, Event, Mode};
+use crate::meta::Meta;
+use crate::protect::Protection;
+use afterimage_format::record::{FLAG_INITIAL, Kind};
+use afterimage_format::wire::Welcome;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The ring is reopened when at most one part in so many is in use.
+const REOPEN_SHARE: u64 = 4;
+/// Wait between closing and reopening; doubled each time a sync does not get to its end.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The part behind the lock.
+pub(crate) struct State {
+    pub(crate) mode: Mode,
+    pub(crate) since: u64,
+    pub(crate) meta: Meta,
+    /// The sync cannot read a region, or volume.json cannot be written.
+    pub(crate) disk_trouble: Option<String>,
+    /// The appliance refused for good.
+    pub(crate) refused: Option<String>,
+    /// What the appliance says that will pass.
+    pub(crate) appliance_note: Option<String>,
+    /// Dirty bytes when the sync began.
+    pub(crate) sync_total: u64,
+    pause: Duration,
+    not_before: Instant,
+}
+
+/// See the module.
+pub(crate) struct Shared {
+    pub(crate) core: Arc<Core>,
+    pub(crate) p: Arc<Protection>,
+    pub(crate) id: [u8; 16],
+    pub(crate) meta_file: PathBuf,
+    pub(crate) connected: AtomicBool,
+    pub(crate) durable: AtomicU64,
+    pub(crate) stop: AtomicBool,
+    state: Mutex<State>,
+    epoch: Mutex<u64>,
+    tail: Mutex<()>,
+}
+
+impl Shared {
+    pub(crate) fn new(core: Arc<Core>, p: Arc<Protection>, meta: Meta, meta_file: PathBuf, mode: Mode) -> Shared {
+        let state = State {
+            mode,
+            since: p.clock.wall(),
+            disk_trouble: None,
+            refused: None,
+            appliance_note: None,
+            sync_total: p.map.dirty_bytes(),
+            pause: FIRST_PAUSE,
+            not_before: Instant::now(),
+            meta,
+        };
+        Shared {
+            id: *state.meta.id.as_bytes(),
+            meta_file,
+            connected: AtomicBool::new(false),
+            durable: AtomicU64::new(p.ring.last_freed().0),
+            stop: AtomicBool::new(false),
+            state: Mutex::new(state),
+            epoch: Mutex::new(0),
+            tail: Mutex::new(()),
+            core,
+            p,
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn epoch(&self) -> MutexGuard<'_, u64> {
+        self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn shown(&self, state: &State) -> VolumeState {
+        let failed = state.disk_trouble.is_some() || state.refused.is_some();
+        // A writer may have closed the ring before the keeper came by.
+        let mode = if self.p.ring.is_closed() { Mode::Dirty } else { state.mode };
+        machine::shown(mode, state.meta.initial, failed)
+    }
+
+    fn enter(&self, state: &mut State, mode: Mode) {
+        if state.mode != mode {
+            state.since = self.p.clock.wall();
+            state.mode = mode;
+        }
+    }
+
+    /// Gives back what the appliance has up to `seq` and the disk has too.
+    pub(crate) fn free(&self, seq: u64) {
+        let _guard = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        self.p.ring.set_durable(seq);
+    }
+
+    fn store(&self, state: &mut State) -> bool {
+        match state.meta.store(&self.meta_file) {
+            Ok(()) => {
+                state.disk_trouble = None;
+                true
+            }
+            Err(e) => {
+                state.disk_trouble = Some(format!("cannot write {}: {e}", self.meta_file.display()));
+                false
+            }
+        }
+    }
+
+    /// Looks whether a writer has closed the ring.
+    pub(crate) fn notice_closed(&self) {
+        if !self.p.ring.is_closed() {
+            return;
+        }
+        let mut state = self.state();
+        if state.mode != Mode::Dirty {
+            let (mode, _) = machine::step(state.mode, Event::Closed);
+            state.pause = (state.pause * 2).min(LONGEST_PAUSE);
+            state.not_before = Instant::now() + state.pause;
+            self.enter(&mut state, mode);
+        }
+    }
+
+    /// What the ring and volume.json say to a Welcome.
+    pub(crate) fn judge(&self, w: &Welcome) -> Continuity {
+        let ring = &self.p.ring;
+        let digest = ring.record(w.durable).ok().flatten().map(|r| r.record.digest());
+        let held =
+            Held { ring: ring.id(), first: ring.first(), freed: ring.last_freed(), digest, base: self.state().meta.base };
+        judge(w, &held)
+    }
+
+    /// Starts over: the ring is closed and emptied, everything is marked.
+    pub(crate) fn start_over(&self, why: &str, base: Option<Base>) {
+        let mut state = self.state();
+        let (mode, action) = machine::step(state.mode, Event::Fork);
+        debug_assert_eq!(action, Action::StartOver);
+        let mut epoch = self.epoch();
+        *epoch += 1;
+        self.p.close(why);
+        self.p.map.mark_all();
+        drop(epoch);
+        self.p.set_reason(Some(why.to_owned()));
+        self.free(self.p.ring.next().saturating_sub(1));
+        state.meta.base = base;
+        state.not_before = Instant::now();
+        self.enter(&mut state, mode);
+        self.store(&mut state);
+        drop(state);
+        self.p.bell.ring();
+    }
+
+    /// Opens the ring again if the time has come: true if it did.
+    pub(crate) fn try_reopen(&self) -> bool {
+        let ring = &self.p.ring;
+        let mut state = self.state();
+        let ready = self.connected.load(Ordering::Acquire)
+            && Instant::now() >= state.not_before
+            && ring.used_bytes() <= ring.capacity_bytes() / REOPEN_SHARE;
+        let Some(closed) = ring.closed().filter(|_| ready) else { return false };
+        let (mode, action) = machine::step(state.mode, Event::Ready);
+        if action != Action::Reopen {
+            return false;
+        }
+        // Behind a fork the Gap follows on what the appliance has, whatever that is, and nothing is sent before it.
+        let fork = state.meta.base.filter(|b| b.gap.is_none());
+        let at_least = fork.map_or(0, |b| b.durable + 1);
+        if fork.is_some() {
+            self.free(closed.seq.saturating_sub(1));
+        }
+        let initial = state.meta.initial || fork.is_some_and(|b| b.durable == 0);
+        let before = state.meta.clone();
+        state.meta.syncing = true;
+        if let Some(base) = state.meta.base.as_mut().filter(|_| fork.is_some()) {
+            base.gap = Some(closed.seq.max(at_least));
+        }
+        if !self.store(&mut state) {
+            state.meta = before;
+            return false;
+        }
+        match ring.reopen(if initial { FLAG_INITIAL } else { 0 }, self.p.clock.wall(), at_least) {
+            Ok(seq) => {
+                state.sync_total = self.p.map.dirty_bytes();
+                tracing::info!("volume {}: copying {} dirty bytes, from seq {seq}", self.p.name, state.sync_total);
+                self.enter(&mut state, mode);
+                ring.wake_sender();
+                true
+            }
+            Err(e) => {
+                tracing::debug!("volume {}: not yet: {e}", self.p.name);
+                state.meta = before;
+                false
+            }
+        }
+    }
+
+    /// Ends the sync with its marker, if nothing is dirty: true if it did.
+    pub(crate) fn try_end_sync(&self) -> bool {
+        let mut state = self.state();
+        if self.p.dirty_writers() != 0 || self.p.map.next_dirty(0).is_some() {
+            return false;
+        }
+        let (mode, action) = machine::step(state.mode, Event::MapEmpty);
+        if action != Action::EndSync {
+            return false;
+        }
+        // A ring that was closed meanwhile refuses, so a mark made since the look above is not forgotten.
+        let Ok(place) = self.p.ring.reserve(Kind::SyncEnd, 0, 0, 0, 0) else { return false };
+        let seq = place.publish(self.p.clock.wall());
+        self.p.ring.wake_sender();
+        self.enter(&mut state, mode);
+        state.pause = FIRST_PAUSE;
+        self.p.set_reason(None);
+        tracing::info!("volume {}: live, every write from seq {seq} on can be chosen", self.p.name);
+        (state.meta.syncing, state.meta.initial) = (false, false);
+        self.store(&mut state);
+        true
+    }
+}

@@ -1,0 +1,247 @@
+//! A protected volume, as the tools see it.
+
+use crate::api::{AgentConfig, AgentError, PointError, RecoveryReport, VolumeConfig, VolumeState, VolumeStatus};
+use crate::device::{Core, Device};
+use crate::machine::Mode;
+use crate::open::{self, Opened};
+use crate::shared::{Shared, State};
+use crate::sync::Sync;
+use crate::{keeper, sender};
+use afterimage_base::block::BlockDevice;
+use afterimage_format::record::{FLAG_AUTO, Kind, MAX_NAME};
+use afterimage_journal::ReserveError;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How often a stop looks whether what it waits for has come.
+const TICK: Duration = Duration::from_millis(5);
+/// Name of the point made by a stop in order.
+const LAST_POINT: &str = "shutdown";
+/// Least time that a stop gives to writes in flight.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// A protected volume: a device in front, a ring behind, and two threads.
+pub struct Volume {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    recovered: Option<RecoveryReport>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stopped: AtomicBool,
+}
+
+impl Volume {
+    pub(crate) fn start(config: &AgentConfig, volume: &VolumeConfig) -> Result<Volume, AgentError> {
+        let opened = open::open(&config.state_dir, volume, Arc::clone(&config.clock))?;
+        let Opened { disk, protection, meta, meta_file, mode, recovered } = opened;
+        let path = meta.path.clone();
+        let core = Core::new(disk, Some(Arc::clone(&protection)));
+        let shared = Arc::new(Shared::new(core, protection, meta, meta_file, mode));
+        let volume = Volume {
+            shared: Arc::clone(&shared),
+            path,
+            recovered,
+            threads: Mutex::new(Vec::new()),
+            stopped: AtomicBool::new(false),
+        };
+        volume.spawn(config).map_err(|source| AgentError::System { name: volume.name().to_owned(), source })?;
+        Ok(volume)
+    }
+
+    fn spawn(&self, config: &AgentConfig) -> io::Result<()> {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut start = |name: &str, f: Box<dyn FnOnce() + Send>| -> io::Result<()> {
+            threads.push(thread::Builder::new().name(name.into()).spawn(f)?);
+            Ok(())
+        };
+        let sync = Sync::new(Arc::clone(&self.shared))?;
+        let shared = Arc::clone(&self.shared);
+        start("keeper", Box::new(move || keeper::run(&shared, sync)))?;
+        let (shared, connector) = (Arc::clone(&self.shared), Arc::clone(&config.connector));
+        start("sender", Box::new(move || sender::run(&shared, &*connector)))?;
+        let shared = Arc::clone(&self.shared);
+        let touch = move || {
+            if let Err(e) = shared.p.ring.prefault(&shared.stop) {
+                tracing::debug!("volume {}: the ring's pages are touched when they are used: {e}", shared.p.name);
+            }
+        };
+        start("prefault", Box::new(touch))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.p.name
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> [u8; 16] {
+        self.shared.id
+    }
+
+    /// The disk for front ends, with every write protected.
+    #[must_use]
+    pub fn device(&self) -> Arc<dyn BlockDevice> {
+        Arc::new(Device(Arc::clone(&self.shared.core)))
+    }
+
+    /// Makes a recovery point at this instant and returns its seq. It can be shown once that seq is durable.
+    ///
+    /// # Errors
+    /// [`PointError`]: between a gap and its end there is no consistent point to be made (I6).
+    pub fn create_point(&self, name: &str, auto: bool) -> Result<u64, PointError> {
+        if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+            return Err(PointError::Name(name.to_owned()));
+        }
+        let shared = &self.shared;
+        // Before the gate: whoever holds it may be waiting for a disk, and then the guest must not wait too.
+        let state = shared.state();
+        let volume = || shared.p.name.clone();
+        if state.mode != Mode::Live {
+            return Err(PointError::NotLive { volume: volume(), state: shared.shown(&state) });
+        }
+        let hold = shared.p.gate.close();
+        let flags = if auto { FLAG_AUTO } else { 0 };
+        let place = shared.p.ring.reserve(Kind::Point, flags, 0, name.len() as u64, name.len());
+        let seq = match place {
+            Ok(mut place) => {
+                place.payload_mut().copy_from_slice(name.as_bytes());
+                place.publish(shared.p.clock.wall())
+            }
+            Err(ReserveError::Full) => return Err(PointError::Full { volume: volume() }),
+            Err(ReserveError::Closed) => {
+                return Err(PointError::NotLive { volume: volume(), state: VolumeState::Dirty });
+            }
+            Err(ReserveError::Invalid(_)) => return Err(PointError::Name(name.to_owned())),
+        };
+        drop(hold);
+        drop(state);
+        shared.p.ring.wake_sender();
+        Ok(seq)
+    }
+
+    /// Its figures now.
+    #[must_use]
+    pub fn status(&self) -> VolumeStatus {
+        let shared = &self.shared;
+        let (p, ring) = (&shared.p, &shared.p.ring);
+        let state = shared.state();
+        let shown = shared.shown(&state);
+        let (writes, write_bytes) = p.counted();
+        let (ring_used, dirty_bytes) = (ring.used_bytes(), p.map.dirty_bytes());
+        let seq_acked = ring.next().saturating_sub(1);
+        let seq_durable = shared.durable.load(Ordering::Acquire).min(seq_acked);
+        VolumeStatus {
+            name: p.name.clone(),
+            id: shared.id,
+            path: self.path.clone(),
+            size: shared.core.disk.size(),
+            state: shown,
+            state_since: state.since,
+            reason: reason(&state, shown, p.reason()),
+            seq_acked,
+            seq_durable,
+            lag_seconds: self.lag(&state, seq_durable, seq_acked),
+            lag_bytes: ring_used + dirty_bytes,
+            ring_bytes: ring.capacity_bytes(),
+            ring_used,
+            dirty_bytes,
+            sync_done_bytes: if state.mode == Mode::Sync { state.sync_total.saturating_sub(dirty_bytes) } else { 0 },
+            sync_total_bytes: if state.mode == Mode::Sync { state.sync_total } else { 0 },
+            connected: shared.connected.load(Ordering::Acquire),
+            writes,
+            write_bytes,
+            recovered: self.recovered.clone(),
+        }
+    }
+
+    /// Age in seconds of the oldest thing that the appliance lacks.
+    #[expect(clippy::cast_precision_loss, reason = "seconds of a lag need no 53 bits")]
+    fn lag(&self, state: &State, durable: u64, acked: u64) -> f64 {
+        let ring = &self.shared.p.ring;
+        let record = (durable < acked).then(|| ring.record(durable + 1).ok().flatten().map(|r| r.record.time)).flatten();
+        let gap = match (ring.closed(), state.mode) {
+            (Some(closed), _) => Some(closed.time),
+            (None, Mode::Live) => None,
+            (None, _) => Some(state.since),
+        };
+        let oldest = record.into_iter().chain(gap).min();
+        oldest.map_or(0.0, |t| self.shared.p.clock.wall().saturating_sub(t) as f64 / 1e9)
+    }
+
+    /// Stops in order: no more writes, a last point, time until `deadline` for the appliance to get everything, files
+    /// marked as clean. True if the appliance has everything.
+    pub(crate) fn stop(&self, deadline: Instant) -> bool {
+        if self.stopped.swap(true, Ordering::AcqRel) {
+            return true;
+        }
+        let shared = &self.shared;
+        shared.core.stop();
+        let settled = self.wait_for_writes(deadline.max(Instant::now() + SETTLE));
+        match self.create_point(LAST_POINT, true) {
+            Ok(seq) => tracing::debug!("volume {}: point {LAST_POINT} at seq {seq}", self.name()),
+            Err(e) => tracing::warn!("volume {}: no last point: {e}", self.name()),
+        }
+        let complete = || shared.durable.load(Ordering::Acquire) + 1 >= shared.p.ring.next();
+        while !complete() && shared.connected.load(Ordering::Acquire) && Instant::now() < deadline {
+            thread::sleep(TICK);
+        }
+        let done = complete() && shared.state().mode == Mode::Live;
+        self.halt();
+        if settled {
+            let marked = shared.p.map.mark_clean().and_then(|()| shared.p.ring.mark_clean());
+            if let Err(e) = marked {
+                tracing::error!("volume {}: cannot mark the journal as clean: {e}", self.name());
+            }
+        } else {
+            tracing::warn!("volume {}: writes were still in flight at the stop", self.name());
+        }
+        done
+    }
+
+    fn wait_for_writes(&self, until: Instant) -> bool {
+        while !self.shared.core.ranges.is_empty() {
+            if Instant::now() >= until {
+                return false;
+            }
+            thread::sleep(TICK);
+        }
+        true
+    }
+
+    /// Ends the threads.
+    fn halt(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.p.bell.ring();
+        self.shared.p.ring.wake_sender();
+        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("volume {}: one of its threads has panicked", self.name());
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+fn reason(state: &State, shown: VolumeState, closed: Option<String>) -> Option<String> {
+    let trouble = state.disk_trouble.clone().or_else(|| state.refused.clone());
+    let why = if shown == VolumeState::Live { None } else { closed };
+    trouble.or_else(|| match (why, state.appliance_note.clone()) {
+        (Some(a), Some(b)) => Some(format!("{a}; {b}")),
+        (a, b) => a.or(b),
+    })
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}

@@ -122,3 +122,11 @@ impl Random {
         out
     }
 }
+
+/// The example server, which `cargo test` builds beside the tests.
+pub(crate) fn serve_example() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(|deps| deps.parent()).unwrap().join("examples/serve");
+    assert!(path.exists(), "{} is missing; build it: cargo build -p afterimage-nbd --example serve", path.display());
+    path
+}

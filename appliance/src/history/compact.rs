@@ -96,12 +96,7 @@ pub(crate) fn merge<S: PageSink>(
 }
 
 /// How many blocks from `at` on stay neighbours in every version, at most `count`.
-fn unbroken(
-    heads: &mut [ColumnCursor<'_>],
-    moved: &Relocation,
-    at: u64,
-    mut count: u64,
-) -> Result<u64, HistoryError> {
+fn unbroken(heads: &mut [ColumnCursor<'_>], moved: &Relocation, at: u64, mut count: u64) -> Result<u64, HistoryError> {
     for head in heads.iter_mut().filter(|h| h.from == at && moved.touches(h.layer())) {
         head.each_version(|_, place| {
             if !place.is_zero() && moved.segments.contains(&place.segment()) {

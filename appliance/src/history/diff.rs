@@ -25,13 +25,11 @@ pub fn changed(
     while let Some((start, end)) = candidates.next(blocks)? {
         let mut pair = Pair { a: older.cursor(start, end)?, b: newer.cursor(start, end)? };
         let mut go_on = true;
-        pair.differences(|s, e| {
-            match &mut pending {
-                Some(p) if p.1 == s => p.1 = e,
-                _ => {
-                    if let Some((s, e)) = pending.replace((s, e)) {
-                        go_on = go_on && each(s, e);
-                    }
+        pair.differences(|s, e| match &mut pending {
+            Some(p) if p.1 == s => p.1 = e,
+            _ => {
+                if let Some((s, e)) = pending.replace((s, e)) {
+                    go_on = go_on && each(s, e);
                 }
             }
         })?;

@@ -260,10 +260,7 @@ impl Layer {
     ///
     /// # Errors
     /// [`HistoryError`] if a page cannot be read or is damaged.
-    pub(crate) fn record_where(
-        &self,
-        at_most: impl Fn(u64, u64) -> bool,
-    ) -> Result<Option<(u64, u64)>, HistoryError> {
+    pub(crate) fn record_where(&self, at_most: impl Fn(u64, u64) -> bool) -> Result<Option<(u64, u64)>, HistoryError> {
         let after = self.index.times.partition_point(|t| at_most(t.seq, t.time));
         let Some(at) = after.checked_sub(1) else { return Ok(None) };
         let mut best = None;
@@ -312,4 +309,3 @@ pub(crate) fn newest_in(
     }
     Ok(best)
 }
-

@@ -22,6 +22,13 @@
 //! calls [`VolumeHistory::applied`]. If the manifest could not be written, the edit is dropped: the volume goes on with
 //! what it had, and the new file is rubbish that the next start removes.
 
+#[cfg(test)]
+mod bulk_tests;
+#[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+pub(crate) mod model_tests;
+
 pub mod build;
 pub mod cache;
 pub mod compact;

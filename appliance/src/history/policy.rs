@@ -1,8 +1,9 @@
 //! Which layers are merged when: pure functions over their sizes.
 //!
 //! Sizes are put into levels, each `fan_out` times the one before. Neighbours up to a level are merged when together
-//! they reach the next one, or when they are many. So every version is rewritten about once per level, and the number of
-//! layers grows with the logarithm of the history. Layers that have fallen behind the window are merged when a
+//! they are sure to be of the next one, and a layer smaller than the one behind it is merged into that. So every version
+//! is rewritten about once per level, levels fall from the oldest layer to the newest, and the number of layers
+//! grows with the logarithm of the history. Layers that have fallen behind the window are merged when a
 //! quarter of them has, so that what retention lets go takes a third more space at most.
 
 use std::ops::Range;
@@ -21,7 +22,7 @@ pub struct Size {
 }
 
 /// Layers up to this weight are of level 0.
-const LEVEL_0: u64 = 4096;
+const LEVEL_0: u64 = 1024;
 
 fn level(weight: u64, fan_out: u64) -> u32 {
     let (mut level, mut limit) = (0, LEVEL_0);
@@ -45,20 +46,23 @@ pub fn choose(sizes: &[Size], fan_out: usize, window: u64) -> Option<Range<usize
 
 fn tiers(sizes: &[Size], fan_out: usize) -> Option<Range<usize>> {
     let fan = fan_out as u64;
-    let top = sizes.iter().map(|s| level(s.weight, fan)).max()?;
+    let levels: Vec<u32> = sizes.iter().map(|s| level(s.weight, fan)).collect();
+    let top = levels.iter().copied().max()?;
     for l in 0..=top {
         let mut start = 0;
         while start < sizes.len() {
-            let len = sizes[start..].iter().take_while(|s| level(s.weight, fan) <= l).count();
-            let run = &sizes[start..start + len];
-            let sum = run.iter().map(|s| s.weight).fold(0, u64::saturating_add);
-            if len >= 2 && (sum > limit(l, fan).saturating_mul(fan - 1) || len >= 2 * fan_out) {
+            let len = levels[start..].iter().take_while(|x| **x <= l).count();
+            let sum = sizes[start..start + len].iter().map(|s| s.weight).fold(0, u64::saturating_add);
+            let many = levels[start..start + len].iter().filter(|x| **x == l).count() >= 2 * fan_out;
+            if len >= 2 && (many || sum > limit(l, fan).saturating_mul(fan - 1)) {
                 return Some(start..start + len);
             }
             start += len.max(1);
         }
     }
-    None
+    let behind = levels.windows(2).position(|w| w[0] < w[1])?;
+    let start = levels[..=behind].iter().rposition(|l| *l >= levels[behind + 1]).map_or(0, |i| i + 1);
+    Some(start..behind + 2)
 }
 
 /// The oldest layers, if merging them would let go of about a quarter of them.
@@ -99,6 +103,7 @@ mod tests {
         #[test]
         fn layers_stay_few_and_work_stays_small(flushes in proptest::collection::vec(1u64..300_000, 1..400), fan_out in 2usize..9) {
             let (mut sizes, mut seq, mut total, mut work) = (Vec::new(), 0, 0, 0);
+            let tiny = flushes.len() as u64 * LEVEL_0;
             for weight in flushes {
                 sizes.push(Size { weight, after_seq: seq, last_seq: seq + weight, collapsed_to: 0 });
                 (seq, total) = (seq + weight, total + weight);
@@ -111,8 +116,8 @@ mod tests {
                 let levels = u64::from(level(total, fan_out as u64)) + 1;
                 prop_assert!(sizes.len() as u64 <= levels * 2 * fan_out as u64, "{} layers", sizes.len());
             }
-            let levels = u64::from(level(total, fan_out as u64)) + 2;
-            prop_assert!(work <= total * levels * 2, "{work} rewritten for {total}");
+            let levels = u64::from(level(total, fan_out as u64)) + 1;
+            prop_assert!(work <= total * (levels + 2) + tiny, "{work} rewritten for {total}");
         }
 
         #[test]

@@ -146,7 +146,8 @@ fn decode_fences(r: &mut Reader<'_>, meta: &LayerMeta, at: &mut u64) -> Result<V
     for page in 0..meta.token_pages {
         let code = r.varint()?;
         let (step, continued) = (code >> 1, code & 1 == 1);
-        if (page > 0 && (step == 0) != continued) || (page == 0 && continued) {
+        // A page begins with a new column, or goes on with the last one of the page before.
+        if (page > 0 && step == 0 && !continued) || (page == 0 && continued) {
             return field("fence", step);
         }
         block = block.checked_add(step).map_or_else(|| field("block", step), Ok)?;

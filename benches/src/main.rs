@@ -16,12 +16,18 @@ struct Options {
     /// Interleaved repetitions of each measurement
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Seconds of one run of the write path
+    /// Longest time of one run of the write path in seconds
     #[arg(long, default_value_t = 5)]
     seconds: u32,
     /// Size of the disk that is written to, in MiB
     #[arg(long, default_value_t = 1024)]
     disk_mib: u64,
+    /// Most bytes that one run of the write path writes, in MiB
+    #[arg(long, default_value_t = 2048)]
+    run_mib: u64,
+    /// Ring of the protected volume on the write path; what a run writes should fit
+    #[arg(long, default_value = "3GiB")]
+    ring: String,
     /// Bytes of real files in the image that is ingested, in MiB
     #[arg(long, default_value_t = 1280)]
     content_mib: u64,
@@ -92,7 +98,16 @@ fn default_dir() -> PathBuf {
 fn measure_write_path(options: &Options, dir: &std::path::Path, results: &mut Results) -> String {
     let (rounds, seconds) = (options.rounds, options.seconds);
     let candidates = chosen(options, &write_path::CANDIDATES, write_path::Candidate::title);
-    let plan = write_path::Plan { dir: dir.to_owned(), size: options.disk_mib << 20, seconds, rounds, candidates };
+    let scratch = tempfile::Builder::new().prefix("write-path-").tempdir_in(dir).expect("make a folder");
+    let plan = write_path::Plan {
+        dir: scratch.path().to_owned(),
+        size: options.disk_mib << 20,
+        seconds,
+        bytes: options.run_mib << 20,
+        ring: options.ring.clone(),
+        rounds,
+        candidates,
+    };
     results.write_path = write_path::measure(&plan, |run| {
         let place = if run.pinned { "pinned" } else { "free" };
         let state = run.state_after.as_deref().unwrap_or("-");

@@ -79,14 +79,16 @@ fn version(command: &str) -> String {
 #[must_use]
 pub fn write_path_table(machine: &Machine, plan: &write_path::Plan, runs: &[write_path::Run]) -> String {
     let mut text = format!(
-        "{}\n\nMedians of {} interleaved runs of {} s, fio with its NBD engine over one unix socket, an image of {} MiB \
-         whose pages are not cached at the start. Pinned: fio and all threads of the server on CPU 0, so the protected \
+        "{}\n\nMedians of {} interleaved runs of {} MiB or {} s, whichever ends first, fio with its NBD engine over \
+         one unix socket, an image of {} MiB whose pages are not cached at the start; ring {}. Pinned: fio and all threads of the server on CPU 0, so the protected \
          export's appliance, which is part of that process, takes its time from the same core. CPU is that of the \
          server's process, appliance included.\n",
         machine.describe(),
         plan.rounds,
+        plan.bytes >> 20,
         plan.seconds,
-        plan.size >> 20
+        plan.size >> 20,
+        plan.ring
     );
     for (pattern, title, unit) in [
         (write_path::Pattern::Random4k, "4 KiB random write, depth 32", "IOPS"),
@@ -114,12 +116,12 @@ pub fn write_path_table(machine: &Machine, plan: &write_path::Plan, runs: &[writ
                     [middle(|r| r.latency[0]), middle(|r| r.latency[1]), middle(|r| r.latency[2])].join(" / ");
                 let _ = writeln!(
                     text,
-                    "| {}{} | {} | {} | {:.2} | {latency} | {} |",
+                    "| {}{} | {} | {} | {} | {latency} | {} |",
                     candidate.title(),
                     overflowed(&chosen),
                     figure(median(&rates)),
                     spread(&rates),
-                    median(&rates) / base,
+                    if base > 0.0 { format!("{:.2}", median(&rates) / base) } else { "-".to_owned() },
                     middle(|r| r.cpu_per_write)
                 );
             }

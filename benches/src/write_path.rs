@@ -16,16 +16,26 @@ const VOLUME: &str = "disk";
 /// What is measured and how often.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Folder on the file system to measure on.
+    /// An empty folder on the file system to measure on.
     pub dir: PathBuf,
     /// Bytes of the image.
     pub size: u64,
-    /// Seconds of one run.
+    /// Longest time of one run in seconds.
     pub seconds: u32,
+    /// Most bytes of one run: what the ring can hold, so that a run measures protection and not the fallback.
+    pub bytes: u64,
+    /// Ring of the protected volume, as `up --ring` takes it.
+    pub ring: String,
     /// Runs of each candidate.
     pub rounds: u32,
     /// What is compared.
     pub candidates: Vec<Candidate>,
+}
+
+impl Plan {
+    fn image(&self) -> PathBuf {
+        self.dir.join("disk.raw")
+    }
 }
 
 /// A server to be measured.
@@ -120,9 +130,7 @@ enum Server {
 /// If a program fails.
 #[must_use]
 pub fn measure(plan: &Plan, mut progress: impl FnMut(&Run)) -> Vec<Run> {
-    let dir = tempfile::Builder::new().prefix("write-path-").tempdir_in(&plan.dir).expect("make a folder");
-    let image = dir.path().join("disk.raw");
-    fill(&image, plan.size);
+    fill(&plan.image(), plan.size);
     let mut runs = Vec::new();
     for round in 0..plan.rounds {
         for pattern in PATTERNS {
@@ -132,7 +140,7 @@ pub fn measure(plan: &Plan, mut progress: impl FnMut(&Run)) -> Vec<Run> {
                     order.reverse();
                 }
                 for candidate in order {
-                    let run = one(plan, dir.path(), &image, candidate, pattern, pinned, round);
+                    let run = one(plan, candidate, pattern, pinned, round);
                     progress(&run);
                     runs.push(run);
                 }
@@ -152,11 +160,11 @@ fn fill(image: &Path, size: u64) {
     file.sync_all().expect("write the image back");
 }
 
-fn one(plan: &Plan, dir: &Path, image: &Path, candidate: Candidate, pattern: Pattern, pinned: bool, round: u32) -> Run {
-    let scratch = tempfile::tempdir_in(dir).expect("make a folder");
-    let mut server = Server::start(candidate, image, scratch.path(), pinned);
+fn one(plan: &Plan, candidate: Candidate, pattern: Pattern, pinned: bool, round: u32) -> Run {
+    let scratch = tempfile::tempdir_in(&plan.dir).expect("make a folder");
+    let mut server = Server::start(plan, candidate, scratch.path(), pinned);
     write_all_back();
-    let cached_before = make_cold(image);
+    let cached_before = make_cold(&plan.image());
     let cpu_before = cpu_microseconds(server.pid());
     let report = fio(plan, &server.uri(), pattern, pinned);
     let cpu = cpu_microseconds(server.pid()) - cpu_before;
@@ -185,9 +193,10 @@ fn precise(count: u64) -> f64 {
 
 fn fio(plan: &Plan, uri: &str, pattern: Pattern, pinned: bool) -> Value {
     let report = pinning(pinned, "fio")
-        .args(["--name=write", "--ioengine=nbd", "--thread", "--output-format=json", "--time_based"])
+        .args(["--name=write", "--ioengine=nbd", "--thread", "--output-format=json"])
         .arg(format!("--uri={uri}"))
         .arg(format!("--size={}", plan.size))
+        .arg(format!("--io_size={}", plan.bytes))
         .arg(format!("--runtime={}", plan.seconds))
         .args(pattern.fio())
         // Compressible to about a half, as data of real disks is.
@@ -204,10 +213,11 @@ fn pinning(pinned: bool, program: &str) -> afterimage_tests::tool::Tool {
 }
 
 impl Server {
-    fn start(candidate: Candidate, image: &Path, dir: &Path, pinned: bool) -> Self {
+    fn start(plan: &Plan, candidate: Candidate, dir: &Path, pinned: bool) -> Self {
+        let image = &plan.image();
         let prefix: &[&str] = if pinned { &["taskset", "-c", "0"] } else { &[] };
         let kind = match candidate {
-            Candidate::Protected | Candidate::Unprotected => return Self::ours(candidate, image, dir, prefix),
+            Candidate::Protected | Candidate::Unprotected => return Self::ours(plan, candidate, dir, prefix),
             Candidate::QemuNbd => Kind::QemuNbd,
             Candidate::Nbdkit => Kind::Nbdkit,
             Candidate::NbdServer => Kind::NbdServer,
@@ -215,12 +225,12 @@ impl Server {
         Self::Peer(peer::serve(kind, image, dir, prefix))
     }
 
-    fn ours(candidate: Candidate, image: &Path, dir: &Path, prefix: &[&str]) -> Self {
-        let plan = daemon(dir).volume(VOLUME, image).prefix(prefix.iter().copied());
+    fn ours(plan: &Plan, candidate: Candidate, dir: &Path, prefix: &[&str]) -> Self {
+        let how = daemon(dir).volume(VOLUME, &plan.image()).prefix(prefix.iter().copied());
         if candidate == Candidate::Unprotected {
-            return Self::Ours(Box::new(plan.options(["--no-protect"]).start()));
+            return Self::Ours(Box::new(how.options(["--no-protect"]).start()));
         }
-        let daemon = plan.start();
+        let daemon = how.options(["--ring", plan.ring.as_str()]).start();
         daemon.wait_live(VOLUME);
         daemon.wait_durable(VOLUME);
         Self::Ours(Box::new(daemon))

@@ -41,7 +41,14 @@ fn the_walk_itself_is_sound() {
 #[test]
 fn fio_verifies_random_writes_over_several_connections() {
     let lab = Lab::new(256 * MIB);
-    let common = ["--verify=crc32c", "--verify_fatal=1", "--numjobs=4", "--size=48m", "--offset_increment=64m"];
+    let common = [
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--numjobs=4",
+        "--size=48m",
+        "--offset_increment=64m",
+    ];
     let small = ["--rw=randwrite", "--bsrange=512-64k", "--bs_unaligned=0", "--blockalign=512", "--iodepth=32"];
     fio(&lab.uri(), &[&common[..], &small[..]].concat());
     fio(&lab.uri(), &[&common[..], &["--rw=write", "--bs=1m", "--iodepth=4", "--fsync=8"]].concat());
@@ -56,7 +63,15 @@ fn fio_verifies_through_tcp() {
     let listen = format!("tcp:127.0.0.1:{}", data::free_port());
     let daemon = daemon::daemon(dir.path()).volume(DISK, &image).options(["--listen", listen.as_str()]).start();
     daemon.wait_live(DISK);
-    let options = ["--verify=crc32c", "--rw=randrw", "--bs=4k", "--size=24m", "--iodepth=16", "--numjobs=2"];
+    let options = [
+        "--verify=crc32c",
+        "--verify_state_save=0",
+        "--rw=randrw",
+        "--bs=4k",
+        "--size=24m",
+        "--iodepth=16",
+        "--numjobs=2",
+    ];
     fio(&daemon.uri(DISK), &[&options[..], &["--offset_increment=32m"]].concat());
 }
 

@@ -72,16 +72,18 @@ fn end_open(vault: &Vault, meta: &SegmentMeta) -> Result<Option<End>, StoreError
     if recovered.committed == 0 {
         return Ok(None);
     }
-    let file_end = std::fs::metadata(&path).map_err(io_error(&path, "ask its size"))?.len();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).map_err(io_error(&path, "open it"))?;
+    let file_end = file.metadata().map_err(io_error(&path, "ask its size"))?.len();
     if file_end > recovered.length {
         tracing::info!(
             "segment {}: {} bytes behind the last commit frame were never acknowledged and are cut off",
             meta.number,
             file_end - recovered.length
         );
-        let file = std::fs::OpenOptions::new().write(true).open(&path).map_err(io_error(&path, "open it"))?;
         file.set_len(recovered.length).map_err(io_error(&path, "cut off what was never acknowledged"))?;
     }
+    // The last frames may be in the page cache only, and what is counted now is acknowledged in the next Welcome (I5).
+    file.sync_all().map_err(io_error(&path, "make what was found in it durable"))?;
     let mut last = 0;
     let meta = SegmentMeta { state: recovered.state, length: recovered.length, ..meta.clone() };
     each_commit(vault, &meta, |commit| last = last.max(commit.last()))?;

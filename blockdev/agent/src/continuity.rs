@@ -68,8 +68,7 @@ pub(crate) fn judge(w: &Welcome, held: &Held) -> Continuity {
     if w.durable == 0 {
         return if held.first == 1 { Continuity::At(1) } else { Continuity::Forked };
     }
-    let same = w.ring == held.ring
-        && ((w.durable, w.digest) == held.freed || held.digest == Some(w.digest));
+    let same = w.ring == held.ring && ((w.durable, w.digest) == held.freed || held.digest == Some(w.digest));
     if same { Continuity::At(w.durable + 1) } else { Continuity::Forked }
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod pool;
 pub(crate) mod uring;
 
 use identity::Identity;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -23,7 +24,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 use thiserror::Error;
+
+/// How long the lock of a process that is gone may outlive it, and how often to look.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_TICK: Duration = Duration::from_millis(10);
 
 /// How the disk is used, in QEMU's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -135,12 +141,8 @@ impl Disk {
             CacheMode::Writeback => 1,
             CacheMode::None => direct_align(&file, path, size)?,
         };
-        let (punch, zero_range) =
-            if kind.is_block_device() { (false, false) } else { ops::zero_abilities(&file) };
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
-            nix::errno::Errno::EWOULDBLOCK => DiskError::InUse(own()),
-            e => io_error("lock it")(e.into()),
-        })?;
+        let (punch, zero_range) = if kind.is_block_device() { (false, false) } else { ops::zero_abilities(&file) };
+        let file = lock(file, path)?;
         Ok(Disk {
             file,
             path: own(),
@@ -203,6 +205,23 @@ impl Disk {
 
     pub(crate) fn is_aligned(&self, offset: u64, len: u64) -> bool {
         offset.is_multiple_of(self.align) && len.is_multiple_of(self.align)
+    }
+}
+
+/// Locks the file for this agent alone. A process that was killed just now may hold it for a moment longer than it
+/// lives: operations that it gave to io_uring are taken back by the kernel in the background.
+fn lock(mut file: File, path: &Path) -> Result<Flock<File>, DiskError> {
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < until => file = back,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(DiskError::InUse(path.to_path_buf())),
+            Err((_, e)) => {
+                return Err(DiskError::Io { path: path.to_path_buf(), doing: "lock it", source: e.into() });
+            }
+        }
+        std::thread::sleep(LOCK_TICK);
     }
 }
 

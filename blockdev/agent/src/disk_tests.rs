@@ -112,6 +112,7 @@ fn every_length_and_place_reads_back_in_both_cache_modes() {
     for cache in [CacheMode::Writeback, CacheMode::None] {
         let (_dir, path) = image(128 << 10);
         round_trips(&PlainDisk::open(&path, cache).unwrap());
+        let (_dir, path) = image(128 << 10);
         let disk = Disk::open(&path, cache).unwrap();
         disk.faults.forbid_uring();
         round_trips(&crate::device::plain_on(disk));

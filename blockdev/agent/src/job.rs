@@ -101,9 +101,7 @@ impl Job {
         let last = b.len() - align;
         match self.at {
             0 => Some(Io::Read { ptr: b.as_mut_ptr(), len: align, offset: *start }),
-            1 if last != 0 => {
-                Some(Io::Read { ptr: b[last..].as_mut_ptr(), len: align, offset: *start + last as u64 })
-            }
+            1 if last != 0 => Some(Io::Read { ptr: b[last..].as_mut_ptr(), len: align, offset: *start + last as u64 }),
             1 | 2 => {
                 // Without a second block there is no second read: this is the third operation all the same.
                 self.at = 2;

@@ -85,7 +85,10 @@ impl Connector for To {
         let appliance = Arc::clone(&self.0);
         thread::spawn(move || {
             // Broken connections are part of the tests; what the agent did wrong is in `complaint`.
-            let _ = appliance.serve(theirs);
+            if let Ok(end) = theirs.try_clone() {
+                let _ = appliance.serve(theirs);
+                let _ = end.shutdown(std::net::Shutdown::Both);
+            }
         });
         over_unix(ours)
     }
@@ -331,7 +334,7 @@ pub(crate) fn load(device: &Arc<dyn BlockDevice>, load: Load) -> Vec<Done> {
         let len = (1 + dice.below(load.longest / load.grain)) * load.grain;
         let offset = dice.below((load.span - len) / load.grain + 1) * load.grain;
         let zero = dice.below(load.zeroes) == 0;
-        let stamp = if zero { 0 } else { load.seed << 32 | (tag + 1) };
+        let stamp = if zero || len < 8 { 0 } else { load.seed << 32 | (tag + 1) };
         let fua = dice.below(50) == 0;
         let bytes = &mut data[..usize::try_from(len).unwrap()];
         bytes.fill(u8::try_from(stamp % 255).unwrap() + 1);

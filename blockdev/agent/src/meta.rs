@@ -51,7 +51,9 @@ impl Meta {
     }
 
     pub(crate) fn load(file: &Path) -> Result<Meta, MetaError> {
-        let bad = |e: &dyn std::fmt::Display| MetaError::Bad(format!("{e}; restore the file, or remove the folder to start anew"));
+        let bad = |e: &dyn std::fmt::Display| {
+            MetaError::Bad(format!("{e}; restore the file, or remove the folder to start anew"))
+        };
         match std::fs::metadata(file) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(MetaError::Missing),
             Err(e) => return Err(bad(&e)),

@@ -194,7 +194,9 @@ fn redo(p: &Protection, disk: &Disk, found: &Recovered, report: &mut RecoveryRep
             Ok(()) => report.redone += 1,
             Err((offset, len, e)) => {
                 p.map.mark(offset, len);
-                p.close(&format!("the disk refused a write that was under way at the last stop, at byte {offset}: {e}"));
+                p.close(&format!(
+                    "the disk refused a write that was under way at the last stop, at byte {offset}: {e}"
+                ));
             }
         }
         p.ring.mark_done(*seq);

@@ -149,7 +149,8 @@ impl DiskQueue {
         }
         if in_ring < data.len() {
             let rest = &data[in_ring..];
-            let ptr = if inline && granted { rest.as_ptr() } else { job.own.insert(AlignedBuf::copy_of(rest)).as_ptr() };
+            let ptr =
+                if inline && granted { rest.as_ptr() } else { job.own.insert(AlignedBuf::copy_of(rest)).as_ptr() };
             job.pieces.push(Piece { seq: 0, ptr, len: rest.len(), offset: offset + in_ring as u64 });
         }
         self.go(key, job, granted)
@@ -212,8 +213,9 @@ fn publish(core: &Core, p: &Protection, taken: Taken<'_>, offset: u64, data: &[u
         let len = to.len();
         to.copy_from_slice(&data[from..from + len]);
         if p.breaks.has(Break::PublishLate) {
-            // The regular write comes again below: what counts is that the disk had it too early.
+            // The regular write comes again below: what counts is that the disk has it, and for long, before the ring.
             let _ = core.disk.write_at(at, &data[from..from + len], false);
+            std::thread::sleep(Duration::from_micros(200));
         }
         pieces.push(Piece { seq: place.seq(), ptr: place.payload_ptr(), len, offset: at });
         place.publish(now);

@@ -144,9 +144,8 @@ impl Locked<'_> {
     pub(crate) fn register(&mut self, claim: Claim, mailbox: &Arc<Mailbox>, job: usize) -> bool {
         let blockers: usize =
             self.all().map(|entries| entries.iter().filter(|e| e.claim.overlaps(&claim)).count()).sum();
-        let waiter = (blockers != 0).then(|| {
-            Arc::new(Waiter { blockers: AtomicUsize::new(blockers), mailbox: Arc::clone(mailbox), job })
-        });
+        let waiter = (blockers != 0)
+            .then(|| Arc::new(Waiter { blockers: AtomicUsize::new(blockers), mailbox: Arc::clone(mailbox), job }));
         for entries in self.all() {
             entries.push(Entry { claim, waiter: waiter.clone() });
         }

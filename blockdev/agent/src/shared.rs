@@ -148,8 +148,13 @@ impl Shared {
     pub(crate) fn judge(&self, w: &Welcome) -> Continuity {
         let ring = &self.p.ring;
         let digest = ring.record(w.durable).ok().flatten().map(|r| r.record.digest());
-        let held =
-            Held { ring: ring.id(), first: ring.first(), freed: ring.last_freed(), digest, base: self.state().meta.base };
+        let held = Held {
+            ring: ring.id(),
+            first: ring.first(),
+            freed: ring.last_freed(),
+            digest,
+            base: self.state().meta.base,
+        };
         judge(w, &held)
     }
 

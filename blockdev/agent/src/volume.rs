@@ -163,7 +163,8 @@ impl Volume {
     #[expect(clippy::cast_precision_loss, reason = "seconds of a lag need no 53 bits")]
     fn lag(&self, state: &State, durable: u64, acked: u64) -> f64 {
         let ring = &self.shared.p.ring;
-        let record = (durable < acked).then(|| ring.record(durable + 1).ok().flatten().map(|r| r.record.time)).flatten();
+        let record =
+            (durable < acked).then(|| ring.record(durable + 1).ok().flatten().map(|r| r.record.time)).flatten();
         let gap = match (ring.closed(), state.mode) {
             (Some(closed), _) => Some(closed.time),
             (None, Mode::Live) => None,

@@ -18,8 +18,8 @@ use crate::slab::Slab;
 use afterimage_base::block::BlockError;
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One operation. Memory is named by address: whoever starts it keeps it in place until it has ended.
 #[derive(Debug, Clone, Copy)]
@@ -163,7 +163,9 @@ impl Engine {
             let op = usize::try_from(op).unwrap_or(usize::MAX);
             self.ended(op, result, out);
         }
-        while self.in_uring < ENTRIES && let Some(op) = self.waiting.pop_front() {
+        while self.in_uring < ENTRIES
+            && let Some(op) = self.waiting.pop_front()
+        {
             if let Err(e) = self.dispatch(op) {
                 self.ended(op, -e.raw_os_error().unwrap_or(libc::EIO), out);
             }

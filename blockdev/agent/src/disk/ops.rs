@@ -43,9 +43,8 @@ impl Disk {
         while done < buf.len() {
             let rest = &mut buf[done..];
             // SAFETY: the pointer and length are those of an exclusive slice.
-            let n = unsafe {
-                libc::pread64(self.fd(), rest.as_mut_ptr().cast(), rest.len(), off(offset + done as u64))
-            };
+            let n =
+                unsafe { libc::pread64(self.fd(), rest.as_mut_ptr().cast(), rest.len(), off(offset + done as u64)) };
             match check(n) {
                 Ok(0) => return Err(SHRUNK),
                 Ok(n) => done += n,
@@ -252,9 +251,8 @@ pub(crate) fn dio_align(file: &File) -> Option<u64> {
     // SAFETY: statx is plain numbers, for which all zeroes are a value.
     let mut x: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor; the kernel fills the structure.
-    let r = unsafe {
-        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &raw mut x)
-    };
+    let r =
+        unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &raw mut x) };
     let known = r == 0 && x.stx_mask & libc::STATX_DIOALIGN != 0 && x.stx_dio_offset_align != 0;
     known.then(|| u64::from(x.stx_dio_offset_align.max(x.stx_dio_mem_align)))
 }

@@ -4,7 +4,10 @@ use super::order::{seqs_out_of_order, uneven};
 use super::trouble::refusing;
 use crate::VolumeState;
 use crate::breaks::Break;
+use crate::disk::ops::Op;
 use crate::kit::{Lab, Load, load, loads, wait};
+use afterimage_base::block::Request;
+use afterimage_base::simple::call;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -62,28 +65,56 @@ fn i3_a_dirty_write_without_a_mark_is_missed() {
     assert!(lab.difference().is_some());
 }
 
+/// A live write has its seq and is held up on its way to the disk while the sync copies its region.
 #[test]
 fn i1_a_sync_that_does_not_wait_for_writes_copies_what_is_old() {
-    let mut lab = Lab::new(256 << 10);
-    lab.ring_bytes = 64 << 20;
-    let (_agent, volume) = lab.open();
-    wait(&volume, |s| s.state == VolumeState::Live);
-    uneven(&volume);
-    volume.shared().p.breaks.set(Break::SyncUnlocked);
-    assert!(differs(&lab, 40, |n| {
-        let busy = AtomicBool::new(true);
+    for broken in [false, true] {
+        let lab = Lab::new(256 << 10);
+        let (_agent, volume) = lab.open();
+        lab.settle(&volume);
+        if broken {
+            volume.shared().p.breaks.set(Break::SyncUnlocked);
+        }
+        lab.appliance.away.store(true, Ordering::SeqCst);
+        lab.appliance.cut();
+        wait(&volume, |s| !s.connected);
+        volume.shared().p.close("the test closes it");
+        load(&volume.device(), Load { operations: 1, zeroes: 1000, ..Load::small(1) });
+        let (submitted, go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (seen, held) = (Arc::clone(&submitted), Arc::clone(&go));
+        let hook = move |op, _, _| {
+            if op == Op::Write {
+                seen.store(true, Ordering::SeqCst);
+            }
+            let flag = if op == Op::Write { &held } else { &seen };
+            while !flag.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            None
+        };
+        volume.shared().core.disk.faults.set(Some(Box::new(hook)));
+        lab.appliance.away.store(false, Ordering::SeqCst);
+        wait(&volume, |s| s.state == VolumeState::Resync);
         thread::scope(|scope| {
             scope.spawn(|| {
-                loads(&volume.device(), 3, |q| Load { operations: 300, ..Load::small(q + 1 + 10 * n) });
-                busy.store(false, Ordering::SeqCst);
+                let mut queue = volume.device().open_queue().unwrap();
+                let whole = vec![0x77; 256 << 10];
+                call(&mut *queue, Request::Write { offset: 0, data: &whole, fua: false }).unwrap();
             });
-            while busy.load(Ordering::SeqCst) {
-                volume.shared().p.close("the test closes it");
-                thread::sleep(Duration::from_millis(5));
+            while !submitted.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(1));
             }
+            if broken {
+                wait(&volume, |s| s.state == VolumeState::Live);
+            } else {
+                thread::sleep(Duration::from_millis(50));
+                assert_eq!(volume.status().state, VolumeState::Resync, "it waits for the write");
+            }
+            go.store(true, Ordering::SeqCst);
         });
         wait(&volume, |s| s.state == VolumeState::Live && s.seq_durable == s.seq_acked);
-    }));
+        assert_eq!(lab.difference().is_some(), broken);
+    }
 }
 
 #[test]

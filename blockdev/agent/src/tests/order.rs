@@ -28,8 +28,7 @@ pub(super) fn uneven(volume: &Volume) {
 /// If a write was submitted after another had been acknowledged, its seq is higher (I2). Says which are not.
 pub(super) fn seqs_out_of_order(kept: &Kept, done: &[Done]) -> Vec<(u64, u64)> {
     let guest = kept.log.iter().filter(|(r, p)| r.kind == Kind::Write && r.flags & FLAG_SYNC == 0 && p.len() >= 8);
-    let seqs: HashMap<u64, u64> =
-        guest.map(|(r, p)| (u64::from_le_bytes(p[..8].try_into().unwrap()), r.seq)).collect();
+    let seqs: HashMap<u64, u64> = guest.map(|(r, p)| (u64::from_le_bytes(p[..8].try_into().unwrap()), r.seq)).collect();
     let mut events: Vec<(u64, bool, u64)> = Vec::new();
     for d in done.iter().filter(|d| d.stamp != 0) {
         let seq = seqs[&d.stamp];

@@ -26,8 +26,7 @@ fn what_is_on_the_disk_is_copied_beside_live_writes_and_holes_are_not() {
         lab.settle(&volume);
         let kept = lab.appliance.kept();
         assert!(kept.gaps()[0] == (1, true));
-        let synced: u64 =
-            kept.log.iter().filter(|(r, _)| r.flags & FLAG_SYNC != 0).map(|(r, _)| r.len).sum();
+        let synced: u64 = kept.log.iter().filter(|(r, _)| r.flags & FLAG_SYNC != 0).map(|(r, _)| r.len).sum();
         assert!((9 << 20..16 << 20).contains(&synced), "{synced} bytes copied");
         volume.create_point("now", false).unwrap();
     }

@@ -69,12 +69,6 @@ fn child() {
     let volume = agent.add_volume(volume).unwrap();
     if std::env::var("AGENT_CHILD_BREAK").is_ok() {
         volume.shared().p.breaks.set(Break::PublishLate);
-        // The moment between disk and ring, made long.
-        let fault = |_, _, _| {
-            std::thread::sleep(Duration::from_micros(200));
-            None
-        };
-        volume.shared().core.disk.faults.set(Some(Box::new(fault)));
     }
     println!("ready");
     loop {

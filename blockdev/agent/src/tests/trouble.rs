@@ -151,7 +151,9 @@ fn a_region_that_cannot_be_read_keeps_the_volume_from_live_until_it_can() {
     std::fs::write(lab.disk(), vec![9; 4 << 20]).unwrap();
     lab.appliance.away.store(true, Ordering::SeqCst);
     let (_agent, volume) = lab.open();
-    let bad = |op: Op, offset: u64, len: u64| (op == Op::Read && offset <= 70_000 && 70_000 < offset + len).then_some(libc::EIO);
+    let bad = |op: Op, offset: u64, len: u64| {
+        (op == Op::Read && offset <= 70_000 && 70_000 < offset + len).then_some(libc::EIO)
+    };
     volume.shared().core.disk.faults.set(Some(Box::new(bad)));
     lab.appliance.away.store(false, Ordering::SeqCst);
     let status = wait(&volume, |s| s.state == VolumeState::Error && s.dirty_bytes <= 256 << 10);

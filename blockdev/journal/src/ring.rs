@@ -283,7 +283,7 @@ impl Ring {
 
     /// The appliance has everything up to and including `seq` durably: frees what is also done, in order. What
     /// is not done yet, or is being looked at through a [`RecordRef`], is freed by a later call (`set_durable(0)`
-    /// frees what can be). For the sender thread.
+    /// frees what can be), or by a [`reserve`](Self::reserve) that finds no room.
     pub fn set_durable(&self, seq: u64) {
         self.core.set_durable(seq);
     }
@@ -392,3 +392,7 @@ impl Drop for Reservation<'_> {
 #[cfg(test)]
 #[path = "ring_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "damage_tests.rs"]
+mod damage_tests;

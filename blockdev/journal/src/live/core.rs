@@ -195,6 +195,8 @@ impl Core {
             }
             let end = self.shape.end(at.pages, pages);
             if !self.shape.has_room(limit, at, end, marker) {
+                // Something may have become done since the sender last freed, or been let go of by a reader.
+                self.set_durable(0);
                 if self.limit() == limit {
                     return Err(ReserveError::Full);
                 }

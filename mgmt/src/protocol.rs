@@ -187,6 +187,8 @@ pub enum State {
     Error,
     /// Served without protection (`--no-protect`).
     Unprotected,
+    /// Its history is here, its disk is not: it can be restored and exported.
+    Offline,
 }
 
 impl State {
@@ -200,6 +202,7 @@ impl State {
             State::Resync => "resync",
             State::Error => "error",
             State::Unprotected => "unprotected",
+            State::Offline => "offline",
         }
     }
 }
@@ -227,6 +230,8 @@ pub struct Status {
     pub time: Time,
     /// How far back any write can be chosen, in seconds.
     pub window_seconds: u64,
+    /// NBD connections to the volumes open now.
+    pub clients: u64,
     /// The volumes, by name.
     pub volumes: Vec<VolumeStatus>,
 }
@@ -250,8 +255,6 @@ pub struct VolumeStatus {
     pub reason: Option<String>,
     /// Whether the agent has a session with the appliance.
     pub connected: bool,
-    /// NBD connections open now.
-    pub clients: u64,
     /// Seq of the newest write.
     pub seq_acked: u64,
     /// Seq up to which everything survives a power cut of the appliance.

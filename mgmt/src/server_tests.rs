@@ -43,7 +43,6 @@ fn toy_volume() -> VolumeStatus {
         state: State::Live,
         reason: None,
         connected: true,
-        clients: 0,
         seq_acked: 9,
         seq_durable: 8,
         lag_seconds: 0.25,
@@ -74,6 +73,7 @@ impl Site for Toy {
             started: Time(0),
             time: Time(1),
             window_seconds: 86_400,
+            clients: 0,
             volumes: vec![toy_volume()],
         })
     }

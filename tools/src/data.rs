@@ -22,16 +22,24 @@ pub struct DataDir {
     _lock: Flock<File>,
 }
 
-/// The folder used without `--data`: `$XDG_DATA_HOME/afterimage`, else `~/.local/share/afterimage`.
+/// The folder used without `--data`: `$AFTERIMAGE_DATA`, else `$XDG_DATA_HOME/afterimage`, else
+/// `~/.local/share/afterimage`.
 ///
 /// # Errors
-/// If neither `XDG_DATA_HOME` nor `HOME` is set.
+/// If none of these variables is set.
 pub fn default_path() -> Result<PathBuf, Problem> {
+    if let Some(data) = std::env::var_os("AFTERIMAGE_DATA").filter(|d| !d.is_empty()) {
+        return Ok(data.into());
+    }
     let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     set("XDG_DATA_HOME")
         .or_else(|| set("HOME").map(|home| home.join(".local/share")))
         .map(|base| base.join("afterimage"))
-        .ok_or_else(|| Problem::usage("neither XDG_DATA_HOME nor HOME is set: name the data folder with --data DIR"))
+        .ok_or_else(|| {
+            Problem::usage(
+                "none of AFTERIMAGE_DATA, XDG_DATA_HOME and HOME is set: name the data folder with --data DIR",
+            )
+        })
 }
 
 impl DataDir {

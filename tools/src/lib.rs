@@ -3,18 +3,23 @@
 //! | module | what |
 //! |---|---|
 //! | [`cli`] | the command line |
-//! | [`up`] | `afterimage up`: all roles in one process |
+//! | [`up`], [`daemon`] | `afterimage up`: all roles in one process |
 //! | [`site`] | what the control socket can do, done by agent and appliance |
 //! | [`data`] | the data folder: lock and version |
 //! | [`show`], [`restore`], [`export`] | the user's commands |
-//! | [`offline`] | `check` and `dump`, without a running process |
+//! | [`check`], [`dump`] | verification of, and a look into, the files of a data folder |
 //! | [`demo`] | `afterimage demo` |
 //! | [`load`] | the load generator and its judgement |
 //! | [`nbd_client`] | an NBD client with requests in flight |
 //! | [`qcow2`] | qcow2 as a stream |
-//! | [`progress`], [`signals`], [`notify`], [`problem`] | what all of them use |
+//! | [`progress`], [`screen`], [`signals`], [`notify`], [`problem`] | what all of them use |
 
+pub mod check;
+pub mod cli;
+pub mod daemon;
 pub mod data;
+pub mod demo;
+pub mod dump;
 pub mod export;
 pub mod load;
 pub mod nbd_client;
@@ -23,5 +28,8 @@ pub mod problem;
 pub mod progress;
 pub mod qcow2;
 pub mod restore;
+pub mod screen;
 pub mod show;
 pub mod signals;
+pub mod site;
+pub mod up;

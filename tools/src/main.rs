@@ -1,2 +1,50 @@
-//! The afterimage command.
-fn main() {}
+//! The `afterimage` command.
+
+use afterimage::cli::{Cli, Command, DataArgs, PointCommand};
+use afterimage::problem::Problem;
+use afterimage::{check, data, demo, dump, export, restore, show, up};
+use afterimage_nbd::Address;
+use clap::Parser;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn folder(args: DataArgs) -> Result<PathBuf, Problem> {
+    args.data.map_or_else(data::default_path, Ok)
+}
+
+fn run(command: Command) -> Result<(), Problem> {
+    match command {
+        Command::Up(args) => up::run(args),
+        Command::Status(a) => show::status(&folder(a.data)?, a.json, a.watch.then_some(a.interval)),
+        Command::Point(PointCommand::Ls { data, volume, json }) => show::points(&folder(data)?, &volume, json),
+        Command::Point(PointCommand::Create { data, volume, name, json }) => {
+            show::create_point(&folder(data)?, &volume, &name, json)
+        }
+        Command::Export(a) => {
+            let Address::Unix(listen) = a.listen else {
+                return Err(Problem::usage("an export is served at a unix socket: write --listen unix:PATH"));
+            };
+            let options = export::Options { volume: a.volume, at: a.at, writable: a.writable, listen };
+            export::export(&folder(a.data)?, &options)
+        }
+        Command::Restore(a) => {
+            let options = restore::Options { volume: a.volume, at: a.at, to: a.to, format: a.format, yes: a.yes };
+            restore::restore(&folder(a.data)?, &options)
+        }
+        Command::Diff(a) => show::diff(&folder(a.data)?, &a.volume, &a.from, &a.to, a.json),
+        Command::Wait(a) => show::wait(&folder(a.data)?, &a.volume, a.goal, a.timeout),
+        Command::Check(a) => check::run(&folder(a.data)?, &a.key, a.json),
+        Command::Dump(a) => dump::run(&folder(a.data)?, a.what, a.which.as_deref(), a.json),
+        Command::Demo(a) => demo::run(a.keep),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(p) => {
+            eprintln!("afterimage: {p}");
+            ExitCode::from(p.exit)
+        }
+    }
+}

@@ -92,7 +92,7 @@ fn status_text(status: &Status) -> String {
         if let Some(reason) = &v.reason {
             let _ = writeln!(out, "{}: {reason}", v.name);
         }
-        if !v.connected && v.state != State::Unprotected {
+        if !v.connected && !matches!(v.state, State::Unprotected | State::Offline) {
             let _ = writeln!(out, "{}: not connected to the appliance", v.name);
         }
     }

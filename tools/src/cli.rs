@@ -1,0 +1,313 @@
+//! The command line.
+
+use crate::restore::Format;
+use crate::show::Goal;
+use afterimage_mgmt::units::{parse_duration, parse_size};
+use afterimage_mgmt::when::When;
+use afterimage_nbd::Address;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The `afterimage` command.
+#[derive(Debug, Parser)]
+#[command(
+    name = "afterimage",
+    version,
+    about = "Continuous data protection: bring a disk back as it was after any write",
+    after_help = "A moment (WHEN) is latest, @SEQ, a point's name, an RFC 3339 time, or -10m.\n\
+                  Exit codes: 0 done, 1 it failed, 2 bad usage."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Protect disks and serve them over NBD; without a PATH, only their history
+    Up(UpArgs),
+    /// Show what each volume is doing
+    Status(StatusArgs),
+    /// Recovery points
+    #[command(subcommand)]
+    Point(PointCommand),
+    /// Serve a volume as it was over NBD, until interrupted
+    Export(ExportArgs),
+    /// Write a volume as it was to a file, a block device or a pipe
+    Restore(RestoreArgs),
+    /// List what changed between two moments
+    Diff(DiffArgs),
+    /// Wait until a volume is live or durable
+    Wait(WaitArgs),
+    /// Verify a data folder that is not in use: every checksum, seal and reference
+    Check(CheckArgs),
+    /// Look into the files of a data folder, read-only
+    Dump(DumpArgs),
+    /// Show the main job on a disk of its own: protect, spoil, bring back
+    Demo(DemoArgs),
+}
+
+/// The data folder.
+#[derive(Debug, Clone, Args)]
+pub struct DataArgs {
+    /// Data folder [default: $AFTERIMAGE_DATA, $XDG_DATA_HOME/afterimage or ~/.local/share/afterimage]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+}
+
+/// Where the vault key comes from.
+#[derive(Debug, Clone, Args)]
+pub struct KeyArgs {
+    /// File with the vault key, made at the first start [default: DATA/vault/key]
+    #[arg(long, value_name = "FILE", conflicts_with = "passphrase_file")]
+    pub key_file: Option<PathBuf>,
+    /// File whose first line is the passphrase of the vault, instead of a key file
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// How the disks are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Cache {
+    /// Through the page cache
+    Writeback,
+    /// Past the page cache (O_DIRECT)
+    None,
+}
+
+/// Arguments of `up`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where to serve: unix:DIR puts the socket DIR/nbd.sock there, tcp:ADDR:PORT; may be given several times
+    /// [default: unix:DATA]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Vec<Address>,
+    /// How far back any write can be chosen
+    #[arg(long, default_value = "24h", value_parser = parse_duration, value_name = "TIME")]
+    pub window: Duration,
+    /// Size of each new volume's ring
+    #[arg(long, default_value = "128MiB", value_parser = parse_size, value_name = "SIZE")]
+    pub ring: u64,
+    /// How the disks are used
+    #[arg(long, value_enum, default_value = "writeback")]
+    pub cache: Cache,
+    /// Time between automatic points; 0 makes none
+    #[arg(long, default_value = "5m", value_parser = parse_duration, value_name = "TIME")]
+    pub point_every: Duration,
+    /// Serve the disks without protection, for comparisons
+    #[arg(long)]
+    pub no_protect: bool,
+    /// The key.
+    #[command(flatten)]
+    pub key: KeyArgs,
+    /// Raw images or block devices; NAME is the volume's name [default: the file's name without its ending]
+    #[arg(value_name = "[NAME=]PATH")]
+    pub disks: Vec<String>,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Go on until interrupted
+    #[arg(long)]
+    pub watch: bool,
+    /// Time between two lines of --watch
+    #[arg(long, default_value = "1s", value_parser = parse_duration, value_name = "TIME")]
+    pub interval: Duration,
+}
+
+/// Subcommands of `point`.
+#[derive(Debug, Subcommand)]
+pub enum PointCommand {
+    /// List the recovery points, and the window within which any write can be chosen
+    Ls {
+        /// The data folder.
+        #[command(flatten)]
+        data: DataArgs,
+        /// The volume
+        volume: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a recovery point now
+    Create {
+        /// The data folder.
+        #[command(flatten)]
+        data: DataArgs,
+        /// The volume
+        volume: String,
+        /// The point's name
+        #[arg(long)]
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The volume
+    pub volume: String,
+    /// The moment
+    #[arg(long, default_value = "latest", value_name = "WHEN", allow_hyphen_values = true)]
+    pub at: When,
+    /// Take writes, which are forgotten when the export ends
+    #[arg(long)]
+    pub writable: bool,
+    /// The socket to serve at
+    #[arg(long, value_name = "unix:PATH")]
+    pub listen: Address,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The volume
+    pub volume: String,
+    /// The moment
+    #[arg(long, default_value = "latest", value_name = "WHEN", allow_hyphen_values = true)]
+    pub at: When,
+    /// File or block device to write; - for standard output
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
+    pub to: PathBuf,
+    /// Format of the image
+    #[arg(long, value_enum, default_value = "raw")]
+    pub format: Format,
+    /// Overwrite what is there
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Arguments of `diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The volume
+    pub volume: String,
+    /// The earlier moment
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub from: When,
+    /// The later moment
+    #[arg(long, default_value = "latest", value_name = "WHEN", allow_hyphen_values = true)]
+    pub to: When,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `wait`.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The volume
+    pub volume: String,
+    /// What to wait for
+    #[arg(long = "for", value_enum, default_value = "live")]
+    pub goal: Goal,
+    /// Give up after this time
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub timeout: Option<Duration>,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The key.
+    #[command(flatten)]
+    pub key: KeyArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to look into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DumpWhat {
+    /// The ring of a volume: its records
+    Ring,
+    /// The segments of the vault and their frames
+    Segments,
+    /// The layers of the vault
+    Layers,
+    /// The manifest
+    Manifest,
+}
+
+/// Arguments of `dump`.
+#[derive(Debug, Args)]
+pub struct DumpArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// What to look into
+    #[arg(value_enum)]
+    pub what: DumpWhat,
+    /// Only this volume's ring or layers, or the segment with this number and its frames
+    pub which: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Keep the demonstration's folder and say where it is
+    #[arg(long)]
+    pub keep: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn moments_with_a_dash_are_values() {
+        let cli = Cli::try_parse_from(["afterimage", "restore", "d", "--at", "-10m", "--to", "-"]).unwrap();
+        let Command::Restore(args) = cli.command else { panic!("restore") };
+        assert_eq!((args.at, args.to), (When::Ago(Duration::from_secs(600)), PathBuf::from("-")));
+        for bad in [
+            &["up", "--ring", "x"][..],
+            &["restore", "d"],
+            &["export", "d", "--listen", "/x"],
+            &["point", "ls"],
+            &["dump", "x"],
+        ] {
+            assert!(Cli::try_parse_from([&["afterimage"], bad].concat()).is_err(), "{bad:?}");
+        }
+    }
+}

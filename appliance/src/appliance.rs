@@ -306,7 +306,7 @@ impl Appliance {
         Ok(())
     }
 
-    fn volume(&self, name: &str) -> Result<Arc<Volume>, ApplianceError> {
+    pub(crate) fn volume(&self, name: &str) -> Result<Arc<Volume>, ApplianceError> {
         let all = self.registry.all();
         all.iter().find(|v| v.name == name).cloned().ok_or_else(|| {
             let names: Vec<&str> = all.iter().map(|v| v.name.as_str()).collect();

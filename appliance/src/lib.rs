@@ -8,9 +8,12 @@
 //! | [`store`] | segments: writing, reading, recovery |
 //! | [`reduce`] | splitting, dedupe, compression, sealing |
 //! | [`ingest`] | sessions of agents |
-//! | [`history`] | versions, layers, points, retention, exports |
+//! | [`history`] | versions, layers, points, retention |
+//! | [`export`] | a volume at a seq as a block device |
 //! | [`check`] | offline verification and dump |
 
+pub mod check;
+pub mod export;
 pub mod history;
 pub mod ingest;
 pub mod keys;
@@ -19,6 +22,8 @@ pub mod store;
 pub mod vault;
 
 mod appliance;
+#[cfg(test)]
+mod testing;
 
 pub use appliance::{Appliance, ApplianceConfig, ApplianceError, StartReport, VolumeInfo};
 pub use keys::KeySource;

@@ -279,3 +279,7 @@ impl Drop for Flight {
         self.flights.landed.notify_all();
     }
 }
+
+#[cfg(test)]
+#[path = "ingest_tests.rs"]
+mod tests;

@@ -44,6 +44,8 @@ pub struct Scan {
     pub end: u64,
     at: u64,
     counters: [u32; 3],
+    /// After damage the next frame of each kind may have any counter.
+    lenient: [bool; 3],
     frame: Vec<u8>,
 }
 
@@ -75,7 +77,16 @@ impl Scan {
     pub fn open(path: &Path, number: u32, end: u64) -> Result<Scan, StoreError> {
         let (file, header, len) = open(path, number)?;
         let (path, end) = (path.to_path_buf(), end.min(len).min(MAX_SEGMENT + MAX_SEGMENT / 8));
-        Ok(Scan { path, file, header, end, at: HEADER_LEN as u64, counters: [0; 3], frame: Vec::new() })
+        Ok(Scan {
+            path,
+            file,
+            header,
+            end,
+            at: HEADER_LEN as u64,
+            counters: [0; 3],
+            lenient: [false; 3],
+            frame: Vec::new(),
+        })
     }
 
     /// Where the walk is.
@@ -144,11 +155,13 @@ impl Scan {
         }
         self.file.read_exact_at(&mut head, self.at).map_err(io_error(&self.path, "read it"))?;
         let header = FrameHeader::decode(&head).map_err(|e| self.damaged(e.to_string()))?;
-        if header.counter != self.counters[header.kind as usize - 1] {
+        let lenient = std::mem::take(&mut self.lenient[header.kind as usize - 1]);
+        if !lenient && header.counter != self.counters[header.kind as usize - 1] {
             let want = self.counters[header.kind as usize - 1];
             return Err(self.damaged(format!("its counter is {}, {want} was expected", header.counter)));
         }
-        if self.at + FRAME_HEADER_LEN as u64 + u64::from(header.sealed_len) > self.end {
+        // Padding included: a writer appends it with the frame.
+        if self.at + header.frame_len() > self.end {
             return Err(self.damaged("the segment ends inside it".into()));
         }
         Ok(Some(header))
@@ -158,6 +171,33 @@ impl Scan {
     pub fn skip(&mut self, to: u64, kind: FrameKind, counter: u32) {
         self.at = to;
         self.counters[kind as usize - 1] = counter;
+    }
+
+    /// The header of the frame at `offset` if a whole one is there, whatever its counter. For finding the way past damage.
+    #[must_use]
+    pub fn whole_at(&self, offset: u64) -> Option<FrameHeader> {
+        let mut head = [0; FRAME_HEADER_LEN];
+        self.file.read_exact_at(&mut head, offset).ok()?;
+        let header = FrameHeader::decode(&head).ok()?;
+        let mut frame = vec![0; FRAME_HEADER_LEN + header.sealed_len as usize];
+        if offset + frame.len() as u64 > self.end {
+            return None;
+        }
+        self.file.read_exact_at(&mut frame, offset).ok()?;
+        verify(&frame).ok()
+    }
+
+    /// Whether the bytes `from..to` are all zero (or not there).
+    #[must_use]
+    pub fn is_zero(&self, from: u64, to: u64) -> bool {
+        let mut b = [0; 16];
+        let len = usize::try_from(to.saturating_sub(from)).unwrap_or(0).min(16);
+        self.file.read_at(&mut b[..len], from).is_ok() && b == [0; 16]
+    }
+
+    /// Takes the counters of all kinds as they come, after damage.
+    pub fn expect_any(&mut self) {
+        self.lenient = [true; 3];
     }
 
     /// Goes back to the first frame.

@@ -1,0 +1,278 @@
+use crate::appliance::Appliance;
+use crate::store::IoOp;
+use crate::testing::*;
+use afterimage_format::record::Kind;
+use afterimage_format::wire::RefuseCode;
+use proptest::prelude::*;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// A stream of records: writes of few contents (so that many are duplicates) at any alignment, zeroes, markers.
+fn stream() -> impl Strategy<Value = Vec<Write1>> {
+    let one = (0u8..20, 0u64..SIZE, 1u64..30_000, 0u8..6, any::<bool>());
+    proptest::collection::vec(one, 1..60).prop_map(|ops| {
+        (1u64..)
+            .zip(ops)
+            .map(|(seq, (kind, offset, len, fill, aligned))| {
+                let offset = if aligned { offset / 4096 * 4096 } else { offset };
+                let len = if aligned { len.next_multiple_of(4096) } else { len }.min(SIZE - offset);
+                match kind {
+                    0 => record(Kind::Point, seq, 0, 2, vec![b'p', b'a' + fill]),
+                    1 => record(Kind::Gap, seq, 55, 0, Vec::new()),
+                    2 => record(Kind::SyncEnd, seq, 0, 0, Vec::new()),
+                    3 => record(Kind::Void, seq, 0, 0, Vec::new()),
+                    4..7 => record(Kind::Zero, seq, offset, len, Vec::new()),
+                    _ => {
+                        // Six contents of a block, one of them zero; what it is depends on the place in the block.
+                        let byte = |i: u64| if fill == 0 { 0 } else { fill.wrapping_mul((i % 4096 % 251) as u8 + 1) };
+                        let payload: Vec<u8> = (offset..offset + len).map(byte).collect();
+                        record(Kind::Write, seq, offset, len, payload)
+                    }
+                }
+            })
+            .collect()
+    })
+}
+
+fn verify(appliance: &Appliance, images: &[Vec<u8>], upto: usize) {
+    for (seq, image) in images.iter().enumerate().take(upto + 1) {
+        assert!(read_at(appliance, seq as u64) == *image, "image at seq {seq}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Every prefix equals the model's, through reconnects, kills, clean stops, flushes, a dedupe index of any size.
+    #[test]
+    fn every_prefix_equals_the_model(
+        records in stream(),
+        cuts in proptest::collection::vec((1usize..20, 0u8..5), 1..8),
+        index in prop_oneof![Just(0usize), Just(1 << 20)],
+        memory in prop_oneof![Just(4usize), Just(1 << 16)],
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        (config.dedupe_bytes, config.memory_runs) = (index, memory);
+        let images = images(&records);
+        let mut appliance = Appliance::start(config.clone()).unwrap();
+        let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+        let (mut done, mut cuts) = (0, cuts.into_iter().cycle());
+        while done < records.len() {
+            let (count, then) = cuts.next().unwrap();
+            let next = records.len().min(done + count);
+            agent.send(&bytes_of(&records[done..next]));
+            prop_assert_eq!(agent.wait(next as u64), Ok(()));
+            done = next;
+            match then {
+                0 => drop(appliance),
+                1 => appliance.stop(),
+                2 => {
+                    agent = Agent::connect(&config.listen, &hello()).unwrap();
+                    continue;
+                }
+                3 => {
+                    let volume = appliance.registry.all()[0].clone();
+                    volume.flush(&appliance.shared).unwrap();
+                    continue;
+                }
+                _ => continue,
+            }
+            appliance = Appliance::start(config.clone()).unwrap();
+            prop_assert!(appliance.started.damaged_volumes.is_empty());
+            agent = Agent::connect(&config.listen, &hello()).unwrap();
+            prop_assert_eq!(agent.welcome.durable, done as u64);
+            prop_assert_eq!(agent.welcome.ring, RING);
+            prop_assert_eq!(agent.welcome.digest, records[done - 1].record.digest());
+        }
+        verify(&appliance, &images, done);
+        let points = records.iter().filter(|r| r.record.kind == Kind::Point).map(|r| r.record.seq);
+        let found = appliance.points("disk").unwrap();
+        prop_assert!(found.iter().map(|p| p.seq).eq(points));
+        let gaps = records.iter().filter(|r| r.record.kind == Kind::Gap).map(|r| r.record.seq);
+        prop_assert!(appliance.gaps("disk").unwrap().iter().map(|g| g.from_seq).eq(gaps));
+        let report = crate::check::check(&config.dir, Some(&config.key));
+        drop(appliance);
+        prop_assert!(report.is_err(), "a vault in use is not checked");
+        let report = crate::check::check(&config.dir, Some(&config.key)).unwrap();
+        prop_assert!(report.damages.is_empty(), "{:?}", report.damages);
+    }
+
+    /// The disk fails at any operation, for good or for lack of room: what was acknowledged is there, nothing is half there.
+    #[test]
+    fn a_failing_disk_loses_nothing_acknowledged(records in stream(), fail_at in 0i64..14, full: bool, size in 1usize..12) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        config.segment_size = 32 << 10;
+        let left = Arc::new(AtomicI64::new(fail_at));
+        let (hook_left, errno) = (Arc::clone(&left), if full { libc::ENOSPC } else { libc::EIO });
+        config.io_hook = Some(Arc::new(move |_: IoOp| match hook_left.fetch_sub(1, Ordering::SeqCst) {
+            0 => Err(std::io::Error::from_raw_os_error(errno)),
+            _ => Ok(()),
+        }));
+        let images = images(&records);
+        let mut appliance = Appliance::start(config.clone()).unwrap();
+        let (mut acked, mut refused) = (0, 0);
+        while acked < records.len() {
+            let mut agent = match Agent::connect(&config.listen, &hello()) {
+                Ok(agent) => agent,
+                Err(refuse) => {
+                    prop_assert_eq!(refuse.code, RefuseCode::Failed);
+                    prop_assert!(!full, "only a final error keeps sessions out: {}", refuse.text);
+                    drop(appliance);
+                    appliance = Appliance::start(config.clone()).unwrap();
+                    continue;
+                }
+            };
+            prop_assert!(agent.welcome.durable >= acked as u64, "acknowledged and lost");
+            acked = usize::try_from(agent.welcome.durable).unwrap();
+            while acked < records.len() {
+                let next = records.len().min(acked + size);
+                agent.send(&bytes_of(&records[acked..next]));
+                let result = agent.wait(next as u64);
+                acked = usize::try_from(agent.durable).unwrap();
+                if let Err(refuse) = result {
+                    let code = refuse.unwrap().code;
+                    prop_assert_eq!(code, if full { RefuseCode::Full } else { RefuseCode::Failed });
+                    refused += 1;
+                    break;
+                }
+            }
+        }
+        prop_assert!(refused <= 1);
+        verify(&appliance, &images, acked);
+        drop(appliance);
+        let appliance = Appliance::start(config.clone()).unwrap();
+        verify(&appliance, &images, acked);
+    }
+}
+
+/// The tail that was not yet synced may have any length and any content after a power cut.
+#[test]
+fn whatever_a_power_cut_leaves_of_the_unsynced_tail_nothing_is_half_visible() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let noise = |seed: u64, len: u64| -> Vec<u8> { (0..len).map(|i| (xx(seed * 7919 + i) >> 11) as u8).collect() };
+    let write = |seq: u64, offset, len| record(Kind::Write, seq, offset, len, noise(seq, len));
+    let first: Vec<Write1> = (1..=6).map(|s| write(s, s * 4096, 8192)).collect();
+    let second: Vec<Write1> = (7..=9).map(|s| write(s, s * 4096 + 100, 6000)).collect();
+    let all: Vec<Write1> = first.iter().chain(&second).cloned().collect();
+    let images = images(&all);
+    let appliance = Appliance::start(config.clone()).unwrap();
+    let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+    agent.send(&bytes_of(&first));
+    agent.wait(6).unwrap();
+    let segment = config.dir.join("segments/00000001.seg");
+    let synced = std::fs::metadata(&segment).unwrap().len();
+    agent.send(&bytes_of(&second));
+    agent.wait(9).unwrap();
+    drop(appliance);
+    let whole = std::fs::read(&segment).unwrap();
+    let synced = usize::try_from(synced).unwrap();
+    let mut tried = [0; 2];
+    let mut reopen = |bytes: &[u8], what: &str| {
+        let crashed = tempfile::tempdir().unwrap();
+        copy_tree(&config.dir, &crashed.path().join("vault"));
+        std::fs::write(crashed.path().join("vault/segments/00000001.seg"), bytes).unwrap();
+        let appliance = Appliance::start(self::config(crashed.path())).unwrap();
+        let durable = usize::try_from(appliance.volumes()[0].durable_seq).unwrap();
+        let expected = if bytes == whole { 9 } else { 6 };
+        assert_eq!(durable, expected, "{what}");
+        tried[usize::from(expected == 9)] += 1;
+        verify(&appliance, &images, durable);
+        // And the history goes on, in a new segment.
+        let mut agent = Agent::connect(&self::config(crashed.path()).listen, &hello()).unwrap();
+        agent.send(&bytes_of(&all[durable..]));
+        agent.wait(9).unwrap();
+        verify(&appliance, &images, 9);
+        crashed
+    };
+    drop(reopen(&whole, "nothing lost"));
+    for cut in (synced..whole.len()).step_by(397).chain([synced + 1, whole.len() - 1]) {
+        drop(reopen(&whole[..cut], &format!("cut at {cut}")));
+    }
+    for page in (synced / 512..whole.len() / 512).step_by(3) {
+        let mut torn = whole.clone();
+        torn[(page * 512).max(synced)..(page + 1) * 512].fill(0);
+        drop(reopen(&torn, &format!("sector {page} was never written")));
+    }
+    assert!(tried[0] > 20 && tried[1] == 1, "{tried:?}");
+}
+
+fn xx(v: u64) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(&v.to_le_bytes())
+}
+
+#[test]
+fn a_newer_session_supersedes_the_older_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let _appliance = Appliance::start(config.clone()).unwrap();
+    let mut old = Agent::connect(&config.listen, &hello()).unwrap();
+    let w = [record(Kind::Write, 1, 0, 4096, vec![3; 4096]), record(Kind::Write, 2, 0, 4096, vec![4; 4096])];
+    old.send(&bytes_of(&w[..1]));
+    old.wait(1).unwrap();
+    let mut new = Agent::connect(&config.listen, &hello()).unwrap();
+    assert_eq!(new.welcome.durable, 1);
+    assert_eq!(old.wait(2).unwrap_err().unwrap().code, RefuseCode::Superseded);
+    new.send(&bytes_of(&w[1..]));
+    new.wait(2).unwrap();
+}
+
+fn refused(path: &Path, body: &[u8]) -> RefuseCode {
+    let mut agent = Agent::connect(path, &hello()).unwrap();
+    agent.send(body);
+    agent.wait(u64::MAX).unwrap_err().unwrap().code
+}
+
+#[test]
+fn what_a_peer_must_not_do_is_refused_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let appliance = Appliance::start(config.clone()).unwrap();
+    let path = &config.listen;
+    let one = record(Kind::Write, 1, 0, 4096, vec![3; 4096]);
+    let mut bad = bytes_of(std::slice::from_ref(&one));
+    bad[100] ^= 1;
+    assert_eq!(refused(path, &bad), RefuseCode::Malformed, "payload checksum");
+    assert_eq!(refused(path, &bad[..80]), RefuseCode::Malformed, "cut off");
+    assert_eq!(refused(path, &[9; 70]), RefuseCode::Malformed, "no record");
+    let skip = record(Kind::Write, 3, 0, 4096, vec![3; 4096]);
+    assert_eq!(refused(path, &bytes_of(&[skip])), RefuseCode::Continuity);
+    let past = record(Kind::Zero, 1, SIZE - 1, 2, Vec::new());
+    assert_eq!(refused(path, &bytes_of(&[past])), RefuseCode::Malformed, "past the end");
+    let mut agent = Agent::connect(path, &hello()).unwrap();
+    agent.raw(&[1; 64]);
+    assert_eq!(agent.wait(1).unwrap_err().unwrap().code, RefuseCode::Malformed, "garbage");
+    let refuse = |h| Agent::connect(path, &h).err().unwrap().code;
+    assert_eq!(refuse(afterimage_format::wire::Hello { size: SIZE + 1, ..hello() }), RefuseCode::Volume);
+    assert_eq!(refuse(afterimage_format::wire::Hello { volume: [1; 16], ..hello() }), RefuseCode::Volume);
+    assert_eq!(refuse(afterimage_format::wire::Hello { oldest: 9, newest: 12, ..hello() }), RefuseCode::Version);
+    assert_eq!(appliance.volumes()[0].durable_seq, 0);
+    let mut agent = Agent::connect(path, &hello()).unwrap();
+    agent.send(&bytes_of(&[one]));
+    agent.wait(1).unwrap();
+    // Another ring may go on only with a gap.
+    let other = afterimage_format::wire::Hello { ring: [9; 16], ..hello() };
+    let mut agent = Agent::connect(path, &other).unwrap();
+    agent.send(&bytes_of(&[record(Kind::Void, 2, 0, 0, Vec::new())]));
+    assert_eq!(agent.wait(2).unwrap_err().unwrap().code, RefuseCode::Continuity);
+    let mut agent = Agent::connect(path, &other).unwrap();
+    agent.send(&bytes_of(&[record(Kind::Gap, 10, 5, 0, Vec::new())]));
+    agent.wait(10).unwrap();
+    assert_eq!(Agent::connect(path, &other).unwrap().welcome.ring, [9; 16]);
+}
+
+#[test]
+fn more_than_the_credit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.credit = 10_000;
+    let _appliance = Appliance::start(config.clone()).unwrap();
+    let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+    assert_eq!(agent.credit, 10_000);
+    let writes: Vec<Write1> = (1..=3).map(|s| record(Kind::Write, s, 0, 4096, vec![3; 4096])).collect();
+    agent.send(&bytes_of(&writes));
+    assert_eq!(agent.wait(3).unwrap_err().unwrap().code, RefuseCode::Malformed);
+}

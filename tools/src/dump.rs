@@ -4,11 +4,12 @@
 
 use crate::cli::DumpWhat;
 use crate::problem::Problem;
+use crate::ring_file::RingFile;
 use crate::show::{put, put_json, table};
 use afterimage_format::layer::LayerMeta;
 use afterimage_format::manifest::{Manifest, SegmentMeta, VolumeMeta};
 use afterimage_format::record::{self, Record};
-use afterimage_format::ring::{DONE, END_MASK, FIXED_LEN, PAGE, RingHeader, SLOT, Tail, word};
+use afterimage_format::ring::{DONE, END_MASK};
 use afterimage_format::segment::{FRAME_HEADER_LEN, FrameHeader, HEADER_LEN, SegmentHeader};
 use afterimage_mgmt::units::{Time, format_size};
 use serde_json::{Value, json};
@@ -151,56 +152,35 @@ fn frames(data: &Path, s: &SegmentMeta) -> Result<Value, Problem> {
 fn ring(data: &Path, which: Option<&str>) -> Result<Value, Problem> {
     let agent = data.join("agent");
     let Some(name) = which else {
-        let entries = std::fs::read_dir(&agent).map_err(|e| Problem::file(&agent, &e))?;
-        let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
-        names.sort();
-        return names.iter().map(|n| ring(data, Some(n))).collect();
+        return crate::ring_file::volumes(&agent)?.iter().map(|n| ring(data, Some(n))).collect();
     };
     let path = agent.join(name).join("ring");
-    let file = File::open(&path).map_err(|e| Problem::file(&path, &e))?;
-    let problem = |e: &dyn std::fmt::Display| Problem::failed(format!("{}: {e}", path.display()));
-    let mut page = [0; PAGE as usize];
-    file.read_exact_at(&mut page, 0).map_err(|e| problem(&e))?;
-    let (fixed, _) = page.split_first_chunk::<FIXED_LEN>().ok_or_else(|| problem(&"too short"))?;
-    let header = RingHeader::decode(fixed).map_err(|e| problem(&e))?;
-    let words: Vec<u64> = page.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
-    let turn = words[word::TURN];
-    let at = word::TAILS[usize::from(turn % 2 == 1)];
-    let raw = <[u64; 6]>::try_from(&words[at..at + 6]).map_err(|e| problem(&e))?;
-    let tail = Tail::decode(raw, turn, &header.ring).map_err(|e| problem(&e))?;
+    let ring = RingFile::open(&path).map_err(|e| Problem::failed(format!("{}: {e}", path.display())))?;
+    let records: Vec<Value> = ring.records().iter().map(record_value).collect();
     Ok(json!({
         "volume": name,
-        "id": id(header.volume),
-        "ring": id(header.ring),
-        "slots": header.slots,
-        "pages": header.pages,
-        "clean": words[word::CLEAN] != 0,
-        "closed_since": (words[word::CLOSED] != 0).then(|| Time(words[word::CLOSED])),
-        "first_seq": tail.seq,
-        "freed_seq": tail.freed_seq,
-        "records": records(&file, &header, tail.seq),
+        "id": id(ring.header.volume),
+        "ring": id(ring.header.ring),
+        "slots": ring.header.slots,
+        "pages": ring.header.pages,
+        "clean": ring.clean,
+        "closed_since": (ring.closed != 0).then_some(Time(ring.closed)),
+        "first_seq": ring.tail.seq,
+        "freed_seq": ring.tail.freed_seq,
+        "records": records,
     }))
 }
 
-/// The records from the first one held up to the first slot that holds another seq.
-fn records(file: &File, header: &RingHeader, first: u64) -> Vec<Value> {
-    let mut out = Vec::new();
-    for seq in first..first.saturating_add(header.slots) {
-        let mut slot = [0; record::HEADER_LEN];
-        let at = PAGE + (seq % header.slots) * SLOT;
-        let found = file.read_exact_at(&mut slot, at).ok().and_then(|()| Record::decode(&slot).ok());
-        let Some(r) = found.filter(|r| r.seq == seq) else { break };
-        out.push(json!({
-            "seq": r.seq,
-            "kind": format!("{:?}", r.kind).to_lowercase(),
-            "sync": r.flags & record::FLAG_SYNC != 0,
-            "offset": r.offset,
-            "len": r.len,
-            "time": Time(r.time),
-            "done": r.place & !END_MASK == DONE,
-        }));
-    }
-    out
+fn record_value(r: &Record) -> Value {
+    json!({
+        "seq": r.seq,
+        "kind": format!("{:?}", r.kind).to_lowercase(),
+        "sync": r.flags & record::FLAG_SYNC != 0,
+        "offset": r.offset,
+        "len": r.len,
+        "time": Time(r.time),
+        "done": r.place & !END_MASK == DONE,
+    })
 }
 
 /// Names in the order in which people want to read them; others follow.

@@ -7,7 +7,7 @@
 //! | [`site`] | what the control socket can do, done by agent and appliance |
 //! | [`data`] | the data folder: lock and version |
 //! | [`show`], [`restore`], [`export`] | the user's commands |
-//! | [`check`], [`dump`] | verification of, and a look into, the files of a data folder |
+//! | [`check`], [`dump`], [`ring_file`] | verification of, and a look into, the files of a data folder |
 //! | [`demo`] | `afterimage demo` |
 //! | [`load`] | the load generator and its judgement |
 //! | [`nbd_client`] | an NBD client with requests in flight |
@@ -28,6 +28,7 @@ pub mod problem;
 pub mod progress;
 pub mod qcow2;
 pub mod restore;
+pub mod ring_file;
 pub mod screen;
 pub mod show;
 pub mod signals;

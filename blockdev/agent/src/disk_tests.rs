@@ -68,7 +68,7 @@ fn zeroes_are_zeroes_whatever_the_alignment() {
 fn extents_tell_holes_from_data() {
     let (_dir, path) = image(1 << 20);
     let disk = Disk::open(&path, CacheMode::Writeback).unwrap();
-    disk.write_at(256 << 10, &[1; 64 << 10], false).unwrap();
+    disk.write_at(256 << 10, &vec![1; 64 << 10], false).unwrap();
     let found = disk.extents(0, 1 << 20, 10).unwrap();
     let lens: Vec<_> = found.iter().map(|e| (e.len >> 10, e.hole)).collect();
     assert_eq!(lens, [(256, true), (64, false), (704, true)]);

@@ -14,6 +14,7 @@ use crate::stop::Stop;
 use nix::poll::{PollFd, PollFlags};
 use std::io::IoSlice;
 use std::os::fd::AsFd;
+use std::thread;
 use std::time::Instant;
 
 /// See the module.
@@ -31,6 +32,8 @@ pub(crate) struct Connection<'a> {
     ended: bool,
     /// The last receive left nothing in the socket.
     drained: bool,
+    /// The processor was offered to others since the last wait.
+    yielded: bool,
     receiving: Progress,
     sending: Progress,
     sent: u64,
@@ -97,6 +100,7 @@ impl<'a> Connection<'a> {
             blocked: Blocked::Input,
             ended: false,
             drained: false,
+            yielded: false,
             receiving: Progress::default(),
             sending: Progress::default(),
             sent: 0,
@@ -121,10 +125,21 @@ impl<'a> Connection<'a> {
                 Blocked::Input => !self.drained,
                 Blocked::Room => reaped || sent,
             };
-            if !go_on || self.is_closing() {
+            if self.is_closing() || !go_on && !self.yield_for_the_rest() {
                 self.wait()?;
             }
         }
+    }
+
+    /// When a request has arrived in part, lets others run once before going to sleep: libraries send header and
+    /// payload apart, and the rest mostly comes before a sleep and a wake-up are paid for.
+    fn yield_for_the_rest(&mut self) -> bool {
+        if self.yielded || self.blocked != Blocked::Input || self.input.is_empty() {
+            return false;
+        }
+        thread::yield_now();
+        (self.yielded, self.drained) = (true, false);
+        true
     }
 
     /// No more requests are wanted: the client has ended, the server stops, or the device goes away.
@@ -253,6 +268,7 @@ impl<'a> Connection<'a> {
 
     /// Waits for the socket, the device, the stop, or the time at which patience ends.
     fn wait(&mut self) -> Result<(), End> {
+        self.yielded = false;
         let (deadline, patience) = self.deadline(Instant::now());
         let mut events = PollFlags::empty();
         events.set(PollFlags::POLLIN, self.wants_input());

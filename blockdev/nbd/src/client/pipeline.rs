@@ -233,6 +233,12 @@ impl Receiver {
         }
     }
 
+    /// Whether (part of) another reply has been received already, so that [`Receiver::receive`] will hardly wait.
+    #[must_use]
+    pub fn has_buffered(&self) -> bool {
+        !self.stream.buffer().is_empty()
+    }
+
     /// An empty answer, with the memory of the last one.
     fn fresh(&mut self, sent: Sent) -> Answer {
         let mut answer = std::mem::take(&mut self.last);

@@ -79,6 +79,7 @@ fn extents_tell_holes_from_data() {
 fn round_trips(device: &Arc<dyn BlockDevice>) {
     let mut queue = Arc::clone(device).open_queue().unwrap();
     let size = usize::try_from(device.geometry().size).unwrap();
+    call(&mut *queue, Request::Trim { offset: 0, len: size as u64, fua: false }).unwrap();
     let mut model = vec![0u8; size];
     let mut dice = crate::kit::Dice::new(42);
     for round in 0..300u32 {
@@ -127,4 +128,15 @@ fn a_file_that_shrank_is_an_error_and_not_a_silent_end() {
     let mut queue = device.open_queue().unwrap();
     let read = Request::Read { offset: 8192, buf: AlignedBuf::zeroed(4096) };
     assert_eq!(call(&mut *queue, read).err(), Some(BlockError::Io(libc::EIO)));
+}
+
+#[test]
+#[ignore = "needs a small block device whose content may go, named by AGENT_TEST_DEVICE"]
+fn a_block_device_does_the_same() {
+    let path = PathBuf::from(std::env::var("AGENT_TEST_DEVICE").unwrap());
+    for cache in [CacheMode::Writeback, CacheMode::None] {
+        let device = PlainDisk::open(&path, cache).unwrap();
+        assert!(matches!(Disk::open(&path, cache), Err(DiskError::InUse(_))));
+        round_trips(&device);
+    }
 }

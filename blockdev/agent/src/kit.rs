@@ -261,7 +261,7 @@ impl Lab {
 
 /// Waits for a state, and fails when it does not come.
 pub(crate) fn wait(volume: &Volume, mut good: impl FnMut(&VolumeStatus) -> bool) -> VolumeStatus {
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(180);
     loop {
         let status = volume.status();
         if good(&status) {

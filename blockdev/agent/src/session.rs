@@ -121,6 +121,10 @@ pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) 
     };
     shared.connected.store(true, Ordering::Release);
     shared.p.bell.ring();
+    if at.is_some_and(|at| at >= shared.p.ring.next()) {
+        // Nothing is left that it could refuse; otherwise its first Ack is the proof.
+        shared.state().forgive();
+    }
     let result = thread::scope(|scope| {
         let started = thread::Builder::new().name("acks".into()).spawn_scoped(scope, || {
             if let Err(e) = read_all(shared, &mut *reader, &link) {
@@ -288,8 +292,7 @@ fn read_all(shared: &Shared, reader: &mut dyn Read, link: &Link) -> Result<(), S
                 link.credit.fetch_max(ack.credit, Ordering::AcqRel);
                 link.acked.fetch_max(ack.durable, Ordering::AcqRel);
                 if std::mem::take(&mut notes) {
-                    let mut state = shared.state();
-                    (state.refused, state.appliance_note) = (None, None);
+                    shared.state().forgive();
                 }
                 apply(shared, link);
             }

@@ -44,6 +44,13 @@ pub(crate) struct State {
     not_before: Instant,
 }
 
+impl State {
+    /// The appliance takes records again.
+    pub(crate) fn forgive(&mut self) {
+        (self.refused, self.appliance_note) = (None, None);
+    }
+}
+
 /// See the module.
 pub(crate) struct Shared {
     pub(crate) core: Arc<Core>,

@@ -99,3 +99,18 @@ fn a_prefix_up_to_a_gap_is_the_disk_as_it_was() {
     kept.log.truncate(gap);
     assert!(kept.image(16 << 20) == before);
 }
+
+#[test]
+fn a_disk_that_ends_within_a_block_is_copied_to_its_last_byte() {
+    let size = (1 << 20) + 777;
+    let mut lab = Lab::new(size);
+    lab.ring_bytes = 8 << 20;
+    fill(&lab, 1 << 20, 777, 5);
+    let (_agent, volume) = lab.open();
+    lab.settle(&volume);
+    let tail = |seed| Load { span: size, grain: 1, operations: 400, ..Load::small(seed) };
+    loads(&volume.device(), 2, |n| tail(n + 1));
+    volume.shared().p.close("the test closes it");
+    loads(&volume.device(), 2, |n| tail(n + 3));
+    lab.settle(&volume);
+}

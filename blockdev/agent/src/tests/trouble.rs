@@ -99,6 +99,11 @@ fn a_refusal_is_shown_and_passes() {
     lab.appliance.cut();
     let status = wait(&volume, |s| s.state == VolumeState::Error);
     assert!(status.reason.unwrap().contains("broken on purpose"));
+    lab.appliance.refuse.store(0, Ordering::SeqCst);
+    wait(&volume, |s| s.state == VolumeState::Live);
+    lab.appliance.refuse.store(1, Ordering::SeqCst);
+    lab.appliance.cut();
+    wait(&volume, |s| s.state == VolumeState::Error);
     assert!(load(&volume.device(), some(1)).iter().all(|d| d.ok));
     lab.appliance.refuse.store(0, Ordering::SeqCst);
     lab.settle(&volume);

@@ -200,10 +200,11 @@ impl Core {
                 self.out.push_body(buf);
             }
             (result, kind, buf) => {
-                match (kind, buf) {
-                    (Kind::Read { .. }, Some(buf)) => release(&mut self.pool, &mut self.bytes, buf),
-                    (Kind::Read { len }, None) => self.bytes -= pool::cost(len as usize),
-                    _ => {}
+                if let Kind::Read { len } = kind {
+                    self.bytes = self.bytes.saturating_sub(pool::cost(len as usize));
+                }
+                if let Some(buf) = buf {
+                    self.pool.give(buf);
                 }
                 self.answer(id, kind, result);
             }
@@ -267,3 +268,7 @@ fn release(pool: &mut Pool, bytes: &mut usize, buf: AlignedBuf) {
     *bytes = bytes.saturating_sub(buf.capacity());
     pool.give(buf);
 }
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

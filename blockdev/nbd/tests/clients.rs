@@ -1,5 +1,12 @@
 //! Programs that others wrote, against the example server. A missing one is a failure that names its package.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::large_stack_arrays,
+    reason = "in a test a panic is a failure, numbers are small and the stack is large"
+)]
+
 mod common;
 
 use common::Random;

@@ -1,5 +1,12 @@
 //! The handshake: every option, every refusal, and clients that do what they should not.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::large_stack_arrays,
+    reason = "in a test a panic is a failure, numbers are small and the stack is large"
+)]
+
 mod common;
 
 use afterimage_nbd::{Limits, Stop, serve_connection};

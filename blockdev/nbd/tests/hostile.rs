@@ -1,6 +1,13 @@
 //! Clients past the handshake that break off, stall, lie and do not listen. Each test ends with another client that
 //! is served as if nothing was.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::large_stack_arrays,
+    reason = "in a test a panic is a failure, numbers are small and the stack is large"
+)]
+
 mod common;
 
 use afterimage_nbd::{Limits, Mode};

@@ -1,5 +1,12 @@
 //! Starting, stopping, counting, limits on connections, sockets that come from elsewhere.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::large_stack_arrays,
+    reason = "in a test a panic is a failure, numbers are small and the stack is large"
+)]
+
 mod common;
 
 use afterimage_nbd::client::{self, Client, ClientError, Command, Options};

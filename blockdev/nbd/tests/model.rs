@@ -1,5 +1,12 @@
 //! Random requests through the client, many in flight and answered in any order, against a plain array.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::large_stack_arrays,
+    reason = "in a test a panic is a failure, numbers are small and the stack is large"
+)]
+
 mod common;
 
 use afterimage_nbd::Mode;

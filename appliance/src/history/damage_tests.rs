@@ -21,7 +21,7 @@ fn every_flipped_byte_of_a_layer_is_named_and_nothing_wrong_is_read() {
     let path = dir.path().join(metas[0].file_name());
     let good = fs::read(&path).unwrap();
     let mut refused = (0, 0);
-    for at in (0..good.len()).step_by(good.len() / 300) {
+    for at in (0..good.len()).step_by(good.len() / 120) {
         let mut bad = good.clone();
         bad[at] ^= 1 << (at % 8);
         fs::write(&path, &bad).unwrap();
@@ -35,7 +35,7 @@ fn every_flipped_byte_of_a_layer_is_named_and_nothing_wrong_is_read() {
         };
         let view = history.view(3000).unwrap();
         let mut hit = Vec::new();
-        for seq in 1..=3000 {
+        for seq in (1..=3000).step_by(11) {
             match view.lookup(seq * 3) {
                 Ok(found) => assert_eq!(found, place(seq), "byte {at}"),
                 Err(HistoryError::Damaged { layer, first_block, end_block, .. }) => {
@@ -46,12 +46,12 @@ fn every_flipped_byte_of_a_layer_is_named_and_nothing_wrong_is_read() {
                 Err(e) => panic!("byte {at}: {e}"),
             }
         }
-        let times = (1..=3000).filter(|t| history.record_at_time(*t).is_err()).count();
+        let times = (1..=3000).step_by(101).filter(|t| history.record_at_time(*t).is_err()).count();
         assert!(!hit.is_empty() || times > 0, "byte {at} was changed and nobody noticed");
-        assert!(hit.len() < 1000, "one page of several is hit");
+        assert!(hit.len() < 100, "one page of several is hit");
         refused.1 += 1;
     }
-    assert!(refused.0 > 3 && refused.1 > 100, "{refused:?}: both kinds were seen");
+    assert!(refused.0 > 3 && refused.1 > 50, "{refused:?}: both kinds were seen");
 }
 
 #[test]

@@ -1,0 +1,20 @@
+//! A volume as it was at a seq, as a block device.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`point`] | the device, read-only |
+//! | [`scratch`] | the same with an overlay that takes writes and is gone when the device is |
+//! | `open` | opening them, and what changed between two seqs, by the volume's name |
+
+mod open;
+pub mod point;
+pub mod scratch;
+
+pub use point::PointDevice;
+pub use scratch::ScratchDevice;
+
+/// Whole grid blocks of a device of `size` bytes; the last one may reach past its end.
+#[must_use]
+pub const fn blocks_of(size: u64) -> u64 {
+    size.div_ceil(afterimage_format::BLOCK_SIZE as u64)
+}

@@ -1,0 +1,70 @@
+//! Opening a volume at a seq, by name.
+
+use super::{PointDevice, ScratchDevice, blocks_of};
+use crate::appliance::{Appliance, ApplianceError};
+use crate::history::{HistoryError, View, diff};
+use crate::ingest::volume::Volume;
+use afterimage_base::block::BlockDevice;
+use afterimage_base::simple::Simple;
+use afterimage_format::BLOCK_SHIFT;
+use std::sync::Arc;
+
+/// A changed range in bytes: offset and length.
+type Changed = (u64, u64);
+
+impl Appliance {
+    fn view_of(&self, volume: &str, seq: u64) -> Result<(Arc<Volume>, Arc<View>), ApplianceError> {
+        // The check comes first and the view right behind it: what a merge drops in between is gone from both.
+        self.check_seq(volume, seq)?;
+        let volume = self.volume(volume)?;
+        let view = volume.history.view(seq).map_err(|e| of_volume(&volume, e))?;
+        self.check_seq(&volume.name, seq)?;
+        Ok((volume, view))
+    }
+
+    fn point_device(&self, volume: &str, seq: u64) -> Result<PointDevice, ApplianceError> {
+        let (volume, view) = self.view_of(volume, seq)?;
+        let source = Arc::clone(&self.shared.store);
+        Ok(PointDevice::new(&volume.name, view, source, volume.size))
+    }
+
+    /// The volume as it was at `seq`, read-only. What it shows stays in the store while it is open (I10).
+    ///
+    /// # Errors
+    /// [`ApplianceError::When`] if the seq cannot be chosen, with what can; or a layer is damaged.
+    pub fn open_at(&self, volume: &str, seq: u64) -> Result<Arc<dyn BlockDevice>, ApplianceError> {
+        Ok(Arc::new(Simple(Arc::new(self.point_device(volume, seq)?))))
+    }
+
+    /// The same with an overlay that takes writes and is gone when the device is dropped.
+    ///
+    /// # Errors
+    /// As [`Appliance::open_at`], or the overlay cannot be made.
+    pub fn open_scratch(&self, volume: &str, seq: u64) -> Result<Arc<dyn BlockDevice>, ApplianceError> {
+        let base = self.point_device(volume, seq)?;
+        let made = ScratchDevice::new(base, self.shared.vault.dir());
+        let device = made.map_err(|e| ApplianceError::System("a file for what is written to the export", e))?;
+        Ok(Arc::new(Simple(Arc::new(device))))
+    }
+
+    /// Ranges of the volume in bytes (offset, length) that differ between two seqs, in order.
+    ///
+    /// # Errors
+    /// As [`Appliance::open_at`].
+    pub fn diff(&self, volume: &str, from: u64, to: u64) -> Result<Vec<Changed>, ApplianceError> {
+        let (_, a) = self.view_of(volume, from)?;
+        let (volume, b) = self.view_of(volume, to)?;
+        let mut out = Vec::new();
+        let collected = diff::changed(&a, &b, blocks_of(volume.size), |start, end| {
+            let (start, end) = (start << BLOCK_SHIFT, (end << BLOCK_SHIFT).min(volume.size));
+            out.push((start, end - start));
+            true
+        });
+        collected.map_err(|e| of_volume(&volume, e))?;
+        Ok(out)
+    }
+}
+
+fn of_volume(volume: &Volume, e: HistoryError) -> ApplianceError {
+    ApplianceError::History(volume.name.clone(), Box::new(e))
+}

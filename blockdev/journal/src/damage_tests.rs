@@ -1,5 +1,7 @@
 //! Rings that were damaged, cut, moved to another volume or another boot: each refused by name, or not harmed.
 
+#![expect(clippy::cast_possible_truncation, reason = "numbers of a test are small")]
+
 use super::tests::{NOW, VOLUME, check, write};
 use super::*;
 use afterimage_format::ring::DONE;

@@ -9,6 +9,8 @@
 //! Inside: `live` is the concurrent core (checked by a model in the tests), `head` its arithmetic, `survey` and
 //! `recovery` find out what a ring holds, `file` and `map` are files and memory.
 
+#![cfg_attr(test, expect(clippy::duplicate_mod, reason = "the model compiles the core a second time"))]
+
 pub mod dirty;
 pub mod error;
 mod file;

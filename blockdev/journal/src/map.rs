@@ -40,9 +40,11 @@ impl Map {
     /// The 8-byte word number `index` of the file.
     pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.data_at / 8);
-        // SAFETY: inside the mapping, aligned (a mapping begins at a page), and never reached but as an atomic,
-        // because data pages begin behind it.
-        unsafe { AtomicU64::from_ptr(self.raw.as_mut_ptr().cast::<u64>().add(index)) }
+        // SAFETY: inside the mapping, checked above.
+        let word = unsafe { self.raw.as_mut_ptr().cast::<u64>().add(index) };
+        // SAFETY: aligned (a mapping begins at a page), lives as long as the map, and is never reached but as an
+        // atomic, because data pages begin behind it.
+        unsafe { AtomicU64::from_ptr(word) }
     }
 
     /// A word of the header page.
@@ -55,8 +57,10 @@ impl Map {
     pub(crate) fn slot(&self, index: u64) -> &[AtomicU64; 8] {
         let at = PAGE + index as usize * SLOT;
         assert!(at + SLOT <= self.data_at);
+        // SAFETY: inside the mapping, checked above.
+        let slot = unsafe { self.raw.as_mut_ptr().add(at) }.cast::<[AtomicU64; 8]>();
         // SAFETY: as in `word`; an array of atomics is laid out as its elements.
-        unsafe { &*self.raw.as_mut_ptr().add(at).cast::<[AtomicU64; 8]>() }
+        unsafe { &*slot }
     }
 
     /// Address of `len` bytes from data page `page` on.

@@ -5,6 +5,8 @@
 //! Shuttle explores interleavings of sequentially consistent steps. That the orderings are strong enough on weaker
 //! machines is argued beside each one, not checked here.
 
+#![expect(clippy::cast_possible_truncation, reason = "numbers of a test are small")]
+
 use crate::error::ReserveError;
 use crate::head::{Point, Shape};
 use afterimage_format::record::{Kind, Record};

@@ -272,7 +272,7 @@ impl Ring {
     #[must_use]
     pub fn payload_ptr(&self, seq: u64) -> Option<(*const u8, usize)> {
         let found = self.record(seq).ok()??;
-        (!found.payload.is_empty()).then(|| (found.payload.as_ptr(), found.payload.len()))
+        (!found.payload.is_empty()).then_some((found.payload.as_ptr(), found.payload.len()))
     }
 
     /// The real disk has `seq`. Markers, voids and records with the SYNC flag (their data came from the disk)

@@ -1,3 +1,5 @@
+#![expect(clippy::cast_possible_truncation, reason = "numbers of a test are small")]
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::VecDeque;

@@ -67,16 +67,16 @@ impl Tools {
         Ok(Tools { mke2fs: find("mke2fs")?, debugfs: find("debugfs")?, e2fsck: find("e2fsck")? })
     }
 
-    fn call(program: &Path, args: &[&str], image: &Path) -> Result<String, Problem> {
+    fn call(program: &Path, args: &[&str], image: &Path) -> Result<Vec<u8>, Problem> {
         let out = Command::new(program).args(args).arg(image).stdin(Stdio::null()).output()?;
         if out.status.success() {
-            return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
+            return Ok(out.stdout);
         }
         let (said, erred) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         Err(Problem::failed(format!("{} {}: {}\n{said}{erred}", program.display(), args.join(" "), out.status)))
     }
 
-    fn cat(&self, image: &Path, file: &str) -> Result<String, Problem> {
+    fn cat(&self, image: &Path, file: &str) -> Result<Vec<u8>, Problem> {
         Self::call(&self.debugfs, &["-R", &format!("cat {file}")], image)
     }
 }
@@ -205,14 +205,14 @@ impl<'a> Demo<'a> {
         }
         let (first, last) = self.change(&commands)?;
         let now = self.tools.cat(&self.folder.join("disk.raw"), "report.txt")?;
-        if now.contains("Quarterly") {
+        if now.starts_with(b"Quarterly") {
             return Err(Problem::failed("the attack did not reach the disk"));
         }
         put(&format!(
-            "   {} writes, @{} to @{last}. On the disk, report.txt begins with {:?}\n",
+            "   {} writes, @{} to @{last}. On the disk, report.txt now begins with the bytes {}\n",
             last - first,
             first + 1,
-            now.chars().take(12).collect::<String>()
+            &garbage_start(&now)
         ))?;
 
         self.show_status(last)?;
@@ -222,13 +222,13 @@ impl<'a> Demo<'a> {
         let restored = self.restore(good, "restored.raw")?;
         let checked = Tools::call(&self.tools.e2fsck, &["-f", "-n"], &restored)?;
         let text = self.tools.cat(&restored, "report.txt")?;
-        if text != report(VERSIONS) || std::fs::read(&restored)? != as_it_was {
+        if text != report(VERSIONS).as_bytes() || std::fs::read(&restored)? != as_it_was {
             return Err(Problem::failed("the restored disk is not the disk as it was"));
         }
         put(&format!(
             "   e2fsck: {}\n   report.txt is back: {:?}\n   and every byte of the disk is as it was.\n",
-            checked.lines().last().unwrap_or_default().trim(),
-            text.lines().next().unwrap_or_default()
+            last_word(&checked, &restored),
+            String::from_utf8_lossy(&text).lines().next().unwrap_or_default()
         ))?;
         self.middle(first, last, as_it_was)?;
         self.end()
@@ -282,6 +282,18 @@ impl<'a> Demo<'a> {
         }
         put("\nDone. To protect a disk of yours: afterimage up NAME=PATH\n")
     }
+}
+
+/// e2fsck's verdict without the path in front of it.
+fn last_word(said: &[u8], image: &Path) -> String {
+    let text = String::from_utf8_lossy(said);
+    let line = text.lines().last().unwrap_or_default();
+    line.trim_start_matches(&*image.to_string_lossy()).trim_start_matches(':').trim().to_owned()
+}
+
+/// The first bytes of a file that is no text any more.
+fn garbage_start(bytes: &[u8]) -> String {
+    bytes.iter().take(6).map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
 }
 
 /// Bytes that do not compress.

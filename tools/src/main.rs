@@ -29,7 +29,9 @@ fn run(command: Command) -> Result<(), Problem> {
         }
         Command::Restore(a) => {
             let options = restore::Options { volume: a.volume, at: a.at, to: a.to, format: a.format, yes: a.yes };
-            restore::restore(&folder(a.data)?, &options)
+            // Not on standard output: the image may go there.
+            eprintln!("{}", restore::restore(&folder(a.data)?, &options)?);
+            Ok(())
         }
         Command::Diff(a) => show::diff(&folder(a.data)?, &a.volume, &a.from, &a.to, a.json),
         Command::Wait(a) => show::wait(&folder(a.data)?, &a.volume, a.goal, a.timeout),

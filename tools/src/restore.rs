@@ -51,11 +51,11 @@ pub struct Options {
     pub yes: bool,
 }
 
-/// Restores, and says on standard error what was done.
+/// Restores, and returns what was done in words.
 ///
 /// # Errors
 /// If the moment cannot be opened, the target not be written, or is something that must not be overwritten.
-pub fn restore(data: &Path, options: &Options) -> Result<(), Problem> {
+pub fn restore(data: &Path, options: &Options) -> Result<String, Problem> {
     let mut control = ControlClient::connect(data)?;
     let protected: Vec<PathBuf> = control.status()?.volumes.into_iter().map(|v| v.path.into()).collect();
     let to_stdout = options.to.as_os_str() == "-";
@@ -70,14 +70,13 @@ pub fn restore(data: &Path, options: &Options) -> Result<(), Problem> {
         if to_stdout { to_pipe(&mut nbd, &ranges, options.format)? } else { to_path(&mut nbd, &ranges, options)? };
     nbd.disconnect();
     let place = if to_stdout { "standard output".to_owned() } else { options.to.display().to_string() };
-    report(&position, bytes, &place, started);
-    Ok(())
+    Ok(report(&position, bytes, &place, started))
 }
 
-fn report(position: &Position, bytes: u64, place: &str, started: Instant) {
+fn report(position: &Position, bytes: u64, place: &str, started: Instant) -> String {
     let at = position.time.map_or_else(String::new, |t| format!(" ({})", t.short()));
     let elapsed = started.elapsed();
-    eprintln!(
+    format!(
         "restored {} as it was after write @{}{at} to {place}: {} of data in a disk of {}, {:.1} s, {}/s",
         position.volume,
         position.seq,
@@ -85,7 +84,7 @@ fn report(position: &Position, bytes: u64, place: &str, started: Instant) {
         format_size(position.size),
         elapsed.as_secs_f64(),
         format_size(rate(bytes, elapsed))
-    );
+    )
 }
 
 fn is_same_disk(a: &Metadata, b: &Metadata) -> bool {

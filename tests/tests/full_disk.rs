@@ -6,6 +6,7 @@ use afterimage_tests::data;
 use afterimage_tests::lab::DISK;
 use afterimage_tests::process::Process;
 use afterimage_tests::tool::tool;
+use serde_json::Value;
 use std::path::Path;
 
 const MIB: u64 = 1 << 20;
@@ -51,7 +52,8 @@ fn a_full_store_costs_the_guest_nothing_and_heals() {
     std::fs::write(&source, data::Chance::seeded().bytes(200 << 20)).unwrap();
     inside(&format!("head -c 400m /dev/zero >{}", small.join("ballast").display()));
     tool("nbdcopy").arg("--flush").arg(&source).arg(daemon.uri(DISK)).run();
-    let volume = daemon.wait_volume(DISK, "behind", |v| v["state"] != "live" && !v["reason"].is_null());
+    let full = |v: &Value| v["state"] != "live" && v["reason"].as_str().is_some_and(|r| r.contains("no room"));
+    let volume = daemon.wait_volume(DISK, "behind because there is no room", full);
     println!("{volume:#}");
     assert_ne!(volume["state"], "error", "a full disk is not final: {volume:#}");
     tool("qemu-io").args(["-f", "raw", "-c", "write -P 5 4k 8k", "-c", "flush", &daemon.uri(DISK)]).run();

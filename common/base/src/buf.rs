@@ -38,8 +38,10 @@ impl AlignedBuf {
         let ptr = NonNull::new(ptr).unwrap_or_else(|| handle_alloc_error(layout));
         // SAFETY: `capacity >= bytes.len()` bytes were just allocated and overlap nothing.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), ptr.as_ptr(), bytes.len()) };
-        // SAFETY: the tail lies inside the allocation; zeroing it makes all of it initialised.
-        unsafe { std::ptr::write_bytes(ptr.as_ptr().add(bytes.len()), 0, capacity - bytes.len()) };
+        // SAFETY: bytes.len() <= capacity, so this is inside the allocation or one past its end.
+        let tail = unsafe { ptr.as_ptr().add(bytes.len()) };
+        // SAFETY: the rest of the allocation begins there; zeroing it makes all of it initialised.
+        unsafe { std::ptr::write_bytes(tail, 0, capacity - bytes.len()) };
         Self { ptr, len: bytes.len(), capacity }
     }
 

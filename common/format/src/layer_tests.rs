@@ -68,7 +68,10 @@ fn a_footer_that_lies_is_refused() {
 }
 
 /// Columns of (gap, count, versions of (seq step, place word or zero)).
-fn columns() -> impl Strategy<Value = Vec<(u64, u64, Vec<(u64, Option<u64>)>)>> {
+/// Block, count, and for each version its seq step and place, if it has one.
+type Column = (u64, u64, Vec<(u64, Option<u64>)>);
+
+fn columns() -> impl Strategy<Value = Vec<Column>> {
     let version = (1u64..1000, proptest::option::of(1u64 << 32..=u64::MAX));
     let column = (0u64..50, 1u64..40, proptest::collection::vec(version, 1..6));
     proptest::collection::vec(column, 1..30)

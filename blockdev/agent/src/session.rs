@@ -226,6 +226,10 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
             }
             continue;
         };
+        if ring.first() > next {
+            // It was durable once, and then not any more: the next hello finds out what that means.
+            return Err(SessionError::Protocol("it wants records again that it had acknowledged"));
+        }
         if !ring.wait_published(next, TICK) {
             continue;
         }

@@ -9,7 +9,7 @@ use crate::kit::{Lab, Load, load, loads, wait};
 use afterimage_base::block::Request;
 use afterimage_base::simple::call;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -145,7 +145,13 @@ fn i6_writes_that_do_not_pass_the_gate_get_in_while_it_is_held() {
             let hold = shared.p.gate.close();
             let next = shared.p.ring.next();
             let busy = scope.spawn(|| load(&volume.device(), Load { operations: 50, ..Load::small(1) }));
-            thread::sleep(Duration::from_millis(50));
+            if broken {
+                while !busy.is_finished() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            } else {
+                thread::sleep(Duration::from_millis(50));
+            }
             assert_eq!(shared.p.ring.next() != next, broken);
             drop(hold);
             busy.join().unwrap();
@@ -164,4 +170,24 @@ fn a_fork_that_is_ignored_is_refused_by_the_appliance() {
     lab.appliance.cut();
     load(&volume.device(), Load::small(2));
     wait(&volume, |_| lab.appliance.complaint.lock().unwrap().is_some());
+}
+
+/// The first copy of the region fails between look and publication; its mark must still be there for the next.
+#[test]
+fn i3_a_mark_taken_away_before_the_record_is_there_is_lost() {
+    for broken in [false, true] {
+        let lab = Lab::new(64 << 10);
+        std::fs::write(lab.disk(), vec![6; 64 << 10]).unwrap();
+        lab.appliance.away.store(true, Ordering::SeqCst);
+        let (_agent, volume) = lab.open();
+        if broken {
+            volume.shared().p.breaks.set(Break::ClearEarly);
+        }
+        let reads = AtomicU64::new(0);
+        let second = move |op, _, _| (op == Op::Read && reads.fetch_add(1, Ordering::SeqCst) == 1).then_some(libc::EIO);
+        volume.shared().core.disk.faults.set(Some(Box::new(second)));
+        lab.appliance.away.store(false, Ordering::SeqCst);
+        wait(&volume, |s| s.state == VolumeState::Live && s.seq_durable == s.seq_acked);
+        assert_eq!(lab.difference().is_some(), broken);
+    }
 }

@@ -248,6 +248,8 @@ impl Before for Stages<'_> {
             }
         }
         let mut places = Vec::new();
+        // Keeps collection from removing the block between the look-up and the read.
+        let _flight = self.shared.flights.start();
         self.volume.history.newest(block, 1, &mut places)?;
         let place = places.first().map_or(Place::ZERO, |p| p.1);
         self.shared.store.read_blocks(&[place], out)?;
@@ -431,9 +433,8 @@ fn write(stages: &Stages<'_>, ring: [u8; 16], batches: Receiver<Planned>, done: 
         Err(e) => return stages.fail(e),
     };
     let mut connected = true;
-    for planned in batches {
-        let plan = Arc::clone(&planned.plan);
-        if let Err(e) = writer.write(planned) {
+    for Planned { plan, ticket, flight } in batches {
+        if let Err(e) = writer.write(&plan, &ticket) {
             return stages.fail(e);
         }
         lock(&stages.under_way).pop_front();
@@ -441,7 +442,10 @@ fn write(stages: &Stages<'_>, ring: [u8; 16], batches: Receiver<Planned>, done: 
         let credit = durable_bytes + stages.shared.credit_now();
         let credit = stages.granted.fetch_max(credit, Ordering::AcqRel).max(credit);
         let durable = plan.batch.records.last().map_or(0, |r| r.record.seq);
+        // First the dedupe stage is told to forget the batch, and then collection may go on: a batch that
+        // comes later finds the new blocks of this one in the index only, or not at all.
         drop(done.try_send(plan));
+        drop(flight);
         // Received is received: what an agent that went away had sent is still written.
         if connected && let Err(e) = send(stages.out, MessageType::Ack, &Ack { durable, credit }.encode()) {
             connected = false;

@@ -62,10 +62,8 @@ impl<'a> BatchWriter<'a> {
     ///
     /// # Errors
     /// [`SessionError::Full`] or [`SessionError::Failed`].
-    pub fn write(&mut self, planned: Planned) -> Result<(), SessionError> {
-        let Planned { plan, ticket, flight } = planned;
-        let result = if ticket.wait() { self.try_write(&plan) } else { Err(StoreError::Worker.into()) };
-        drop(flight);
+    pub fn write(&mut self, plan: &Plan, ticket: &Ticket) -> Result<(), SessionError> {
+        let result = if ticket.wait() { self.try_write(plan) } else { Err(StoreError::Worker.into()) };
         if let Err(e) = &result {
             self.volume.fail_stream(self.shared, e);
         }

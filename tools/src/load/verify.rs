@@ -104,11 +104,12 @@ impl Judge {
         }
     }
 
-    /// The image at a seq, after `count` requests if that is known. Returns how many it shows, if that is known now.
-    fn at(&mut self, count: Option<usize>, image: &[u8]) -> Result<Option<usize>, String> {
+    /// The image at a seq, after `count` requests if that is known. Returns how many it shows at least and at most, if
+    /// that is known now.
+    fn at(&mut self, count: Option<usize>, image: &[u8]) -> Result<Option<(usize, usize)>, String> {
         match (self, count) {
-            (Judge::Exact(exact), Some(count)) => exact.check_at(count, image).map(|()| Some(count)),
-            (Judge::Exact(exact), None) => exact.find(image).map(Some),
+            (Judge::Exact(exact), Some(count)) => exact.check_at(count, image).map(|()| Some((count, count))),
+            (Judge::Exact(exact), None) => exact.find(image).map(|least| Some((least, exact.unchanged_until()))),
             (Judge::Order(order), _) => order.check(image, false).map(|()| None),
         }
     }
@@ -148,7 +149,7 @@ fn history(
             usize::try_from(records).ok()
         });
         let shows = judge.at(count, &image).map_err(|e| Problem::failed(format!("{volume} at @{seq}: {e}")))?;
-        if let (Some((seq_before, count_before)), Some(count)) = (before, shows)
+        if let (Some((seq_before, count_before)), Some((count, _))) = (before, shows)
             && count.saturating_sub(count_before) as u64 > seq - seq_before
         {
             return Err(Problem::failed(format!(
@@ -156,7 +157,7 @@ fn history(
                 count - count_before
             )));
         }
-        before = shows.map(|count| (seq, count));
+        before = shows.map(|(_, most)| (seq, most));
         report.images += 1;
         report.counted += u64::from(count.is_some());
     }

@@ -136,7 +136,7 @@ impl Lab {
     /// A user's command on this data folder.
     pub fn cli(&self, args: &[&str]) -> Command {
         let mut c = ours();
-        c.args(args).arg("--data").arg(self.data());
+        c.args(args).env("AFTERIMAGE_DATA", self.data());
         c
     }
 
@@ -162,9 +162,13 @@ impl Lab {
         format!("nbd+unix:///{name}?socket={}", self.data().join("nbd.sock").display())
     }
 
+    /// Commands that only read open the disk read-only, so that this works on exports, too.
     pub fn qemu_io(&self, uri: &str, commands: &[&str]) -> String {
         let mut c = command("qemu-io");
         c.args(["-f", "raw"]);
+        if commands.iter().all(|text| text.starts_with("read")) {
+            c.arg("-r");
+        }
         for text in commands {
             c.args(["-c", text]);
         }

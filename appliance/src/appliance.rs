@@ -1,5 +1,6 @@
 //! The appliance as its users see it.
 
+use crate::collect::{CollectError, CollectReport, Collector, Round, Step};
 use crate::history::timeline::{Choices, Gap, Window, Wish, WishError};
 use crate::history::{HistoryConfig, HistoryError, LayerKeys, PageCache, VolumeHistory};
 use crate::ingest::listen::Listener;
@@ -12,7 +13,8 @@ use crate::reduce::index::DedupeIndex;
 use crate::reduce::pool::Pool;
 use crate::store::{IoHook, Store, StoreError, file_name};
 use crate::vault::{Vault, VaultError};
-use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, VolumeMeta};
+use afterimage_base::clock::{Clock, SystemClock};
+use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta};
 use afterimage_format::wire::Hello;
 use crossbeam::channel::bounded;
 use std::collections::BTreeSet;
@@ -53,6 +55,8 @@ pub struct ApplianceConfig {
     pub credit: u64,
     /// Versions that are kept in memory, per volume, before they are written to a layer; also bounds the replay after a crash.
     pub memory_runs: usize,
+    /// How often retention and collection have a turn.
+    pub collect_every: Duration,
     /// Asked before each operation on segments, for tests.
     pub io_hook: Option<IoHook>,
 }
@@ -74,6 +78,7 @@ impl ApplianceConfig {
             segment_size: 60 << 20,
             credit: 24 << 20,
             memory_runs: 256 << 10,
+            collect_every: Duration::from_secs(30),
             io_hook: None,
         }
     }
@@ -159,6 +164,8 @@ pub(crate) struct Registry {
     pub(crate) volumes: Mutex<Vec<Arc<Volume>>>,
     shared: Arc<Shared>,
     history: HistoryConfig,
+    collector: Mutex<Collector>,
+    window: Duration,
 }
 
 impl Registry {
@@ -268,7 +275,13 @@ impl Appliance {
         let mut history =
             HistoryConfig::new(PageCache::new(config.layer_cache_bytes), Arc::new(Keys(vault.key().clone())));
         history.memory_runs = config.memory_runs;
-        let registry = Arc::new(Registry { volumes: Mutex::default(), shared: Arc::clone(&shared), history });
+        let registry = Arc::new(Registry {
+            volumes: Mutex::default(),
+            shared: Arc::clone(&shared),
+            history,
+            collector: Mutex::default(),
+            window: config.window,
+        });
         let metas = vault.read(|m| m.volumes.clone());
         for meta in &metas {
             let volume = registry.open(meta)?;
@@ -288,20 +301,20 @@ impl Appliance {
             sealer: Some(seal.map_err(system("a thread"))?),
             started,
         };
-        appliance.start_threads().map_err(system("a thread"))?;
+        appliance.start_threads(config.collect_every).map_err(system("a thread"))?;
         let volumes: Arc<dyn Volumes> = Arc::clone(&appliance.registry) as _;
         let listener = Listener::start(&config.listen, Arc::clone(&appliance.shared), volumes);
         appliance.listener = Some(listener.map_err(|e| ApplianceError::Listen(config.listen.clone(), e))?);
         Ok(appliance)
     }
 
-    fn start_threads(&mut self) -> std::io::Result<()> {
+    fn start_threads(&mut self, every: Duration) -> std::io::Result<()> {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let rebuild = std::thread::Builder::new().name("index".into()).spawn(move || rebuild_index(&shared, &stop))?;
         self.threads.push(rebuild);
         let (registry, stop) = (Arc::clone(&self.registry), Arc::clone(&self.stop));
         let maintain =
-            std::thread::Builder::new().name("maintenance".into()).spawn(move || maintain(&registry, &stop))?;
+            std::thread::Builder::new().name("maintenance".into()).spawn(move || maintain(&registry, &stop, every))?;
         self.threads.push(maintain);
         Ok(())
     }
@@ -321,22 +334,29 @@ impl Appliance {
         self.registry.all().iter().map(|v| self.info(v)).collect()
     }
 
+    /// Bytes of a segment: the manifest knows those of one that has ended.
+    fn segment_bytes(&self, meta: &SegmentMeta) -> u64 {
+        if meta.state != SegmentState::Open {
+            return meta.length;
+        }
+        std::fs::metadata(self.shared.vault.segments_dir().join(file_name(meta.number))).map_or(0, |f| f.len())
+    }
+
     fn info(&self, volume: &Volume) -> VolumeInfo {
         let progress = volume.progress();
         let (segments, stored, first_seq, first_time) = self.shared.vault.read(|m| {
             let own = m.segments.iter().filter(|s| s.volume == volume.id);
-            let (n, bytes) = own.fold((0, 0), |(n, b), s| (n + 1, b + s.length));
+            let (n, bytes) = own.fold((0, 0), |(n, b), s| (n + 1, b + self.segment_bytes(s)));
             let meta = m.volume(&volume.id);
             (n, bytes, meta.map_or(0, |v| v.first_seq), meta.map_or(0, |v| v.first_time))
         });
-        let open = volume.writer().as_ref().map_or(0, |w| w.committed());
         VolumeInfo {
             name: volume.name.clone(),
             id: volume.id,
             size: volume.size,
             durable_seq: progress.seq,
             durable_time: progress.time,
-            stored_bytes: stored + open,
+            stored_bytes: stored,
             logical_bytes: progress.logical,
             points: progress.points.len(),
             first_seq,
@@ -371,7 +391,9 @@ impl Appliance {
         let v = self.volume(volume)?;
         let (progress, info) = (v.progress(), self.info(&v));
         let gaps: Vec<Gap> = progress.gaps.iter().map(Gap::from).collect();
-        let kept: Vec<u64> = progress.points.iter().map(|p| p.seq).collect();
+        // Automatic points go with the window, also those that the next round of retention has yet to drop.
+        let kept = progress.points.iter().filter(|p| !p.auto || p.seq >= info.first_seq);
+        let kept: Vec<u64> = kept.map(|p| p.seq).collect();
         let window = Window {
             first_seq: info.first_seq,
             first_time: info.first_time,
@@ -400,6 +422,15 @@ impl Appliance {
     /// As [`Appliance::choose`].
     pub fn check_seq(&self, volume: &str, seq: u64) -> Result<(), ApplianceError> {
         self.choose(volume, Wish::Seq(seq)).map(drop)
+    }
+
+    /// Applies the retention window as of `now` (nanoseconds since 1970) and gives back the room of what it lets go. Also done
+    /// by itself every [`ApplianceConfig::collect_every`].
+    ///
+    /// # Errors
+    /// [`CollectError`]; everything done before it holds.
+    pub fn collect(&self, now: u64) -> Result<CollectReport, CollectError> {
+        self.registry.collect(now, &self.stop, &|_| true)
     }
 
     /// Ends all sessions, seals the open segments, writes the layers, and closes the vault.
@@ -438,8 +469,25 @@ impl Drop for Appliance {
     }
 }
 
-/// Flushes and merges until `stop` is set.
-fn maintain(registry: &Registry, stop: &AtomicBool) {
+impl Registry {
+    /// A round of retention and collection; see [`crate::collect`].
+    pub(crate) fn collect(
+        &self,
+        now: u64,
+        stop: &AtomicBool,
+        hook: &dyn Fn(Step) -> bool,
+    ) -> Result<CollectReport, CollectError> {
+        let mut collector = self.collector.lock().unwrap_or_else(PoisonError::into_inner);
+        let volumes = self.all();
+        let window = u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX);
+        collector.round(&Round { shared: &self.shared, volumes: &volumes, stop, hook }, now, window)
+    }
+}
+
+/// Flushes, merges and collects until `stop` is set.
+fn maintain(registry: &Registry, stop: &AtomicBool, every: Duration) {
+    let clock = SystemClock::new();
+    let mut waited = Duration::ZERO;
     while !stop.load(Ordering::Acquire) {
         for volume in registry.all() {
             if volume.history.wants_flush()
@@ -448,6 +496,15 @@ fn maintain(registry: &Registry, stop: &AtomicBool) {
                 tracing::warn!("volume {}: layers cannot be written now: {e}", volume.name);
             }
         }
+        if waited >= every {
+            waited = Duration::ZERO;
+            match registry.collect(clock.wall(), stop, &|_| true) {
+                Ok(report) if report != CollectReport::default() => tracing::info!(?report, "collection"),
+                Ok(_) | Err(CollectError::Stopped) => {}
+                Err(e) => tracing::warn!("collection ended early and tries again in {every:?}: {e}"),
+            }
+        }
         std::thread::park_timeout(MAINTENANCE);
+        waited += MAINTENANCE;
     }
 }

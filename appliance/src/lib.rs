@@ -10,9 +10,11 @@
 //! | [`ingest`] | sessions of agents |
 //! | [`history`] | versions, layers, points, retention |
 //! | [`export`] | a volume at a seq as a block device |
+//! | [`collect`] | retention, and giving room back |
 //! | [`check`] | offline verification and dump |
 
 pub mod check;
+pub mod collect;
 pub mod export;
 pub mod history;
 pub mod ingest;

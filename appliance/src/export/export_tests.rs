@@ -130,6 +130,7 @@ fn an_empty_disk_of_any_size_is_described_at_once() {
     let far = Run { block: (size >> BLOCK_SHIFT) - 1, count: 1, seq: 1, place: Place::new(1, 0, 4096, 0).unwrap() };
     history.append(&[(1, 1)], &[far]).unwrap();
     let device = PointDevice::new("d", history.view(1).unwrap(), Arc::new(Blocks), size);
-    let (hole, data) = (Extent { len: size - 4096, zero: true, hole: true }, Extent { len: 4096, zero: false, hole: false });
+    let (hole, data) =
+        (Extent { len: size - 4096, zero: true, hole: true }, Extent { len: 4096, zero: false, hole: false });
     assert_eq!(device.block_status(0, size, 10).unwrap(), [hole, data]);
 }

@@ -86,13 +86,7 @@ impl PointDevice {
         Ok(())
     }
 
-    fn read_part(
-        &self,
-        block: u64,
-        from: usize,
-        out: &mut [u8],
-        buffers: &mut Buffers,
-    ) -> Result<(), BlockError> {
+    fn read_part(&self, block: u64, from: usize, out: &mut [u8], buffers: &mut Buffers) -> Result<(), BlockError> {
         let mut whole = std::mem::take(&mut buffers.block);
         whole.resize(BLOCK_SIZE, 0);
         let read = self.read_blocks(block, &mut whole, buffers);

@@ -5,6 +5,7 @@ use super::HistoryError;
 use super::layer::{Layer, newest_in};
 use afterimage_format::layer::page::{Column, Walker};
 use afterimage_format::place::Place;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// A position in the token pages.
@@ -110,6 +111,28 @@ impl<'a> ColumnCursor<'a> {
         let Some(column) = self.at.column(self.layer, false)? else { return Ok(false) };
         (self.column, self.from) = (column, column.block);
         Ok(true)
+    }
+}
+
+impl Layer {
+    /// Adds the places that tokens name in these segments to `out`.
+    ///
+    /// # Errors
+    /// [`HistoryError`] if a page cannot be read or is damaged.
+    pub fn places_in(&self, segments: &HashSet<u32>, out: &mut HashSet<Place>) -> Result<(), HistoryError> {
+        let Some(mut cursor) = ColumnCursor::new(self)? else { return Ok(()) };
+        loop {
+            let (from, end) = (cursor.from, cursor.end());
+            cursor.each_version(|_, place| {
+                if !place.is_zero() && segments.contains(&place.segment()) {
+                    out.extend((0..end - from).map_while(|by| place.advance(by)));
+                }
+                Ok(())
+            })?;
+            if !cursor.advance(end)? {
+                return Ok(());
+            }
+        }
     }
 }
 

@@ -1,0 +1,348 @@
+//! Retention and collection: what is older than the window is let go, and its room is given back.
+//!
+//! A round goes through these steps, in this order, beside ingest; it may be killed between and inside any of them:
+//!
+//! | step | what | durable before the next |
+//! |---|---|---|
+//! | window | moves the window's first seq on, drops automatic points that fall out of it | manifest |
+//! | merge | merges layers, dropping versions that no kept seq sees | layer, then manifest |
+//! | condemn | takes segments with few or no live blocks out of the dedupe index, waits for batches under way | - |
+//! | flush | writes memory tables to layers: no commit frame of a condemned segment is needed for replay | layer, then manifest |
+//! | delete | removes condemned segments that nothing refers to | manifest, then the files |
+//! | copy | copies live blocks of sparse segments to new segments | segment, then manifest |
+//! | relocate | rewrites the layers that refer to them | layer, then manifest |
+//! | delete | as above | manifest, then the files |
+//!
+//! The window moves in the manifest before anything is dropped, so a seq that can be chosen can be read. References are
+//! counted over all layers in force, memory tables, and the layers that open views hold (I10): a segment that an open
+//! export needs stays until the export is closed and a later round finds it without references. A segment is looked at only
+//! if the round before has seen it full already, so that no batch under way can know it but through the index.
+
+mod copy;
+
+use crate::history::compact::Relocation;
+use crate::history::retention::{Plan, PointRef, plan};
+use crate::history::{HistoryEdit, HistoryError, Keep};
+use crate::ingest::volume::Volume;
+use crate::ingest::{SessionError, Shared};
+use crate::store::scan::Scan;
+use crate::store::{StoreError, file_name};
+use afterimage_format::manifest::{SegmentMeta, SegmentState};
+use afterimage_format::place::Place;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use thiserror::Error;
+
+/// Live blocks copied in one round: bounds its memory and what it writes beside ingest (64 MiB of blocks).
+const MAX_COPIED: u64 = 16 << 10;
+/// Merges of a volume in one round.
+const MAX_MERGES: usize = 8;
+
+/// Why a round ended early. Everything done before it holds; the next round goes on.
+#[derive(Debug, Error)]
+pub enum CollectError {
+    /// A layer.
+    #[error("volume {0}: {1}")]
+    History(String, Box<HistoryError>),
+    /// A segment or the manifest.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A flush.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// It was told to stop.
+    #[error("stopped before the end")]
+    Stopped,
+}
+
+impl From<crate::vault::VaultError> for CollectError {
+    fn from(e: crate::vault::VaultError) -> Self {
+        CollectError::Store(e.into())
+    }
+}
+
+/// A step that a round is about to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Move the window in the manifest.
+    Window,
+    /// Name a merged layer in the manifest.
+    Merge,
+    /// Take segments out of the dedupe index.
+    Condemn,
+    /// Write memory tables to layers.
+    Flush,
+    /// Take segments out of the manifest.
+    Forget,
+    /// Remove the file of a segment.
+    Unlink,
+    /// Make or end a segment with copied blocks.
+    Copy,
+    /// Name layers with moved places in the manifest.
+    Relocate,
+}
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CollectReport {
+    /// Layers merged.
+    pub merges: usize,
+    /// Segments removed.
+    pub removed_segments: usize,
+    /// Bytes of those.
+    pub removed_bytes: u64,
+    /// Blocks copied forward.
+    pub copied_blocks: usize,
+}
+
+/// What rounds remember: blocks of the segments that were full already.
+#[derive(Debug, Default)]
+pub struct Collector {
+    full: HashMap<u32, u64>,
+}
+
+/// One round of collection.
+pub(crate) struct Round<'a> {
+    pub(crate) shared: &'a Shared,
+    /// Every volume of the vault.
+    pub(crate) volumes: &'a [Arc<Volume>],
+    pub(crate) stop: &'a AtomicBool,
+    /// Asked before each step; `false` ends the round as a kill would.
+    pub(crate) hook: &'a dyn Fn(Step) -> bool,
+}
+
+fn of_volume(volume: &Volume) -> impl FnOnce(HistoryError) -> CollectError {
+    let name = volume.name.clone();
+    move |e| match e {
+        HistoryError::Stopped => CollectError::Stopped,
+        e => CollectError::History(name, Box::new(e)),
+    }
+}
+
+impl Collector {
+    /// Runs a round. `now` is the wall clock and `window` how far back any write can be chosen, in nanoseconds.
+    pub(crate) fn round(&mut self, round: &Round<'_>, now: u64, window: u64) -> Result<CollectReport, CollectError> {
+        let mut report = CollectReport::default();
+        let mut keeps: HashMap<[u8; 16], Keep> = HashMap::new();
+        for volume in round.volumes {
+            let keep = round.retain(volume, now.saturating_sub(window))?;
+            report.merges += round.merge(volume, &keep)?;
+            keeps.insert(volume.id, keep);
+        }
+        let candidates = self.candidates(round)?;
+        if candidates.is_empty() {
+            return Ok(report);
+        }
+        round.step(Step::Condemn)?;
+        round.shared.condemn(&candidates.keys().copied().collect());
+        for volume in round.volumes {
+            round.step(Step::Flush)?;
+            volume.flush(round.shared)?;
+        }
+        self.delete(round, &candidates, &mut report)?;
+        let sparse = self.sparse(round, &candidates);
+        if !sparse.is_empty() {
+            round.move_blocks(&sparse, &keeps, &mut report)?;
+            self.delete(round, &candidates, &mut report)?;
+        }
+        Ok(report)
+    }
+
+    /// Full segments of which less than half is referred to, that the round before has seen full.
+    fn candidates(&mut self, round: &Round<'_>) -> Result<HashMap<u32, SegmentMeta>, CollectError> {
+        let metas: Vec<SegmentMeta> = round.shared.vault.read(|m| m.segments.clone());
+        let counts = round.count();
+        let mut out = HashMap::new();
+        let mut full = HashMap::new();
+        for meta in metas.into_iter().filter(|m| m.state != SegmentState::Open) {
+            let seen = self.full.get(&meta.number).copied();
+            let blocks = seen.map_or_else(|| round.blocks_of(&meta), Ok)?;
+            full.insert(meta.number, blocks);
+            let live = counts.get(&meta.number).copied().unwrap_or(0);
+            if seen.is_some() && (live == 0 || live * 2 < blocks) {
+                out.insert(meta.number, meta);
+            }
+        }
+        self.full = full;
+        Ok(out)
+    }
+
+    /// Removes the candidates that nothing refers to and no replay needs.
+    fn delete(
+        &mut self,
+        round: &Round<'_>,
+        candidates: &HashMap<u32, SegmentMeta>,
+        report: &mut CollectReport,
+    ) -> Result<(), CollectError> {
+        let counts = round.count();
+        let layered: HashMap<[u8; 16], u64> =
+            round.shared.vault.read(|m| m.volumes.iter().map(|v| (v.id, v.layered_to)).collect());
+        let replayed = |m: &SegmentMeta| m.last_seq <= layered.get(&m.volume).copied().unwrap_or(u64::MAX);
+        let dead = candidates.values().filter(|m| self.full.contains_key(&m.number));
+        let dead: HashMap<u32, u64> = dead
+            .filter(|m| counts.get(&m.number).copied().unwrap_or(0) == 0 && replayed(m))
+            .map(|m| (m.number, m.length))
+            .collect();
+        if dead.is_empty() {
+            return Ok(());
+        }
+        round.step(Step::Forget)?;
+        round.shared.vault.edit(|m| m.segments.retain(|s| !dead.contains_key(&s.number)))?;
+        for (number, length) in dead {
+            round.step(Step::Unlink)?;
+            self.full.remove(&number);
+            round.shared.store.forget(number);
+            let path = round.shared.vault.segments_dir().join(file_name(number));
+            if let Err(e) = std::fs::remove_file(&path) {
+                tracing::warn!("{}: cannot be removed; the next start will: {e}", path.display());
+            }
+            report.removed_segments += 1;
+            report.removed_bytes += length;
+        }
+        Ok(())
+    }
+
+    /// The candidates to copy forward: those with the fewest live blocks first, as many as a round may copy.
+    fn sparse(&self, round: &Round<'_>, candidates: &HashMap<u32, SegmentMeta>) -> HashSet<u32> {
+        let counts = round.count_in_force();
+        let live = |n: &u32| counts.get(n).copied().unwrap_or(0);
+        let mut numbers: Vec<u32> = candidates.keys().copied().filter(|n| self.full.contains_key(n)).collect();
+        numbers.retain(|n| live(n) > 0);
+        numbers.sort_unstable_by_key(|n| (live(n), *n));
+        let mut room = MAX_COPIED;
+        let fits = |n: &u32| {
+            let fits = live(n) <= room;
+            room = room.saturating_sub(live(n));
+            fits
+        };
+        numbers.into_iter().take_while(fits).collect()
+    }
+}
+
+impl Round<'_> {
+    fn step(&self, step: Step) -> Result<(), CollectError> {
+        if self.stop.load(Ordering::Relaxed) || !(self.hook)(step) {
+            return Err(CollectError::Stopped);
+        }
+        Ok(())
+    }
+
+    /// Moves the window of a volume to the newest seq at `start`; answers what is kept.
+    fn retain(&self, volume: &Volume, start: u64) -> Result<Keep, CollectError> {
+        let history = &volume.history;
+        let window = history.record_at_time(start).map_err(of_volume(volume))?.map_or(0, |r| r.0);
+        let first = self.shared.vault.read(|m| m.volume(&volume.id).map_or(0, |v| v.first_seq));
+        let progress = volume.progress();
+        let points: Vec<PointRef> = progress.points.iter().map(|p| PointRef { seq: p.seq, auto: p.auto }).collect();
+        let Plan { keep, dropped } = plan(window, first, progress.seq, &points, &[]);
+        let dropped: BTreeSet<u64> = dropped.into_iter().collect();
+        if keep.window() == first && dropped.is_empty() {
+            return Ok(keep);
+        }
+        let time = history.record_at_seq(keep.window()).map_err(of_volume(volume))?.map_or(0, |r| r.1);
+        self.step(Step::Window)?;
+        let goes = |seq: u64, auto: bool| auto && dropped.contains(&seq);
+        volume.edit_progress(|p| p.points.retain(|p| !goes(p.seq, p.auto)));
+        self.shared.vault.edit(|m| {
+            if let Some(v) = m.volumes.iter_mut().find(|v| v.id == volume.id) {
+                (v.first_seq, v.first_time) = (keep.window(), time);
+                v.points.retain(|p| !goes(p.seq, p.auto));
+            }
+        })?;
+        Ok(keep)
+    }
+
+    fn merge(&self, volume: &Volume, keep: &Keep) -> Result<usize, CollectError> {
+        for merges in 0..MAX_MERGES {
+            let edit = volume.history.merge_step(keep, self.stop).map_err(of_volume(volume))?;
+            let Some(edit) = edit else { return Ok(merges) };
+            self.apply(volume, edit, Step::Merge)?;
+        }
+        Ok(MAX_MERGES)
+    }
+
+    /// Names the layers of an edit in the manifest, then puts it in force.
+    fn apply(&self, volume: &Volume, edit: HistoryEdit, step: Step) -> Result<(), CollectError> {
+        self.step(step)?;
+        self.shared.vault.edit(|m| {
+            if let Some(v) = m.volumes.iter_mut().find(|v| v.id == volume.id) {
+                v.layers.clone_from(&edit.layers);
+                v.layered_to = edit.layered_to;
+            }
+        })?;
+        self.step(step)?;
+        volume.history.applied(edit);
+        Ok(())
+    }
+
+    /// References to segments, those of open views included.
+    fn count(&self) -> HashMap<u32, u64> {
+        let mut counts = HashMap::new();
+        for volume in self.volumes {
+            volume.history.count_segments(&mut counts);
+        }
+        counts
+    }
+
+    /// References to segments from the layers that a new view would read.
+    fn count_in_force(&self) -> HashMap<u32, u64> {
+        let mut counts: HashMap<u32, u64> = HashMap::new();
+        for layer in self.volumes.iter().flat_map(|v| v.history.layers()) {
+            for (segment, blocks) in layer.segments() {
+                *counts.entry(*segment).or_default() += blocks;
+            }
+        }
+        counts
+    }
+
+    /// Blocks in the data frames of a full segment.
+    fn blocks_of(&self, meta: &SegmentMeta) -> Result<u64, CollectError> {
+        let path = self.shared.vault.segments_dir().join(file_name(meta.number));
+        let mut scan = Scan::open(&path, meta.number, meta.length)?;
+        if let Some(footer) = scan.footer() {
+            return Ok(u64::from(footer.blocks));
+        }
+        let mut blocks = 0;
+        scan.restart();
+        // A damaged frame ends the walk: the segment counts as smaller and is copied later; check names the damage.
+        while let Ok(Some(found)) = scan.next_unread() {
+            blocks += u64::from(found.header.blocks);
+        }
+        Ok(blocks)
+    }
+
+    /// Copies the live blocks of `segments` and rewrites the layers that refer to them.
+    fn move_blocks(
+        &self,
+        segments: &HashSet<u32>,
+        keeps: &HashMap<[u8; 16], Keep>,
+        report: &mut CollectReport,
+    ) -> Result<(), CollectError> {
+        let mut places: HashSet<Place> = HashSet::new();
+        for volume in self.volumes {
+            for layer in volume.history.layers().iter().filter(|l| segments.iter().any(|s| l.refers_to(*s))) {
+                layer.places_in(segments, &mut places).map_err(of_volume(volume))?;
+            }
+        }
+        let mut places: Vec<Place> = places.into_iter().collect();
+        places.sort_unstable();
+        let moved = self.copy(&places)?;
+        report.copied_blocks += moved.len();
+        let moved = Relocation::new(moved);
+        for volume in self.volumes {
+            let keep = keeps.get(&volume.id).cloned().unwrap_or_default();
+            let edit = volume.history.relocate(&moved, &keep, self.stop).map_err(of_volume(volume))?;
+            if let Some(edit) = edit {
+                self.apply(volume, edit, Step::Relocate)?;
+            }
+        }
+        // Whoever has looked up a place in the layers before is done with it (partial blocks of writes).
+        self.shared.flights.wait_for_earlier();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "collect_tests.rs"]
+mod tests;

@@ -106,6 +106,22 @@ impl Drop for Seat {
     }
 }
 
+/// An open connection in the count, also if its thread panics.
+struct Open<'a>(&'a AtomicU64);
+
+impl<'a> Open<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What all connections of a server share.
 struct Service {
     exports: Arc<dyn Exports>,
@@ -136,7 +152,7 @@ impl Service {
     }
 
     fn serve_and_count(&self, socket: &Socket, entered: &AtomicBool) {
-        self.counters.connections.fetch_add(1, Ordering::Relaxed);
+        let _open = Open::new(&self.counters.connections);
         match self.serve(socket, entered) {
             Ok(()) => tracing::debug!("a connection ended"),
             Err(e) if e.is_cut_off() => {
@@ -148,7 +164,6 @@ impl Service {
         }
         // Others may hold the socket a moment longer; the client learns of the end now.
         socket.shutdown();
-        self.counters.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

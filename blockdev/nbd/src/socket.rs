@@ -167,3 +167,19 @@ fn millis(d: Duration) -> PollTimeout {
     let ms = i32::try_from(d.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
     PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn tcp_does_not_wait_to_send_and_finds_dead_peers() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = Socket::new(listener.accept().unwrap().0.into());
+        assert!(socket::getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+        assert!(socket::getsockopt(&socket, sockopt::KeepAlive).unwrap());
+        assert_eq!(socket::getsockopt(&socket, sockopt::TcpKeepIdle).unwrap(), KEEPALIVE_IDLE);
+    }
+}

@@ -189,11 +189,19 @@ fn fio_verifies_what_it_wrote() {
     let uri = format!("--uri={}", served.unix);
     for mode in [["--rw=randwrite", "--bsrange=512-64k"], ["--rw=randrw", "--bs=4k"]] {
         let mut args = vec!["--name=check", "--ioengine=nbd", "--size=64m", "--iodepth=32", "--verify=crc32c"];
-        args.extend(["--verify_fatal=1", "--randrepeat=0", "--group_reporting", &uri]);
+        args.extend(["--verify_fatal=1", "--verify_state_save=0", "--randrepeat=0", "--group_reporting", &uri]);
         args.extend(mode);
         run("fio", "fio", &args);
     }
     let mut args = vec!["--name=many", "--ioengine=nbd", "--numjobs=4", "--size=16m", "--offset_increment=16m"];
-    args.extend(["--rw=randwrite", "--bs=4k", "--iodepth=16", "--verify=crc32c", "--group_reporting", &uri]);
+    args.extend([
+        "--rw=randwrite",
+        "--bs=4k",
+        "--iodepth=16",
+        "--verify=crc32c",
+        "--verify_state_save=0",
+        "--group_reporting",
+        &uri,
+    ]);
     run("fio", "fio", &args);
 }

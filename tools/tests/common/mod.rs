@@ -1,5 +1,6 @@
 //! The binary as users run it, in a folder of its own.
 
+#![allow(clippy::unwrap_used, reason = "a test panics when it fails, and says where")]
 #![allow(unreachable_pub, reason = "a module shared by test programs")]
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::missing_panics_doc, reason = "a test panics when it fails")]

@@ -347,3 +347,27 @@ fn records_out_of_order_and_impossible_runs_are_refused() {
     history.append(&[(6, 40)], &[]).unwrap();
     assert_eq!(history.newest_time(), 50, "time does not fall");
 }
+
+#[test]
+fn a_zero_over_data_of_an_older_layer_outlives_a_merge_without_that_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = HistoryConfig { memory_runs: 1 << 20, ..config() };
+    let history = VolumeHistory::open(dir.path(), VOLUME, &[], config).unwrap();
+    let data = |block| Run { block, count: 1, seq: 1, place: place(1, block + 1) };
+    let base: Vec<Run> = (0..6000).map(data).collect();
+    history.append(&[(1, 1)], &base).unwrap();
+    history.applied(history.flush().unwrap().unwrap());
+    for seq in 2..12 {
+        history.append(&[(seq, seq)], &[Run { block: seq * 10, count: 3, seq, place: Place::ZERO }]).unwrap();
+        history.applied(history.flush().unwrap().unwrap());
+    }
+    let oldest = history.layers()[0].number();
+    history.applied(history.merge_step(&Keep::all(), &AtomicBool::new(false)).unwrap().unwrap());
+    assert!(history.layers().len() < 11 && history.layers()[0].number() == oldest, "the newer ones were merged alone");
+    let view = history.view(11).unwrap();
+    for block in 0..200 {
+        let zeroed = (2..12).any(|s| (s * 10..s * 10 + 3).contains(&block));
+        let want = if zeroed { Place::ZERO } else { place(1, block + 1) };
+        assert_eq!(view.lookup(block).unwrap(), want, "block {block}");
+    }
+}

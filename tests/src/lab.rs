@@ -17,6 +17,16 @@ pub struct Lab {
     dir: tempfile::TempDir,
 }
 
+/// With `AFTERIMAGE_KEEP` set, the folder of a failed test stays, to be looked at.
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("AFTERIMAGE_KEEP").is_some() {
+            self.dir.disable_cleanup(true);
+            eprintln!("kept: {}", self.dir.path().display());
+        }
+    }
+}
+
 impl Lab {
     /// Protects an empty disk of this size and waits until it is live.
     ///

@@ -23,7 +23,7 @@ fn rounds() -> u64 {
 /// How the load of a round writes: one request at a time, judged write by write; or many at once.
 fn shape(chance: &mut Chance) -> std::str::Split<'static, char> {
     let shapes = [
-        "--connections 1 --depth 1 --align 1 --max-size 64KiB",
+        "--connections 1 --depth 1 --max-size 64KiB",
         "--connections 4 --depth 16 --max-size 256KiB",
         "--connections 2 --depth 64 --max-size 16KiB --mix 90,4,4,2",
     ];

@@ -100,8 +100,12 @@ impl ControlClient {
     }
 
     fn call<T: DeserializeOwned>(&mut self, request: Request) -> Result<T, ClientError> {
-        self.send(request)?;
-        Ok(self.receive()?.0)
+        // A daemon that is busy says so and closes, perhaps before the request is sent: its reason counts, not the broken pipe.
+        let sent = self.send(request);
+        match self.receive() {
+            Err(ClientError::Refused(why)) => Err(ClientError::Refused(why)),
+            answer => sent.and(answer).map(|(value, _)| value),
+        }
     }
 
     /// See [`Request::Status`].

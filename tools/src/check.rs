@@ -65,7 +65,8 @@ fn damage_value(d: &Damage) -> Value {
     let hits = d.hits.iter().map(|h| {
         json!({ "volume": h.volume, "offset": h.offset, "length": h.len, "first_seq": h.seqs.0, "last_seq": h.seqs.1 })
     });
-    json!({ "file": d.file.display().to_string(), "offset": d.offset, "what": d.what, "hits": hits.collect::<Vec<_>>() })
+    json!({ "file": d.file.display().to_string(), "offset": d.offset, "what": d.what, "hits": hits.collect::<Vec<_>>(),
+        "stream_of": d.stream_of })
 }
 
 fn value(r: &Report, rings: &[RingReport]) -> Value {
@@ -114,6 +115,11 @@ fn text(r: &Report, rings: &[RingReport]) -> String {
                 h.seqs.0,
                 h.seqs.1
             );
+        }
+        if let (true, Some(volume)) = (d.hits.is_empty(), &d.stream_of) {
+            let known =
+                if r.with_key { "no block of it is hit" } else { "which blocks are hit can be told with the key" };
+            let _ = writeln!(out, "  in the stream of volume {volume}; {known}");
         }
         if d.hits.len() > SHOWN_HITS {
             let _ = writeln!(out, "  and {} ranges more (all of them with --json)", d.hits.len() - SHOWN_HITS);

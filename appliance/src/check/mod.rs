@@ -42,6 +42,8 @@ pub struct Damage {
     pub what: String,
     /// What it hits. Empty without the key, or if nothing refers to it.
     pub hits: Vec<Hit>,
+    /// The volume whose stream the file holds, if it is a segment of one.
+    pub stream_of: Option<String>,
 }
 
 /// What was looked at, and what was found.
@@ -97,7 +99,7 @@ pub fn check(dir: &Path, source: Option<&KeySource>) -> Result<Report, VaultErro
         Ok(None) => return Err(VaultError::Lost(dir.into())),
         Err(VaultError::Manifest { path, source }) => {
             let what = format!("{source}; without the manifest nothing in the vault can be named");
-            let damage = Damage { file: path, offset: 0, what, hits: Vec::new() };
+            let damage = Damage { file: path, offset: 0, what, hits: Vec::new(), stream_of: None };
             return Ok(Report { damages: vec![damage], ..Report::default() });
         }
         Err(e) => return Err(e),
@@ -118,7 +120,11 @@ pub fn check(dir: &Path, source: Option<&KeySource>) -> Result<Report, VaultErro
 
 impl Checker<'_> {
     fn damage(&mut self, file: PathBuf, offset: u64, what: impl Into<String>, hits: Vec<Hit>) {
-        self.report.damages.push(Damage { file, offset, what: what.into(), hits });
+        let damage = Damage { file, offset, what: what.into(), hits, stream_of: None };
+        // A damaged directory is met by whoever looks for a frame.
+        if !self.report.damages.contains(&damage) {
+            self.report.damages.push(damage);
+        }
     }
 
     fn store_error(&mut self, file: &Path, e: StoreError) {
@@ -164,8 +170,15 @@ impl Checker<'_> {
                 Some(d) => hits.into_iter().for_each(|h| push_hit(&mut d.hits, h)),
                 None => {
                     let what = "a frame that is referred to cannot be read".to_string();
-                    self.report.damages.push(Damage { file, offset, what, hits });
+                    self.report.damages.push(Damage { file, offset, what, hits, stream_of: None });
                 }
+            }
+        }
+        for segment in &self.manifest.segments {
+            let file = segments::path(self.dir, segment.number);
+            let owner = self.manifest.volume(&segment.volume).map(|v| v.name.clone());
+            for damage in self.report.damages.iter_mut().filter(|d| d.file == file) {
+                damage.stream_of.clone_from(&owner);
             }
         }
         self.report

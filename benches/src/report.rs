@@ -80,8 +80,9 @@ fn version(command: &str) -> String {
 pub fn write_path_table(machine: &Machine, plan: &write_path::Plan, runs: &[write_path::Run]) -> String {
     let mut text = format!(
         "{}\n\nMedians of {} interleaved runs of {} MiB or {} s, whichever ends first, fio with its NBD engine over \
-         one unix socket, an image of {} MiB whose pages are not cached at the start; ring {}. Pinned: fio and all threads of the server on CPU 0, so the protected \
-         export's appliance, which is part of that process, takes its time from the same core. CPU is that of the \
+         one unix socket, an image of {} MiB whose pages are not cached at the start; ring {}. Pinned: fio and the server on CPU 0, and the \
+         threads of the protected export's appliance, which is part of the same process here, on CPU 1, as if it were \
+         another host. CPU is that of the \
          server's process, appliance included.\n",
         machine.describe(),
         plan.rounds,
@@ -144,29 +145,24 @@ pub fn ingest_table(machine: &Machine, generations: &Generations, rounds: u32, r
     let mut text = format!(
         "{}\n\nMedians of {rounds} interleaved runs. An ext4 image of {} MiB that holds {} MiB of files from /usr; in the \
          second generation {} MiB differ. MB/s are bytes of the image by time. Stored bytes are those that the store's \
-         folder takes on the disk.\n\n| program | first, MB/s | second, MB/s | stored after first, MiB | after second, MiB | of restic |\n|---|---:|---:|---:|---:|---:|\n",
+         folder takes on the disk.\n\n| program | first, MB/s | lowest - highest | second, MB/s | lowest - highest | stored after first, MiB | after second, MiB |\n|---|---:|---:|---:|---:|---:|---:|\n",
         machine.describe(),
         mib(generations.size),
         mib(generations.content),
         mib(generations.changed)
     );
-    let select = |candidate, of: &dyn Fn(&ingest::Run) -> f64| {
-        median(&runs.iter().filter(|r| r.candidate == candidate).map(of).collect::<Vec<_>>())
-    };
     let bytes = precise(generations.size);
-    let stored = |candidate, n: usize| select(candidate, &|r| precise(r.stored[n]) / f64::from(1 << 20));
     for candidate in ingest::CANDIDATES.into_iter().filter(|c| runs.iter().any(|r| r.candidate == *c)) {
-        let rate = |n: usize| figure(select(candidate, &|r| bytes / r.seconds[n] / 1e6));
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} | {} | {} | {:.2} |",
-            candidate.title(),
-            rate(0),
-            rate(1),
-            figure(stored(candidate, 0)),
-            figure(stored(candidate, 1)),
-            stored(candidate, 1) / stored(ingest::Candidate::Restic, 1)
-        );
+        let all = |of: &dyn Fn(&ingest::Run) -> f64| {
+            runs.iter().filter(|r| r.candidate == candidate).map(of).collect::<Vec<_>>()
+        };
+        let rate = |n: usize| {
+            let rates = all(&|r| bytes / r.seconds[n] / 1e6);
+            format!("{} | {}", figure(median(&rates)), spread(&rates))
+        };
+        let stored = |n: usize| figure(median(&all(&|r| precise(r.stored[n]) / f64::from(1 << 20))));
+        let (first, second) = (rate(0), rate(1));
+        let _ = writeln!(text, "| {} | {first} | {second} | {} | {} |", candidate.title(), stored(0), stored(1));
     }
     text
 }

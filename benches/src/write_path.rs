@@ -7,11 +7,15 @@ use afterimage_tests::peer::{self, Kind, Peer};
 use afterimage_tests::tool::tool;
 use serde::Serialize;
 use serde_json::Value;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const VOLUME: &str = "disk";
+/// Names of the threads of `afterimage up` that would run on the appliance's host.
+const APPLIANCE: [&str; 6] = ["session", "reduce-", "sealer", "maintenance", "listen", "index"];
 
 /// What is measured and how often.
 #[derive(Debug, Clone)]
@@ -101,7 +105,8 @@ pub struct Run {
     pub candidate: Candidate,
     /// The writes.
     pub pattern: Pattern,
-    /// Client and server on CPU 0, all threads of them; else where the scheduler puts them.
+    /// Client and server on CPU 0, the appliance's threads on CPU 1 as if it were another host; else where the scheduler
+    /// puts them.
     pub pinned: bool,
     /// Which round.
     pub round: u32,
@@ -163,6 +168,10 @@ fn fill(image: &Path, size: u64) {
 fn one(plan: &Plan, candidate: Candidate, pattern: Pattern, pinned: bool, round: u32) -> Run {
     let scratch = tempfile::tempdir_in(&plan.dir).expect("make a folder");
     let mut server = Server::start(plan, candidate, scratch.path(), pinned);
+    wait_for_ring(server.pid());
+    if pinned && candidate == Candidate::Protected {
+        move_appliance(server.pid());
+    }
     write_all_back();
     let cached_before = make_cold(&plan.image());
     let cpu_before = cpu_microseconds(server.pid());
@@ -210,6 +219,29 @@ fn fio(plan: &Plan, uri: &str, pattern: Pattern, pinned: bool) -> Value {
 
 fn pinning(pinned: bool, program: &str) -> afterimage_tests::tool::Tool {
     if pinned { tool("taskset").args(["-c", "0", program]) } else { tool(program) }
+}
+
+/// Ids and names of a process's threads.
+fn threads(pid: u32) -> Vec<(OsString, String)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.map(|t| (t.file_name(), std::fs::read_to_string(t.path().join("comm")).unwrap_or_default())).collect()
+}
+
+/// Puts the appliance's threads on CPU 1.
+fn move_appliance(pid: u32) {
+    let appliance = |name: &str| APPLIANCE.iter().any(|prefix| name.starts_with(prefix));
+    let found: Vec<_> = threads(pid).into_iter().filter(|(_, name)| appliance(name)).collect();
+    assert!(!found.is_empty(), "the threads of the appliance have other names than {APPLIANCE:?}");
+    for (thread, _) in found {
+        tool("taskset").args(["-p", "-c", "1"]).arg(thread).run_any();
+    }
+}
+
+/// A new ring's pages are brought into memory once, beside the first writes; what is measured is the state after that.
+fn wait_for_ring(pid: u32) {
+    while threads(pid).iter().any(|(_, name)| name.starts_with("prefault")) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 impl Server {

@@ -416,6 +416,16 @@ impl Appliance {
         self.choose(volume, Wish::Time(time))
     }
 
+    /// When the newest record at or before `seq` was written, in nanoseconds since 1970; `None` if none is kept.
+    ///
+    /// # Errors
+    /// [`ApplianceError::NoVolume`], or [`ApplianceError::History`] if a layer cannot be read or is damaged.
+    pub fn time_of(&self, volume: &str, seq: u64) -> Result<Option<u64>, ApplianceError> {
+        let v = self.volume(volume)?;
+        let record = v.history.record_at_seq(seq);
+        record.map(|r| r.map(|(_, time)| time)).map_err(|e| ApplianceError::History(v.name.clone(), Box::new(e)))
+    }
+
     /// Whether the volume can be shown at `seq`.
     ///
     /// # Errors

@@ -5,7 +5,6 @@
 
 use crate::daemon::{Daemon, Settings};
 use crate::data::DataDir;
-use crate::nbd_client::{Command as Nbd, NbdClient};
 use crate::problem::Problem;
 use crate::restore::{self, Format};
 use crate::screen;
@@ -15,6 +14,7 @@ use afterimage_agent::CacheMode;
 use afterimage_appliance::KeySource;
 use afterimage_mgmt::protocol::State;
 use afterimage_mgmt::when::When;
+use afterimage_nbd::client::{Client, Uri};
 use afterimage_nbd::{Address, Listen};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -85,7 +85,7 @@ struct Demo<'a> {
     tools: &'a Tools,
     folder: &'a Path,
     daemon: Daemon,
-    nbd: NbdClient,
+    nbd: Client,
     /// What the disk holds, as far as written through the socket.
     disk: Vec<u8>,
 }
@@ -136,7 +136,7 @@ impl<'a> Demo<'a> {
         let daemon = Daemon::start(data, settings)?;
         let uri = Address::Unix(socket).uri(NAME);
         put(&format!("   It is served at {uri}\n"))?;
-        let nbd = uri.parse::<crate::nbd_client::Address>()?.connect()?;
+        let nbd = uri.parse::<Uri>()?.connect()?;
         let disk = std::fs::read(&disk)?;
         let demo = Demo { tools, folder, daemon, nbd, disk };
         demo.wait_live()?;
@@ -170,10 +170,10 @@ impl<'a> Demo<'a> {
         for (i, block) in wanted.chunks(BLOCK).enumerate() {
             let at = i * BLOCK;
             if self.disk[at..at + block.len()] != *block {
-                self.nbd.call(Nbd::Write, 0, at as u64, u32::try_from(block.len()).unwrap_or(0), block)?;
+                self.nbd.write(at as u64, block)?;
             }
         }
-        self.nbd.call(Nbd::Flush, 0, 0, 0, &[])?;
+        self.nbd.flush()?;
         self.disk = wanted;
         Ok((before, self.volume()?.seq_acked))
     }
@@ -276,7 +276,7 @@ impl<'a> Demo<'a> {
     }
 
     fn end(self) -> Result<(), Problem> {
-        self.nbd.disconnect();
+        drop(self.nbd);
         if !self.daemon.stop() {
             return Err(Problem::failed("the daemon could not be stopped in order"));
         }

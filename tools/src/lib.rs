@@ -10,7 +10,7 @@
 //! | [`check`], [`dump`], [`ring_file`] | verification of, and a look into, the files of a data folder |
 //! | [`demo`] | `afterimage demo` |
 //! | [`load`] | the load generator and its judgement |
-//! | [`nbd_client`] | an NBD client with requests in flight |
+//! | [`image`] | a volume as it was, read as a whole |
 //! | [`qcow2`] | qcow2 as a stream |
 //! | [`progress`], [`screen`], [`signals`], [`notify`], [`problem`] | what all of them use |
 
@@ -21,8 +21,8 @@ pub mod data;
 pub mod demo;
 pub mod dump;
 pub mod export;
+pub mod image;
 pub mod load;
-pub mod nbd_client;
 pub mod notify;
 pub mod problem;
 pub mod progress;

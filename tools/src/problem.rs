@@ -48,7 +48,8 @@ failed_from!(
     std::io::Error,
     serde_json::Error,
     nix::errno::Errno,
-    crate::nbd_client::NbdError,
+    afterimage_nbd::client::BadUri,
+    afterimage_nbd::client::ClientError,
     afterimage_mgmt::client::ClientError,
     afterimage_mgmt::protocol::Failure
 );

@@ -3,7 +3,7 @@
 //! The daemon serves the moment over the control connection (NBD); what reads as zeroes is not read, and in
 //! files not written. A file or device is made durable before the command says that it is done.
 
-use crate::nbd_client::{Command, NbdClient};
+use crate::image::Image;
 use crate::problem::Problem;
 use crate::progress::{Progress, rate};
 use crate::qcow2;
@@ -12,18 +12,12 @@ use afterimage_mgmt::protocol::Position;
 use afterimage_mgmt::units::format_size;
 use afterimage_mgmt::when::When;
 use nix::fcntl::{FallocateFlags, fallocate};
-use std::collections::{HashMap, VecDeque};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Length of a read.
-const CHUNK: u64 = 1 << 20;
-/// Reads in flight: enough that the server always has one to work on.
-const DEPTH: usize = 8;
 /// Zeroes shorter than this are not worth a hole.
 const HOLE: usize = 4096;
 
@@ -63,12 +57,10 @@ pub fn restore(data: &Path, options: &Options) -> Result<String, Problem> {
         check_target(options, &protected)?;
     }
     let started = Instant::now();
-    let (position, stream) = control.nbd(&options.volume, &options.at, false)?;
-    let mut nbd = NbdClient::over(OwnedFd::from(stream), &options.volume)?;
-    let ranges = nbd.data_ranges()?;
+    let (position, mut image) = Image::open(data, &options.volume, &options.at)?;
+    let ranges = image.data_ranges()?;
     let bytes =
-        if to_stdout { to_pipe(&mut nbd, &ranges, options.format)? } else { to_path(&mut nbd, &ranges, options)? };
-    nbd.disconnect();
+        if to_stdout { to_pipe(&mut image, &ranges, options.format)? } else { to_path(&mut image, &ranges, options)? };
     let place = if to_stdout { "standard output".to_owned() } else { options.to.display().to_string() };
     Ok(report(&position, bytes, &place, started))
 }
@@ -130,49 +122,16 @@ fn check_target(options: &Options, protected: &[PathBuf]) -> Result<(), Problem>
     Ok(())
 }
 
-/// Reads `ranges` in order with requests in flight and gives each piece to `sink`.
-fn read_ranges(
-    nbd: &mut NbdClient,
-    ranges: impl Iterator<Item = (u64, u64)>,
-    mut sink: impl FnMut(u64, &[u8]) -> Result<(), Problem>,
-) -> Result<(), Problem> {
-    let mut pieces = ranges.flat_map(|(start, len)| {
-        (start..start + len)
-            .step_by(usize::try_from(CHUNK).unwrap_or(1 << 20))
-            .map(move |at| (at, CHUNK.min(start + len - at)))
-    });
-    let (mut order, mut ready) = (VecDeque::new(), HashMap::new());
-    loop {
-        while order.len() < DEPTH {
-            let Some((at, len)) = pieces.next() else { break };
-            // Clusters may reach past the end of the disk; what is there is zero.
-            let inside = len.min(nbd.size().saturating_sub(at));
-            nbd.send(at, Command::Read, 0, at, u32::try_from(inside).unwrap_or(u32::MAX), &[])?;
-            order.push_back((at, usize::try_from(len).unwrap_or(usize::MAX)));
-        }
-        let Some((at, len)) = order.front().copied() else { return Ok(()) };
-        while !ready.contains_key(&at) {
-            let answer = nbd.receive()?;
-            answer.check(Command::Read, answer.cookie)?;
-            ready.insert(answer.cookie, answer.data);
-        }
-        let mut data = ready.remove(&at).unwrap_or_default();
-        order.pop_front();
-        data.resize(len, 0);
-        sink(at, &data)?;
-    }
-}
-
 fn total(ranges: &[(u64, u64)]) -> u64 {
     ranges.iter().map(|(_, len)| len).sum()
 }
 
-fn write_qcow2(nbd: &mut NbdClient, ranges: &[(u64, u64)], out: &mut dyn Write) -> Result<u64, Problem> {
-    let layout = qcow2::Layout::new(nbd.size(), ranges);
+fn write_qcow2(image: &mut Image, ranges: &[(u64, u64)], out: &mut dyn Write) -> Result<u64, Problem> {
+    let layout = qcow2::Layout::new(image.size(), ranges);
     layout.write_metadata(out)?;
     let bytes = layout.data().map(|(_, len)| len).sum();
     let mut progress = Progress::new(bytes);
-    read_ranges(nbd, layout.data(), |_, data| {
+    image.read_ranges(layout.data(), |_, data| {
         out.write_all(data)?;
         progress.add(data.len() as u64);
         Ok(())
@@ -191,14 +150,14 @@ fn zeroes(out: &mut dyn Write, mut len: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn to_pipe(nbd: &mut NbdClient, ranges: &[(u64, u64)], format: Format) -> Result<u64, Problem> {
+fn to_pipe(image: &mut Image, ranges: &[(u64, u64)], format: Format) -> Result<u64, Problem> {
     let mut out = BufWriter::with_capacity(1 << 20, io::stdout().lock());
     if format == Format::Qcow2 {
-        return write_qcow2(nbd, ranges, &mut out);
+        return write_qcow2(image, ranges, &mut out);
     }
     let mut progress = Progress::new(total(ranges));
-    let (mut at, size) = (0, nbd.size());
-    read_ranges(nbd, ranges.iter().copied(), |offset, data| {
+    let (mut at, size) = (0, image.size());
+    image.read_ranges(ranges.iter().copied(), |offset, data| {
         zeroes(&mut out, offset - at)?;
         out.write_all(data)?;
         at = offset + data.len() as u64;
@@ -210,7 +169,7 @@ fn to_pipe(nbd: &mut NbdClient, ranges: &[(u64, u64)], format: Format) -> Result
     Ok(total(ranges))
 }
 
-fn to_path(nbd: &mut NbdClient, ranges: &[(u64, u64)], options: &Options) -> Result<u64, Problem> {
+fn to_path(image: &mut Image, ranges: &[(u64, u64)], options: &Options) -> Result<u64, Problem> {
     let to = &options.to;
     let problem = |e: io::Error| Problem::file(to, &e);
     let new = !to.exists();
@@ -218,9 +177,9 @@ fn to_path(nbd: &mut NbdClient, ranges: &[(u64, u64)], options: &Options) -> Res
     let kind = file.metadata().map_err(problem)?.file_type();
     let result = if kind.is_file() {
         file.set_len(0).map_err(problem)?;
-        to_file(nbd, ranges, options.format, &file)
+        to_file(image, ranges, options.format, &file)
     } else if kind.is_block_device() {
-        to_device(nbd, ranges, &file, to)
+        to_device(image, ranges, &file, to)
     } else {
         Err(Problem::failed(format!("{} is neither a file nor a block device", to.display())))
     };
@@ -235,13 +194,13 @@ fn to_path(nbd: &mut NbdClient, ranges: &[(u64, u64)], options: &Options) -> Res
     Ok(bytes)
 }
 
-fn to_file(nbd: &mut NbdClient, ranges: &[(u64, u64)], format: Format, file: &File) -> Result<u64, Problem> {
+fn to_file(image: &mut Image, ranges: &[(u64, u64)], format: Format, file: &File) -> Result<u64, Problem> {
     if format == Format::Qcow2 {
-        return write_qcow2(nbd, ranges, &mut BufWriter::with_capacity(1 << 20, file));
+        return write_qcow2(image, ranges, &mut BufWriter::with_capacity(1 << 20, file));
     }
-    file.set_len(nbd.size())?;
+    file.set_len(image.size())?;
     let mut progress = Progress::new(total(ranges));
-    read_ranges(nbd, ranges.iter().copied(), |offset, data| {
+    image.read_ranges(ranges.iter().copied(), |offset, data| {
         write_sparse(file, offset, data)?;
         progress.add(data.len() as u64);
         Ok(())
@@ -284,19 +243,19 @@ fn zero_device(file: &File, offset: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn to_device(nbd: &mut NbdClient, ranges: &[(u64, u64)], file: &File, path: &Path) -> Result<u64, Problem> {
+fn to_device(image: &mut Image, ranges: &[(u64, u64)], file: &File, path: &Path) -> Result<u64, Problem> {
     let room = (&*file).seek(SeekFrom::End(0))?;
-    if room < nbd.size() {
+    if room < image.size() {
         return Err(Problem::failed(format!(
             "the device has {}, the volume needs {}: {} is too small",
             format_size(room),
-            format_size(nbd.size()),
+            format_size(image.size()),
             path.display()
         )));
     }
     let mut progress = Progress::new(total(ranges));
-    let (mut at, size) = (0, nbd.size());
-    read_ranges(nbd, ranges.iter().copied(), |offset, data| {
+    let (mut at, size) = (0, image.size());
+    image.read_ranges(ranges.iter().copied(), |offset, data| {
         zero_device(file, at, offset - at)?;
         file.write_all_at(data, offset)?;
         at = offset + data.len() as u64;

@@ -198,7 +198,10 @@ impl Local {
         let seq = at.resolve(&OfVolume { appliance, volume }, now())?;
         let points = appliance.points(volume).unwrap_or_default();
         let point = points.iter().find(|p| p.seq == seq).map(|p| Time(p.time));
-        let time = point.or_else(|| (seq == info.durable_seq).then_some(Time(info.durable_time)));
+        let time = match point {
+            Some(time) => Some(time),
+            None => appliance.time_of(volume, seq).map_err(|e| failure(Some(e)))?.map(Time),
+        };
         Ok(Position { volume: volume.to_owned(), seq, time, size: info.size })
     }
 }

@@ -126,7 +126,19 @@ fn recovery(report: Option<&RecoveryReport>) -> Option<String> {
     ))
 }
 
-fn greeting(daemon: &Daemon, status: &Status) -> String {
+/// A word on a ring that has another size than was asked for.
+fn kept_ring(there: u64, asked: u64) -> Option<String> {
+    // A volume without a journal has no ring; a new ring is rounded up to whole pages.
+    (there != 0 && there != asked.next_multiple_of(4096)).then(|| {
+        format!(
+            "warning: its ring keeps its size of {}; --ring {} is for new volumes",
+            format_size(there),
+            format_size(asked)
+        )
+    })
+}
+
+fn greeting(daemon: &Daemon, status: &Status, ring: u64) -> String {
     let mut out = format!(
         "afterimage {}, data in {}, any write of the last {} can be chosen\n",
         status.version,
@@ -136,6 +148,9 @@ fn greeting(daemon: &Daemon, status: &Status) -> String {
     for v in status.volumes.iter().filter(|v| v.state != State::Offline) {
         let _ = writeln!(out, "{}: {} at {}", v.name, format_size(v.size), v.path);
         if let Some(text) = recovery(daemon.recovered(&v.name).as_ref()) {
+            let _ = writeln!(out, "  {text}");
+        }
+        if let Some(text) = kept_ring(v.ring_bytes, ring) {
             let _ = writeln!(out, "  {text}");
         }
         for uri in &v.uri {
@@ -197,7 +212,7 @@ pub fn run(args: UpArgs) -> Result<(), Problem> {
         key: key_source(&args.key, data.path())?,
     };
     let daemon = Daemon::start(data, settings)?;
-    show::put(&greeting(&daemon, &daemon.status()?))?;
+    show::put(&greeting(&daemon, &daemon.status()?, args.ring))?;
     notify::notify("READY=1");
     let mut before = BTreeMap::new();
     let signal = loop {
@@ -249,6 +264,14 @@ mod tests {
         }
         let two = parse_disks(&["/a/x.raw".to_owned(), "/b/x.img".to_owned()]).unwrap_err();
         assert!(two.exit == 2 && two.text.contains("two volumes would be named 'x'"), "{two}");
+    }
+
+    #[test]
+    fn a_ring_of_another_size_is_told() {
+        assert_eq!(kept_ring(0, 1 << 20), None);
+        assert_eq!(kept_ring(8192, 4097), None);
+        let text = kept_ring(16 << 20, 128 << 20).unwrap();
+        assert!(text.contains("16 MiB") && text.contains("128 MiB"), "{text}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Killed, Lab, MIB, bad, command, good, load, ours, same, wait_until};
+use common::{Killed, Lab, MIB, bad, both, command, good, load, ours, same, wait_until};
 use nix::sys::signal::Signal;
 use std::process::Stdio;
 
@@ -31,6 +31,11 @@ fn a_disk_is_protected_and_comes_back_as_it_was() {
         same(&lab.restore("web", at, name), &lab.path("first.raw"));
     }
     same(&lab.restore("web", "latest", "now.raw"), &disk);
+    // A write that is neither a point nor the newest has its time, too.
+    let between = format!("@{}", first + 1);
+    let out = lab.cli(&["restore", "web", "--at", &between, "--to"]).arg(lab.path("between.raw")).output().unwrap();
+    let done = both(&out);
+    assert!(done.contains(&format!("{between} (20")), "{done}");
     let sparse = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(lab.path("now.raw")).unwrap());
     assert!(sparse * 512 < 16 * MIB, "{sparse} sectors are allocated");
 
@@ -72,6 +77,12 @@ fn a_disk_is_protected_and_comes_back_as_it_was() {
     lab.up_again();
     assert!(lab.log().contains("stopped in order last time"), "{}", lab.log());
     same(&lab.restore("web", "before upgrade", "again.raw"), &lab.path("first.raw"));
+
+    // A ring that is there keeps its size, and the user is told.
+    assert!(!lab.log().contains("keeps its size"), "{}", lab.log());
+    assert_eq!(lab.down(), Some(0), "{}", lab.log());
+    lab.up_with_ring("32MiB");
+    assert!(lab.log().matches("keeps its size of 16").count() >= 2, "{}", lab.log());
 }
 
 #[test]

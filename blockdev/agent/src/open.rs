@@ -112,6 +112,17 @@ impl Files<'_> {
         Ok(ring)
     }
 
+    /// An existing ring keeps its size, which whoever asks for another should know.
+    fn compare_ring(&self, ring: &Ring) {
+        let (there, asked) = (ring.capacity_bytes(), self.config.ring_bytes.next_multiple_of(4096));
+        if there != asked {
+            let name = &self.config.name;
+            tracing::warn!(
+                "volume {name}: its ring keeps its size of {there} bytes; the {asked} bytes asked for are for new volumes"
+            );
+        }
+    }
+
     fn new_map(&self, id: [u8; 16], disk: &Disk) -> Result<DirtyMap, AgentError> {
         DirtyMap::create(&self.dir.join("dirty"), id, disk.size(), REGION).map_err(|e| self.map_error(&e))
     }
@@ -134,7 +145,10 @@ impl Files<'_> {
         let id = *meta.id.as_bytes();
         let mut report = RecoveryReport::default();
         let (ring, found) = match Ring::open(&self.dir.join("ring"), id) {
-            Ok((ring, found)) => (ring, Some(found)),
+            Ok((ring, found)) => {
+                self.compare_ring(&ring);
+                (ring, Some(found))
+            }
             Err(e) if stops_ring(&e) => return Err(self.ring_error(&e)),
             Err(e) => {
                 report.reason = Some(e.to_string());

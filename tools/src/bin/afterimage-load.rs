@@ -2,11 +2,11 @@
 
 use afterimage::load::op::{Mix, Shape};
 use afterimage::load::{run, verify};
-use afterimage::nbd_client::Address;
 use afterimage::problem::Problem;
 use afterimage::signals;
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::units::{format_size, parse_duration, parse_size};
+use afterimage_nbd::client::Uri;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ enum Command {
 struct RunArgs {
     /// The export: nbd://HOST:PORT/NAME or nbd+unix:///NAME?socket=PATH.
     #[arg(long)]
-    uri: Address,
+    uri: Uri,
     /// The journal to write.
     #[arg(long)]
     journal: PathBuf,
@@ -139,7 +139,7 @@ fn run_load(args: RunArgs) -> Result<(), Problem> {
         }
     });
     let options = run::Options {
-        address: args.uri,
+        uri: args.uri,
         journal: args.journal,
         base_seq,
         connections: args.connections.into(),

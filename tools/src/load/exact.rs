@@ -23,6 +23,16 @@ fn range(op: &Op) -> Range<usize> {
     at(op.offset)..at(op.offset + op.len)
 }
 
+/// Does to `disk` what a request does; returns where.
+fn apply(seed: u64, op: &Op, disk: &mut [u8]) -> Range<usize> {
+    let range = range(op);
+    match op.kind {
+        Kind::Write => stamp::fill(seed, op.number, op.offset, &mut disk[range.clone()]),
+        Kind::Trim | Kind::Zero => disk[range.clone()].fill(0),
+    }
+    range
+}
+
 fn differing(a: &[u8], b: &[u8]) -> usize {
     if a == b { 0 } else { a.iter().zip(b).filter(|(x, y)| x != y).count() }
 }
@@ -48,13 +58,23 @@ impl Exact {
 
     fn step(&mut self) -> Option<Range<usize>> {
         let op = *self.ops.get(self.done)?;
-        let range = range(&op);
-        match op.kind {
-            Kind::Write => stamp::fill(self.seed, op.number, op.offset, &mut self.disk[range.clone()]),
-            Kind::Trim | Kind::Zero => self.disk[range.clone()].fill(0),
-        }
         self.done += 1;
-        Some(range)
+        Some(apply(self.seed, &op, &mut self.disk))
+    }
+
+    /// The last count in `from..=to` after which the disk is like `image`, which it is after `from` requests. A write that is
+    /// zeroed again, or one of few bytes that were there by chance, leaves the disk as it was.
+    #[must_use]
+    pub fn last_like(&self, image: &[u8], from: usize, to: usize) -> usize {
+        let (mut disk, mut differ, mut last) = (image.to_vec(), 0, from);
+        for (i, op) in self.ops[..to.min(self.ops.len())].iter().enumerate().skip(from) {
+            let range = range(op);
+            differ -= differing(&disk[range.clone()], &image[range.clone()]);
+            apply(self.seed, op, &mut disk);
+            differ += differing(&disk[range.clone()], &image[range]);
+            last = if differ == 0 { i + 1 } else { last };
+        }
+        last
     }
 
     fn describe(&self, image: &[u8]) -> String {
@@ -157,6 +177,24 @@ mod tests {
             assert!(found.find(&images[50]).unwrap_err().contains("never was"), "time does not go back");
             assert!(by_count.check_at(50, &images[50]).is_err());
         }
+    }
+
+    #[test]
+    fn an_image_that_comes_back_is_found_at_its_last_place() {
+        let op = |number, kind, offset| Op { number, kind, offset, len: 512 };
+        let ops = [
+            op(1, Kind::Write, 0),
+            op(2, Kind::Write, 1024),
+            op(3, Kind::Zero, 1024),
+            op(4, Kind::Trim, 2048),
+            op(5, Kind::Write, 0),
+        ];
+        let entries: Vec<Entry> = ops.iter().map(|op| Entry { op: *op, submitted: 1, acked: 2 }).collect();
+        let exact = Exact::new(1, &entries, vec![0; 4096]);
+        let mut after_first = vec![0; 4096];
+        stamp::fill(1, 1, 0, &mut after_first[..512]);
+        assert_eq!(exact.last_like(&after_first, 1, 5), 4, "written and zeroed, zeroes over zeroes");
+        assert_eq!(exact.last_like(&after_first, 1, 2), 1);
     }
 
     #[test]

@@ -7,8 +7,8 @@
 use super::journal::{Header, Journal};
 use super::op::{Chooser, Kind, Next, Op, Shape};
 use super::stamp;
-use crate::nbd_client::{Address, Command, FLAG_FUA, NbdClient, NbdError};
 use crate::problem::Problem;
+use afterimage_nbd::client::{Client, ClientError, Command, Uri};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The export.
-    pub address: Address,
+    pub uri: Uri,
     /// Where the journal goes.
     pub journal: PathBuf,
     /// Seq of the volume's newest record now, if known.
@@ -102,9 +102,7 @@ impl Shared<'_> {
 /// # Errors
 /// If the server cannot be reached (any more), or the journal not be written.
 pub fn run(options: &Options, stop: &AtomicBool) -> Result<Done, Problem> {
-    let first = options.address.connect()?;
-    let size = first.size();
-    first.disconnect();
+    let size = options.uri.connect()?.size();
     let mut shape = options.shape;
     shape.span = if shape.span == 0 { size } else { shape.span.min(size) } / shape.align * shape.align;
     if shape.span == 0 {
@@ -167,13 +165,10 @@ impl<'a> Connection<'a> {
         loop {
             let mut nbd = self.connect()?;
             match self.transmit(&mut nbd) {
-                Ok(()) => {
-                    nbd.disconnect();
-                    return Ok(());
-                }
+                Ok(()) => return Ok(()),
                 Err(Broken::Journal(e)) => return Err(Problem::file(&self.shared.options.journal, &e)),
                 Err(Broken::Nbd(e)) if self.shared.options.reconnect.is_zero() => return Err(e.into()),
-                Err(Broken::Nbd(NbdError::Io(_))) => {}
+                Err(Broken::Nbd(ClientError::Io(_))) => {}
                 Err(Broken::Nbd(e)) => return Err(e.into()),
             }
             self.shared.counters.breaks.fetch_add(1, Ordering::Relaxed);
@@ -184,10 +179,10 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn connect(&self) -> Result<NbdClient, Problem> {
+    fn connect(&self) -> Result<Client, Problem> {
         let start = Instant::now();
         loop {
-            match self.shared.options.address.connect() {
+            match self.shared.options.uri.connect() {
                 Ok(nbd) => return Ok(nbd),
                 Err(e) if start.elapsed() >= self.shared.options.reconnect => return Err(e.into()),
                 Err(_) => thread::sleep(Duration::from_millis(20)),
@@ -195,7 +190,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn transmit(&mut self, nbd: &mut NbdClient) -> Result<(), Broken> {
+    fn transmit(&mut self, nbd: &mut Client) -> Result<(), Broken> {
         let mut open = true;
         if let Some(op) = self.again.take() {
             self.send(nbd, op)?;
@@ -214,12 +209,12 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn send_next(&mut self, nbd: &mut NbdClient) -> Result<(), Broken> {
+    fn send_next(&mut self, nbd: &mut Client) -> Result<(), Broken> {
         match self.chooser.choose() {
             Next::Flush => {
                 self.cookie += 1;
                 self.flying.insert(self.cookie, None);
-                nbd.send(self.cookie, Command::Flush, 0, 0, 0, &[]).map_err(Broken::Nbd)
+                nbd.submit(self.cookie, &Command::Flush).map_err(Broken::Nbd)
             }
             Next::Change(kind, offset, len) => {
                 let op = self.shared.journal.submit(kind, offset, len).map_err(Broken::Journal)?;
@@ -228,38 +223,38 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn send(&mut self, nbd: &mut NbdClient, op: Op) -> Result<(), Broken> {
+    fn send(&mut self, nbd: &mut Client, op: Op) -> Result<(), Broken> {
         self.cookie += 1;
         self.flying.insert(self.cookie, Some(op));
-        let command = match op.kind {
-            Kind::Write => Command::Write,
-            Kind::Trim => Command::Trim,
-            Kind::Zero => Command::WriteZeroes,
-        };
-        let mut data = Vec::new();
-        if op.kind == Kind::Write {
-            data.resize(usize::try_from(op.len).unwrap_or(0), 0);
-            stamp::fill(self.shared.options.seed, op.number, op.offset, &mut data);
-        }
         // One in 16 asks to be durable at once.
-        let flags = if op.number.is_multiple_of(16) { FLAG_FUA } else { 0 };
-        let len = u32::try_from(op.len).unwrap_or(u32::MAX);
-        nbd.send(self.cookie, command, flags, op.offset, len, &data).map_err(Broken::Nbd)
+        let (offset, len, fua) = (op.offset, op.len, op.number.is_multiple_of(16));
+        let mut data = Vec::new();
+        let command = match op.kind {
+            Kind::Write => {
+                data.resize(usize::try_from(len).unwrap_or(0), 0);
+                stamp::fill(self.shared.options.seed, op.number, offset, &mut data);
+                Command::Write { offset, data: &data, fua }
+            }
+            Kind::Trim => Command::Trim { offset, len, fua },
+            Kind::Zero => Command::WriteZeroes { offset, len, fua, no_hole: false, fast: false },
+        };
+        nbd.submit(self.cookie, &command).map_err(Broken::Nbd)
     }
 
-    fn receive(&mut self, nbd: &mut NbdClient) -> Result<(), Broken> {
-        let answer = nbd.receive().map_err(Broken::Nbd)?;
-        let Some(op) = self.flying.remove(&answer.cookie) else { return Ok(()) };
+    fn receive(&mut self, nbd: &mut Client) -> Result<(), Broken> {
+        let reply = nbd.receive().map_err(Broken::Nbd)?;
+        let Some(op) = self.flying.remove(&reply.cookie) else { return Ok(()) };
         let c = &self.shared.counters;
-        match op {
-            _ if answer.errno != 0 => {
-                c.errors.fetch_add(1, Ordering::Relaxed);
-                if self.shared.exact() {
-                    // The order stays known only if this very request goes first again.
-                    self.again = op;
-                    return Err(Broken::Nbd(std::io::Error::other(answer.message).into()));
-                }
+        if let Err(e) = reply.result {
+            c.errors.fetch_add(1, Ordering::Relaxed);
+            if self.shared.exact() {
+                // The order stays known only if this very request goes first again.
+                self.again = op;
+                return Err(Broken::Nbd(std::io::Error::other(e).into()));
             }
+            return Ok(());
+        }
+        match op {
             None => {
                 c.flushes.fetch_add(1, Ordering::Relaxed);
             }
@@ -275,6 +270,6 @@ impl<'a> Connection<'a> {
 }
 
 enum Broken {
-    Nbd(NbdError),
+    Nbd(ClientError),
     Journal(std::io::Error),
 }

@@ -115,9 +115,14 @@ impl Lab {
 
     /// The same command line once more.
     pub fn up_again(&mut self) {
+        self.up_with_ring("16MiB");
+    }
+
+    /// The same, asking for a ring of this size.
+    pub fn up_with_ring(&mut self, ring: &str) {
         let log = File::options().create(true).append(true).open(self.path("up.log")).unwrap();
         let mut c = ours();
-        c.arg("up").arg("--data").arg(self.data()).args(["--ring", "16MiB"]).args(&self.args);
+        c.arg("up").arg("--data").arg(self.data()).args(["--ring", ring]).args(&self.args);
         let child = c.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let pid = u64::from(child.id());
         self.up = Some(Killed(child));

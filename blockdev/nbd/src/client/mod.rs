@@ -1,12 +1,15 @@
 //! A small blocking client, for our tools and tests.
 //!
-//! [`Client`] does one request at a time; [`Client::split`] makes of it two halves for many requests in flight.
+//! [`Client`] does one request at a time, or keeps many in flight with [`Client::submit`] and [`Client::receive`];
+//! [`Client::split`] makes of it two halves for two threads.
 
 mod negotiate;
 mod pipeline;
 mod stream;
+mod uri;
 
 pub use pipeline::{Command, Receiver, Reply, Sender};
+pub use uri::{BadUri, Uri};
 
 use crate::Address;
 use crate::proto::{Mode, errno};
@@ -165,7 +168,31 @@ impl Client {
         (self.sender, self.receiver)
     }
 
-    /// Does one request and returns its reply.
+    /// Sends a request without waiting for its reply, at the latest with the next [`Client::receive`]. `cookie` must not
+    /// be that of a request in flight.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
+    pub fn submit(&mut self, cookie: u64, command: &Command<'_>) -> Result<(), ClientError> {
+        self.sender.send(cookie, command)
+    }
+
+    /// Sends what [`Client::submit`] has gathered, and waits for the next request to finish.
+    ///
+    /// # Errors
+    /// As [`Receiver::receive`].
+    pub fn receive(&mut self) -> Result<Reply<'_>, ClientError> {
+        self.sender.flush()?;
+        self.receiver.receive()
+    }
+
+    /// Requests submitted and not yet received.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.sender.in_flight()
+    }
+
+    /// Does one request and returns its reply; nothing else may be in flight.
     ///
     /// # Errors
     /// As [`ClientError`] says, also when the request itself failed.
@@ -265,6 +292,33 @@ impl Client {
             [] => Err(ClientError::Protocol("an empty block status".to_owned())),
             extents => Ok(extents.to_vec()),
         }
+    }
+
+    /// The ranges (offset, length) that do not read as zeroes, in order, neighbours joined. All of it, if the server
+    /// does not tell what is allocated.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub fn data_ranges(&mut self) -> Result<Vec<(u64, u64)>, ClientError> {
+        let size = self.info.size;
+        if self.info.allocation.is_none() {
+            return Ok(Some((0, size)).filter(|_| size > 0).into_iter().collect());
+        }
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let mut at = 0;
+        while at < size {
+            for extent in self.block_status(at, size - at)? {
+                // The last extent may reach past what was asked for.
+                let len = extent.len.min(size - at);
+                match ranges.last_mut() {
+                    _ if extent.zero || len == 0 => {}
+                    Some((start, run)) if *start + *run == at => *run += len,
+                    _ => ranges.push((at, len)),
+                }
+                at += len;
+            }
+        }
+        Ok(ranges)
     }
 }
 

@@ -1,0 +1,152 @@
+//! A volume as it was, read as a whole: over several connections, with requests in flight on each.
+//!
+//! A server decrypts and decompresses for one connection on one thread, so one connection uses one processor; a
+//! few of them use all. The pieces go round the connections and come back in the order of the disk.
+
+use crate::problem::Problem;
+use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::protocol::Position;
+use afterimage_mgmt::when::When;
+use afterimage_nbd::client::{Client, ClientError, Command, Options};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// Length of a read.
+const PIECE: u64 = 512 << 10;
+/// Reads in flight on each connection: the server has one to work on while others travel.
+const DEPTH: usize = 8;
+/// More connections than this gain nothing: one thread receives from all of them.
+const MAX_CONNECTIONS: usize = 4;
+
+/// One image behind one or more connections.
+#[derive(Debug)]
+pub struct Image {
+    clients: Vec<Client>,
+}
+
+/// What is read next into the hands of the caller.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    at: u64,
+    len: usize,
+    client: usize,
+}
+
+impl From<Client> for Image {
+    fn from(client: Client) -> Image {
+        Image { clients: vec![client] }
+    }
+}
+
+impl Image {
+    /// The volume as it was at a moment, from the process that runs on the data folder.
+    ///
+    /// # Errors
+    /// If nothing runs there, or the moment cannot be opened.
+    pub fn open(data: &Path, volume: &str, at: &When) -> Result<(Position, Image), Problem> {
+        let open = |at: &When| -> Result<(Position, Client), Problem> {
+            let (position, stream) = ControlClient::connect(data)?.nbd(volume, at, false)?;
+            Ok((position, Client::over(OwnedFd::from(stream), volume, &Options::default())?))
+        };
+        let (position, first) = open(at)?;
+        let mut image = Image::from(first);
+        let wanted = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_CONNECTIONS);
+        // The first one holds the moment. Where a further one is refused, those that there are do it.
+        while image.clients.len() < wanted {
+            match open(&When::Seq(position.seq)) {
+                Ok((_, client)) => image.clients.push(client),
+                Err(e) => {
+                    tracing::debug!("no further connection: {e}");
+                    break;
+                }
+            }
+        }
+        Ok((position, image))
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.clients.first().map_or(0, Client::size)
+    }
+
+    /// The ranges that do not read as zeroes; see [`Client::data_ranges`].
+    ///
+    /// # Errors
+    /// If the connection or the request fails.
+    pub fn data_ranges(&mut self) -> Result<Vec<(u64, u64)>, Problem> {
+        Ok(self.clients.first_mut().map_or_else(|| Ok(Vec::new()), Client::data_ranges)?)
+    }
+
+    /// Reads `ranges` in order and gives each piece to `sink`. What reaches past the end of the disk is zero.
+    ///
+    /// # Errors
+    /// If a connection or a read fails, or what `sink` says.
+    pub fn read_ranges(
+        &mut self,
+        ranges: impl Iterator<Item = (u64, u64)>,
+        mut sink: impl FnMut(u64, &[u8]) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        let (size, most) = (self.size(), DEPTH * self.clients.len());
+        let mut pieces = ranges.flat_map(|(start, len)| pieces(start, len)).zip((0..self.clients.len()).cycle());
+        let (mut order, mut early) = (VecDeque::new(), HashMap::new());
+        loop {
+            while order.len() < most {
+                let Some(((at, len), client)) = pieces.next() else { break };
+                let inside = u32::try_from(len.min(size.saturating_sub(at))).unwrap_or(u32::MAX);
+                self.clients[client].submit(at, &Command::Read { offset: at, len: inside })?;
+                order.push_back(Piece { at, len: usize::try_from(len).unwrap_or(usize::MAX), client });
+            }
+            let Some(piece) = order.pop_front() else { return Ok(()) };
+            self.take(piece, &mut early, &mut sink)?;
+        }
+    }
+
+    /// Receives until the piece is there. A server may answer in any order: what comes too early is kept.
+    fn take(
+        &mut self,
+        piece: Piece,
+        early: &mut HashMap<u64, Vec<u8>>,
+        sink: &mut impl FnMut(u64, &[u8]) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        if let Some(data) = early.remove(&piece.at) {
+            return give(piece, &data, sink);
+        }
+        loop {
+            let reply = self.clients[piece.client].receive()?;
+            reply.result.map_err(|e| failed(reply.cookie, &e))?;
+            if reply.cookie == piece.at {
+                return give(piece, reply.data, sink);
+            }
+            early.insert(reply.cookie, reply.data.to_vec());
+        }
+    }
+}
+
+fn failed(at: u64, e: &ClientError) -> Problem {
+    Problem::failed(format!("read at byte {at}: {e}"))
+}
+
+fn give(piece: Piece, data: &[u8], sink: &mut impl FnMut(u64, &[u8]) -> Result<(), Problem>) -> Result<(), Problem> {
+    if data.len() == piece.len {
+        return sink(piece.at, data);
+    }
+    let mut whole = data.to_vec();
+    whole.resize(piece.len, 0);
+    sink(piece.at, &whole)
+}
+
+fn pieces(start: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    let end = start.saturating_add(len);
+    let mut at = start;
+    std::iter::from_fn(move || {
+        let piece = (at, PIECE.min(end - at));
+        at += piece.1;
+        (piece.1 > 0).then_some(piece)
+    })
+}
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

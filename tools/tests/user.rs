@@ -103,7 +103,8 @@ fn an_export_shows_the_past_until_its_command_ends() {
     let start = |more: &[&str]| {
         let mut c = lab.cli(&["export", "d", "--at", &at, "--listen", &listen]);
         let child = Killed(c.args(more).stdout(Stdio::null()).spawn().unwrap());
-        wait_until("the socket is there", || socket.exists());
+        // A killed command leaves its socket behind: that a file is there says nothing.
+        wait_until("the socket answers", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
         child
     };
     let past = format!("nbd+unix:///d?socket={}", socket.display());

@@ -122,6 +122,8 @@ fn a_writable_export_takes_writes_and_changes_nothing() {
     let lab = Lab::new(64 * MIB);
     let uri = lab.uri();
     tool("qemu-io").args(["-f", "raw", "-c", "write -P 1 0 16M", "-c", "flush", &uri]).run();
+    // `latest` is what the appliance has.
+    lab.daemon.wait_durable(DISK);
     let (_export, branch) = lab.daemon.export(DISK, "latest", &lab.path("branch.sock"), &["--writable"]);
     let script = ["-c", "read -P 1 0 16M", "-c", "write -P 2 4096 1M", "-c", "read -P 2 4096 1M", "-c", "flush"];
     tool("qemu-io").args(["-f", "raw"]).args(script).args(["-c", "read -P 1 0 4096", &branch]).run();

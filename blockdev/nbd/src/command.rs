@@ -55,21 +55,25 @@ impl Terms {
 
     /// Checks a request whose payload has arrived whole.
     pub(crate) fn check<'a>(&self, h: &Header, payload: &'a [u8]) -> Result<Command<'a>, Refusal> {
+        if h.command == cmd::DISC {
+            // There is no reply to it that could refuse it.
+            return Ok(Command::Disconnect);
+        }
         self.check_flags(h)?;
         let (offset, len, fua) = (h.offset, h.len, h.flags & command_flag::FUA != 0);
         match h.command {
             cmd::READ => {
-                let len = self.short(len)?;
-                self.in_range(offset, len.into(), errno::EINVAL)?;
-                Ok(Command::Read { offset, len })
+                self.in_range(offset, len, errno::EINVAL)?;
+                // It tells clients that smaller requests will do; those of simple replies do not know it.
+                let too_long = if self.mode == Mode::Simple { errno::EINVAL } else { errno::EOVERFLOW };
+                Ok(Command::Read { offset, len: self.short(len, too_long)? })
             }
             cmd::WRITE => {
                 self.writable()?;
-                self.short(len)?;
+                self.short(len, errno::EINVAL)?;
                 self.in_range(offset, len, errno::ENOSPC)?;
                 Ok(Command::Write { offset, data: payload, fua })
             }
-            cmd::DISC => Ok(Command::Disconnect),
             cmd::FLUSH => match (offset, len) {
                 (0, 0) => Ok(Command::Flush),
                 _ => Err(Refusal(errno::EINVAL, "a flush has no offset and no length")),
@@ -134,9 +138,6 @@ impl Terms {
         if h.flags & !(own | command_flag::FUA) != 0 {
             return Err(Refusal(errno::EINVAL, "a flag that the command does not have"));
         }
-        if extended && h.command == cmd::WRITE && h.flags & command_flag::PAYLOAD_LEN == 0 {
-            return Err(Refusal(errno::EINVAL, "a write needs the flag PAYLOAD_LEN"));
-        }
         Ok(())
     }
 
@@ -147,10 +148,10 @@ impl Terms {
         Ok(())
     }
 
-    fn short(&self, len: u64) -> Result<u32, Refusal> {
+    fn short(&self, len: u64, too_long: u32) -> Result<u32, Refusal> {
         match u32::try_from(len) {
             Ok(len) if len <= self.max_io => Ok(len),
-            _ => Err(Refusal(errno::EINVAL, "longer than the largest request of the export")),
+            _ => Err(Refusal(too_long, "longer than the largest request of the export")),
         }
     }
 

@@ -72,7 +72,7 @@ proptest! {
             ) => prop_assert!(inside(offset, len)),
             Ok(Command::Flush | Command::Disconnect) => {}
             Err(Refusal(errno, why)) => {
-                prop_assert!([errno::EINVAL, errno::ENOSPC].contains(&errno) && !why.is_empty());
+                prop_assert!([errno::EINVAL, errno::ENOSPC, errno::EOVERFLOW].contains(&errno) && !why.is_empty());
             }
         }
     }
@@ -108,7 +108,10 @@ fn errors_are_those_of_the_document() {
     for command in [cmd::WRITE, cmd::TRIM, cmd::WRITE_ZEROES] {
         assert_eq!(errno_of(&read_only, &header(command, 0, 0, 1)), errno::EPERM);
     }
-    assert_eq!(errno_of(&terms, &header(cmd::READ, 0, 0, u64::from(MAX_IO) + 1)), errno::EINVAL);
+    let long = u64::from(MAX_IO) + 1;
+    assert_eq!(errno_of(&terms, &header(cmd::READ, 0, 0, long)), errno::EOVERFLOW);
+    assert_eq!(errno_of(&Terms { mode: Mode::Simple, ..terms }, &header(cmd::READ, 0, 0, long)), errno::EINVAL);
+    assert_eq!(errno_of(&terms, &header(cmd::READ, 0, SIZE - 1, long)), errno::EINVAL);
     assert_eq!(errno_of(&terms, &header(8, 0, 0, 1)), errno::EINVAL);
     assert_eq!(errno_of(&terms, &header(cmd::FLUSH, 0, 1, 0)), errno::EINVAL);
 }
@@ -144,6 +147,26 @@ fn extended_block_status_takes_a_selection_of_contexts() {
     for ids in [&[][..], &[2], &[ALLOCATION_ID, ALLOCATION_ID]] {
         assert_eq!(select(ids), errno::EINVAL);
     }
-    let no_payload = header(cmd::WRITE, 0, 0, 1);
-    assert_eq!(errno_of(&extended, &no_payload), errno::EINVAL);
+}
+
+/// QEMU's client does not set PAYLOAD_LEN on a write, so that without it the bytes would be taken for requests.
+#[test]
+fn a_write_has_a_payload_with_and_without_the_flag() {
+    for (mode, flags) in [(Mode::Simple, 0), (Mode::Structured, 0), (Mode::Extended, 0), (Mode::Extended, 32)] {
+        let write = header(cmd::WRITE, flags, 8, 4);
+        assert_eq!(write.payload_len(mode), 4);
+        let command = terms(mode).check(&write, b"data");
+        assert_eq!(command, Ok(Command::Write { offset: 8, data: b"data", fua: false }), "{mode:?}, flags {flags}");
+    }
+    assert_eq!(header(cmd::READ, 0, 8, 4).payload_len(Mode::Extended), 0);
+    assert_eq!(errno_of(&terms(Mode::Structured), &header(cmd::WRITE, 32, 8, 4)), errno::EINVAL);
+}
+
+/// A goodbye has no reply, so nothing about it can be refused.
+#[test]
+fn a_goodbye_is_always_taken() {
+    for flags in [0, command_flag::FUA, u16::MAX] {
+        let goodbye = terms(Mode::Extended).check(&header(cmd::DISC, flags, 1, 1), &[]);
+        assert_eq!(goodbye, Ok(Command::Disconnect), "flags {flags}");
+    }
 }

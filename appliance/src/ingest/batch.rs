@@ -116,6 +116,16 @@ impl Batch {
         self.blocks.len()
     }
 
+    /// Which block of the disk each of its blocks is.
+    #[must_use]
+    pub fn disk_blocks(&self) -> Vec<u64> {
+        let mut out = Vec::with_capacity(self.blocks.len());
+        for piece in self.pieces.iter().filter(|p| p.first.is_some()) {
+            out.extend(piece.block..piece.block + piece.count);
+        }
+        out
+    }
+
     /// The bytes of block `index`.
     #[must_use]
     pub fn block(&self, index: usize) -> &[u8] {

@@ -1,14 +1,16 @@
 //! The dedupe stage: which blocks are new, and into which frames of which segment they go.
 //!
-//! Blocks are looked up in the order of the records, first among the batches that are under way, then in the index. A
-//! block that is new is given to the next frame. What comes out depends only on the input, not on threads.
+//! Blocks are looked up in the order of the records, first among the batches that are under way, then in the index. Those
+//! that are new go into frames in the order of the disk, not of time: whoever reads a disk that was written at
+//! random places from its beginning to its end then uses up a frame while it is in the cache. What comes out depends
+//! only on the input, not on threads.
 
 use super::batch::{Batch, HashTask};
 use super::volume::Volume;
 use super::{SessionError, Shared};
-use crate::reduce::FRAME_BLOCKS;
 use crate::reduce::frame::Scratch;
 use crate::reduce::pool::{Task, Ticket};
+use crate::reduce::{FRAME_BLOCKS, FRAME_REACH, SCATTERED_FRAME_BLOCKS};
 use crate::store::StoreError;
 use crate::store::segment::{OpenSegment, worst_case};
 use afterimage_format::place::Place;
@@ -59,6 +61,8 @@ pub struct Plan {
     /// Bytes reserved there.
     pub reserved: u64,
     first_frame: u32,
+    /// Where in `new` each frame begins, and the end of the last.
+    cuts: Vec<usize>,
     frames: Vec<Mutex<Sealed>>,
 }
 
@@ -84,7 +88,7 @@ impl Plan {
     /// The new blocks in frame `i`.
     #[must_use]
     pub fn blocks_of(&self, i: usize) -> &[(u32, Fingerprint)] {
-        &self.new[i * FRAME_BLOCKS..((i + 1) * FRAME_BLOCKS).min(self.new.len())]
+        &self.new[self.cuts[i]..self.cuts[i + 1]]
     }
 }
 
@@ -189,16 +193,68 @@ impl<'a> Planner<'a> {
             });
         }
         let batch = Arc::clone(hashes.batch());
-        let frames = new.len().div_ceil(FRAME_BLOCKS);
+        let on_disk = batch.disk_blocks();
+        self.put_in_disk_order(number, &on_disk, &mut new, &mut targets);
+        let cuts = cut(&new, &on_disk);
+        let frames = cuts.len() - 1;
         let commit = commit_bound(&batch);
         let reserved = worst_case(new.len() as u64, frames as u64, commit);
         let segment = self.volume.segment_for(self.shared, reserved).map_err(SessionError::from)?;
         let first_frame = segment.next_frames(u32::try_from(frames).unwrap_or(0));
         let frames = (0..frames).map(|_| Mutex::new(Sealed { bytes: self.shared.buffer(), len: 0 })).collect();
-        let plan = Arc::new(Plan { batch, number, targets, new, segment, reserved, first_frame, frames });
+        let plan = Arc::new(Plan { batch, number, targets, new, segment, reserved, first_frame, cuts, frames });
         let ticket = self.shared.pool.start(&plan, plan.frames());
         Ok((plan, ticket))
     }
+}
+
+impl Planner<'_> {
+    /// Sorts the new blocks of batch `number` by where they lie on the disk, and what refers to them with them.
+    fn put_in_disk_order(
+        &mut self,
+        number: u64,
+        on_disk: &[u64],
+        new: &mut Vec<(u32, Fingerprint)>,
+        targets: &mut [Target],
+    ) {
+        let block_of = |n: &(u32, Fingerprint)| on_disk.get(n.0 as usize).copied().unwrap_or(u64::MAX);
+        if new.is_sorted_by_key(block_of) {
+            return;
+        }
+        let mut order: Vec<u32> = (0..u32::try_from(new.len()).unwrap_or(u32::MAX)).collect();
+        // Stable: versions of one block stay in the order of time.
+        order.sort_by_key(|i| block_of(&new[*i as usize]));
+        let mut rank = vec![0; new.len()];
+        for (to, from) in (0u32..).zip(&order) {
+            rank[*from as usize] = to;
+            self.under_way.insert(Key(new[*from as usize].1), (number, to));
+        }
+        *new = order.iter().map(|from| new[*from as usize]).collect();
+        for target in targets {
+            if let Target::New { batch, index } = target
+                && *batch == number
+            {
+                *index = rank[*index as usize];
+            }
+        }
+    }
+}
+
+/// Cuts sorted new blocks into frames: answers where each begins, and the end of the last.
+fn cut(new: &[(u32, Fingerprint)], on_disk: &[u64]) -> Vec<usize> {
+    let block_of = |i: usize| on_disk.get(new[i].0 as usize).copied().unwrap_or(0);
+    let (mut cuts, mut from) = (vec![0], 0);
+    for i in 1..new.len() {
+        let far = i - from >= SCATTERED_FRAME_BLOCKS && block_of(i) - block_of(from) > FRAME_REACH;
+        if far || i - from == FRAME_BLOCKS {
+            cuts.push(i);
+            from = i;
+        }
+    }
+    if !new.is_empty() {
+        cuts.push(new.len());
+    }
+    cuts
 }
 
 /// Upper bound of a batch's commit frames: LEB128 numbers of at most 10 bytes, three of them in a run.
@@ -211,5 +267,25 @@ fn commit_bound(batch: &Batch) -> u64 {
 impl From<StoreError> for SessionError {
     fn from(e: StoreError) -> Self {
         if e.is_full() { SessionError::Full(e.to_string()) } else { SessionError::Failed(e.to_string()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_frames_stay_within_reach_and_those_that_do_not_are_small() {
+        let print = [0; afterimage_format::segment::FINGERPRINT_LEN];
+        for (gap, full) in [(1, FRAME_BLOCKS), (FRAME_REACH / 20, FRAME_BLOCKS), (FRAME_REACH / 8, 9), (1 << 20, 4)] {
+            let on_disk: Vec<u64> = (0..100).map(|i| i * gap).collect();
+            let new: Vec<(u32, Fingerprint)> = (0..100).map(|i| (i, print)).collect();
+            let cuts = cut(&new, &on_disk);
+            assert_eq!((cuts[0], cuts.last()), (0, Some(&100)));
+            let sizes: Vec<usize> = cuts.windows(2).map(|w| w[1] - w[0]).collect();
+            assert!(sizes[..sizes.len() - 1].iter().all(|s| *s == full), "gap {gap}: {sizes:?}");
+            assert!((1..=full).contains(&sizes[sizes.len() - 1]), "gap {gap}: {sizes:?}");
+        }
+        assert_eq!(cut(&[], &[]), [0], "no frames of nothing");
     }
 }

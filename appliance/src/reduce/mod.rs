@@ -17,3 +17,13 @@ pub mod pool;
 
 /// Blocks in a frame: 64 KiB before compression.
 pub const FRAME_BLOCKS: usize = 16;
+
+/// Blocks in a frame at least before it ends because they lie far apart.
+pub const SCATTERED_FRAME_BLOCKS: usize = 4;
+
+/// How far the blocks of a full frame may lie apart on the disk: 32 MiB.
+///
+/// Who reads a disk from beginning to end comes to all blocks of a frame within its reach, and needs as many frames
+/// at a time as this many bytes hold, whatever was written in which order: half of the cache of frames. A frame that
+/// reaches further is decompressed again for nearly each of its blocks, so it has few of them.
+pub const FRAME_REACH: u64 = 8192;

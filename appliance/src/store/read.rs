@@ -97,8 +97,12 @@ impl Store {
                 *reader = Some((Opener::new().map_err(no_memory)?, Vec::new()));
             }
             let Some((opener, frame)) = reader else { return Err(StoreError::Worker) };
-            frame.resize(place.frame_len_bound() as usize, 0);
-            let n = read_up_to(&segment.file, frame, place.offset()).map_err(io_error(&segment.path, "read it"))?;
+            let bound = place.frame_len_bound() as usize;
+            if frame.len() < bound {
+                frame.resize(bound, 0);
+            }
+            let n = read_up_to(&segment.file, &mut frame[..bound], place.offset())
+                .map_err(io_error(&segment.path, "read it"))?;
             let mut content = Vec::new();
             let opened = opener.open(&segment.key, &mut frame[..n], &mut content).map_err(|e| e.to_string());
             let opened = opened.and_then(|h| match h.kind {

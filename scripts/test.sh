@@ -38,6 +38,7 @@ tests=(cargo test --workspace --no-fail-fast)
 
 step "set-up" scripts/setup-debian.sh || true
 [ -n "$quick" ] || step "test guest" guest || true
+[ -n "$quick" ] || step "newer clients" scripts/newer-clients.sh || true
 step "format" cargo fmt --all --check || true
 step "lints" cargo clippy --workspace --all-targets -- -D warnings || true
 step "build" cargo build --workspace --bins || true

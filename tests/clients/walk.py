@@ -271,17 +271,21 @@ def main(uri):
     while len(model) < size:
         model += handle.pread(min(16 * MIB, size - len(model)), len(model))
     handle.shutdown()
+    newer = hasattr(nbd.NBD, "set_request_extended_headers")
     ways = {
-        "structured replies": lambda h: None,
+        "structured replies": lambda h: newer and h.set_request_extended_headers(False),
         "simple replies": lambda h: h.set_request_structured_replies(False),
         "no fixed newstyle": lambda h: h.set_handshake_flags(0),
         "fixed newstyle with padding": lambda h: h.set_handshake_flags(nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE),
     }
-    if hasattr(nbd.NBD, "set_request_extended_headers"):
-        ways["no extended headers"] = lambda h: h.set_request_extended_headers(False)
+    if newer:
+        ways["extended headers"] = lambda h: None
     for way, prepare in ways.items():
         disk = Disk(connect(uri, prepare), model)
         check(disk.handle.get_size() == size, way, "tells another size")
+        if newer:
+            extended = disk.handle.get_extended_headers_negotiated()
+            check(extended == (way in ("extended headers", "fixed newstyle with padding")), way, "gave extended headers:", extended)
         try:
             for _ in range(4):
                 every_command(disk)

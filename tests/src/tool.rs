@@ -1,10 +1,13 @@
 //! Runs a program to its end. Whatever goes wrong becomes a panic that shows the command line and what it printed, so that
 //! a failing test explains itself.
 
+use crate::binary::repository;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A program that has not ended by then hangs. Generous: the machine may be loaded.
@@ -38,6 +41,21 @@ pub fn tool(program: impl AsRef<OsStr>) -> Tool {
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C.UTF-8");
     Tool { command, deadline: DEADLINE }
+}
+
+/// A program of a newer Debian than this machine may run, which `scripts/newer-clients.sh` keeps: `nbdinfo`, `nbdcopy`,
+/// `python3` with libnbd, `qemu-img`, `qemu-io`, `qemu-nbd`, `fio`. They speak NBD with extended headers.
+///
+/// # Panics
+/// If they are not there and cannot be fetched.
+#[track_caller]
+pub fn newer_tool(program: &str) -> Tool {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let fetched = tool(repository().join("scripts/newer-clients.sh")).deadline(Duration::from_secs(1800)).run();
+        Path::new(fetched.stdout.trim_end()).join("bin")
+    });
+    tool(folder.join(program))
 }
 
 impl Tool {

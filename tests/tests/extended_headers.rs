@@ -1,6 +1,8 @@
 //! Newer clients (Debian 13), which negotiate extended headers: requests and block status of more than 4 GiB, on a protected
 //! disk and on its history. After each, disk and history must hold what the client's own model says.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use afterimage_tests::daemon::{self, Daemon};
 use afterimage_tests::lab::{DISK, Lab};
 use afterimage_tests::tool::{Tool, newer_tool};

@@ -15,12 +15,16 @@
 //! | [`write_path`] | random and sequential writes through an export |
 //! | [`ingest`] | two generations of a disk image into an encrypted, deduplicated store |
 //! | [`image`] | that image |
+//! | [`history`] | opening and reading points of a volume with a long history |
+//! | [`generate`] | that history |
 //! | [`cache`] | the state of the page cache |
 //! | [`figures`] | medians, quantities as text |
 //! | [`report`] | JSON and the tables of docs/performance.md |
 
 pub mod cache;
 pub mod figures;
+pub mod generate;
+pub mod history;
 pub mod image;
 pub mod ingest;
 pub mod report;

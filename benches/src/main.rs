@@ -1,11 +1,11 @@
 //! `cargo run --release -p afterimage-benches -- all`: runs the comparisons, prints the tables, writes the figures.
 
 use afterimage_benches::report::{self, Machine, Results};
-use afterimage_benches::{image, ingest, write_path};
+use afterimage_benches::{generate, history, image, ingest, write_path};
 use afterimage_tests::binary;
 use afterimage_tests::tool::tool;
 use clap::{Parser, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Compares Afterimage with other NBD servers and backup programs, on this machine, in one run.
 #[derive(Debug, Parser)]
@@ -31,6 +31,12 @@ struct Options {
     /// Bytes of real files in the image that is ingested, in MiB
     #[arg(long, default_value_t = 1280)]
     content_mib: u64,
+    /// Writes in the long history
+    #[arg(long, default_value_t = 10_000_000)]
+    writes: u64,
+    /// Blocks of 4 KiB that these writes go to
+    #[arg(long, default_value_t = 1 << 20)]
+    blocks: u64,
     /// Measure only candidates whose name in the table begins so; may be given several times
     #[arg(long)]
     only: Vec<String>,
@@ -51,22 +57,38 @@ enum Part {
     WritePath,
     /// A disk image into the store
     Ingest,
+    /// Points of a volume with a long history
+    History,
     /// Everything
     All,
 }
 
+impl Part {
+    fn includes(self, part: Part) -> bool {
+        self == part || self == Part::All
+    }
+}
+
 fn main() {
+    if fill() {
+        // As a killed process would end: see the generator.
+        std::process::exit(0);
+    }
     let options = Options::parse();
     tool(binary::repository().join("scripts/setup-debian.sh")).arg("--bench").run();
     let dir = options.dir.clone().unwrap_or_else(default_dir);
     std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("make {}: {e}", dir.display()));
-    let mut results = Results { v: 1, machine: Machine::this(&dir), write_path: Vec::new(), ingest: Vec::new() };
+    let machine = Machine::this(&dir);
+    let mut results = Results { v: 1, machine, write_path: Vec::new(), ingest: Vec::new(), history: None };
     let mut tables = Vec::new();
-    if options.part != Part::Ingest {
+    if options.part.includes(Part::WritePath) {
         tables.push(("write-path", measure_write_path(&options, &dir, &mut results)));
     }
-    if options.part != Part::WritePath {
+    if options.part.includes(Part::Ingest) {
         tables.push(("ingest", measure_ingest(&options, &dir, &mut results)));
+    }
+    if options.part.includes(Part::History) {
+        tables.push(("history", measure_history(&options, &dir, &mut results)));
     }
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&results).expect("results are JSON");
@@ -83,6 +105,17 @@ fn main() {
     }
 }
 
+/// `fill DATA SIZE BLOCKS WRITES UNFLUSHED`, which this program asks itself for: makes the long history.
+fn fill() -> bool {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let [command, data, numbers @ ..] = &words[..] else { return false };
+    let numbers: Vec<u64> = numbers.iter().filter_map(|n| n.parse().ok()).collect();
+    let ("fill", [size, blocks, writes, unflushed]) = (command.as_str(), &numbers[..]) else { return false };
+    let shape = generate::Shape { size: *size, blocks: *blocks, writes: *writes, unflushed: *unflushed };
+    generate::fill(Path::new(data), &shape);
+    true
+}
+
 /// Those that `--only` leaves.
 fn chosen<T: Copy>(options: &Options, all: &[T], title: impl Fn(T) -> &'static str) -> Vec<T> {
     let wanted = |t: &T| options.only.is_empty() || options.only.iter().any(|o| title(*t).starts_with(o.as_str()));
@@ -92,10 +125,10 @@ fn chosen<T: Copy>(options: &Options, all: &[T], title: impl Fn(T) -> &'static s
 /// Beside the program: target/release/../bench.
 fn default_dir() -> PathBuf {
     let me = std::env::current_exe().expect("the path of the running program");
-    me.ancestors().nth(2).unwrap_or(std::path::Path::new(".")).join("bench")
+    me.ancestors().nth(2).unwrap_or(Path::new(".")).join("bench")
 }
 
-fn measure_write_path(options: &Options, dir: &std::path::Path, results: &mut Results) -> String {
+fn measure_write_path(options: &Options, dir: &Path, results: &mut Results) -> String {
     let (rounds, seconds) = (options.rounds, options.seconds);
     let candidates = chosen(options, &write_path::CANDIDATES, write_path::Candidate::title);
     let scratch = tempfile::Builder::new().prefix("write-path-").tempdir_in(dir).expect("make a folder");
@@ -125,7 +158,7 @@ fn measure_write_path(options: &Options, dir: &std::path::Path, results: &mut Re
     report::write_path_table(&results.machine, &plan, &results.write_path)
 }
 
-fn measure_ingest(options: &Options, dir: &std::path::Path, results: &mut Results) -> String {
+fn measure_ingest(options: &Options, dir: &Path, results: &mut Results) -> String {
     let scratch = tempfile::Builder::new().prefix("image-").tempdir_in(dir).expect("make a folder");
     eprintln!("making a disk image in two generations");
     let generations = image::make(scratch.path(), options.content_mib << 20);
@@ -138,4 +171,17 @@ fn measure_ingest(options: &Options, dir: &std::path::Path, results: &mut Result
         eprintln!("round {} {title:14} {first:6.1} s, {second:6.1} s; {one} MiB, {both} MiB", run.round);
     });
     report::ingest_table(&results.machine, &generations, options.rounds, &results.ingest)
+}
+
+fn measure_history(options: &Options, dir: &Path, results: &mut Results) -> String {
+    let scratch = tempfile::Builder::new().prefix("history-").tempdir_in(dir).expect("make a folder");
+    let (writes, blocks) = (options.writes, options.blocks);
+    let shape = generate::Shape { size: 1 << 40, blocks, writes, unflushed: 100_000.min(writes / 10) };
+    let plan =
+        history::Plan { dir: scratch.path().to_owned(), shape, rounds: options.rounds, seconds: options.seconds };
+    eprintln!("making a history of {writes} writes");
+    let found = history::measure(&plan, |line| eprintln!("{line}"));
+    let table = report::history_table(&results.machine, &plan, &found);
+    results.history = Some(found);
+    table
 }

@@ -2,7 +2,7 @@
 
 use crate::figures::{figure, median, spread};
 use crate::image::Generations;
-use crate::{ingest, write_path};
+use crate::{history, ingest, write_path};
 use afterimage_tests::tool::tool;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -36,6 +36,8 @@ pub struct Results {
     pub write_path: Vec<write_path::Run>,
     /// Runs of the ingest comparison.
     pub ingest: Vec<ingest::Run>,
+    /// The long history.
+    pub history: Option<history::Results>,
 }
 
 impl Machine {
@@ -163,6 +165,55 @@ pub fn ingest_table(machine: &Machine, generations: &Generations, rounds: u32, r
         let stored = |n: usize| figure(median(&all(&|r| precise(r.stored[n]) / f64::from(1 << 20))));
         let (first, second) = (rate(0), rate(1));
         let _ = writeln!(text, "| {} | {first} | {second} | {} | {} |", candidate.title(), stored(0), stored(1));
+    }
+    text
+}
+
+/// The tables of the long history.
+#[must_use]
+pub fn history_table(machine: &Machine, plan: &history::Plan, found: &history::Results) -> String {
+    let count = |n: u64| figure(precise(n));
+    let shape = &plan.shape;
+    let mut text = format!(
+        "{}\n\nA volume of {} GiB with {} writes of 4 KiB, in random order, to {} blocks ({} MiB, half of them neighbours, half in \
+         pieces of 16 MiB all over the volume), through the appliance's socket in {:.0} s; {} MiB stored, {} layers in files. Medians of {} \
+         interleaved rounds. Open: until the first 4 KiB have come through a new NBD connection, from the request at the \
+         control socket and from the start of the `afterimage export` command; the daemon is killed and started before each series. \
+         Reads: fio with its NBD engine, one connection, depth 32, in the neighbouring blocks; qemu-nbd serves a plain sparse \
+         image of the same point.\n\n",
+        machine.describe(),
+        shape.size >> 30,
+        count(shape.writes),
+        count(shape.blocks),
+        shape.blocks >> 8,
+        found.fill_seconds,
+        count(found.stored >> 20),
+        found.layers,
+        plan.rounds
+    );
+    text.push_str("| point | open by request, ms | by command, ms | 4 KiB random, IOPS | qemu-nbd | ratio | 128 KiB sequential, MB/s | qemu-nbd | ratio |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n");
+    for (seq, title) in history::points(shape) {
+        let open = |way| {
+            let of = found.opened.iter().filter(|o| o.seq == seq && o.way == way);
+            let times: Vec<f64> = of.map(|o| o.milliseconds).collect();
+            format!("{} ({})", figure(median(&times)), spread(&times))
+        };
+        let (request, command) = (open(history::Way::Request), open(history::Way::Command));
+        let _ = write!(text, "| @{seq}, {title} | {request} | {command} ");
+        for pattern in history::PATTERNS {
+            let rate = |server| {
+                let of = found.reads.iter().filter(|r| r.seq == seq && r.pattern == pattern && r.server == server);
+                let random = pattern == history::Pattern::Random4k;
+                median(&of.map(|r| if random { r.iops } else { r.megabytes }).collect::<Vec<_>>())
+            };
+            let (ours, theirs) = (rate(history::Server::Point), rate(history::Server::QemuNbd));
+            if ours > 0.0 && theirs > 0.0 {
+                let _ = write!(text, "| {} | {} | {:.2} ", figure(ours), figure(theirs), ours / theirs);
+            } else {
+                text.push_str("| - | - | - ");
+            }
+        }
+        text.push_str("|\n");
     }
     text
 }

@@ -76,7 +76,11 @@ impl Large {
 
     /// The disk as it was at `at`, read in three ways.
     fn assert_export_is(&self, at: &str, model: &Path) {
-        let (_export, uri) = self.daemon.export(DISK, at, &self.path("then.sock"), &[]);
+        let socket = self.path("then.sock");
+        // An export before this one was killed and has left its socket.
+        let _ = std::fs::remove_file(&socket);
+        let (mut export, uri) = self.daemon.export(DISK, at, &socket, &[]);
+        export.wait_until("answers", || newer_tool("nbdinfo").args(["--size", &uri]).run_any().status.success());
         same(&uri, model);
         assert_map_is(&uri, model);
         let copy = self.path("copy");

@@ -11,6 +11,7 @@ use std::path::Path;
 
 const SIZE: u64 = 1 << 40;
 const BLOCK: u64 = 4096;
+type Block = [u8; 4096];
 const WRITES: usize = 300_000;
 /// Different blocks that are written, all over the disk.
 const BLOCKS: usize = 40_000;
@@ -26,12 +27,16 @@ struct Load {
     base: u64,
 }
 
-fn content(write: usize) -> [u8; BLOCK as usize] {
-    let mut out = [0; BLOCK as usize];
+fn content(write: usize) -> Block {
+    let mut out = [0; 4096];
     for word in out.chunks_exact_mut(8) {
         word.copy_from_slice(&(write as u64 + 1).to_le_bytes());
     }
     out
+}
+
+fn connect(socket: &Path) -> Client {
+    Client::connect(&Address::Unix(socket.to_owned()), DISK).expect("connect to the export")
 }
 
 impl Load {
@@ -41,7 +46,7 @@ impl Load {
         offsets.extend((BLOCKS / 4..BLOCKS).map(|_| chance.below(SIZE / BLOCK) * BLOCK));
         offsets.sort_unstable();
         offsets.dedup();
-        let mut index = |below: usize| usize::try_from(chance.below(below as u64)).unwrap();
+        let mut index = |below: usize| usize::try_from(chance.below(below as u64)).unwrap_or(0);
         // One write in four goes to a block that many writes hit.
         let all = offsets.len();
         let targets = (0..WRITES).map(|n| if n % 4 == 0 { index(100) } else { index(all) }).collect();
@@ -49,17 +54,19 @@ impl Load {
     }
 
     fn write(&self, lab: &Lab, socket: &Path) {
-        let mut client = Client::connect(&Address::Unix(socket.to_owned()), DISK).unwrap();
+        let mut client = connect(socket);
         for (chunk, targets) in self.targets.chunks(CHUNK).enumerate() {
             for (n, target) in targets.iter().enumerate() {
                 if client.in_flight() == DEPTH {
-                    client.receive().unwrap().result.unwrap();
+                    client.receive().and_then(|r| r.result).expect("a write");
                 }
                 let (write, offset) = (chunk * CHUNK + n, self.offsets[*target]);
-                client.submit(write as u64, &Command::Write { offset, data: &content(write), fua: false }).unwrap();
+                client
+                    .submit(write as u64, &Command::Write { offset, data: &content(write), fua: false })
+                    .expect("send a write");
             }
             while client.in_flight() > 0 {
-                client.receive().unwrap().result.unwrap();
+                client.receive().and_then(|r| r.result).expect("a write");
             }
             lab.daemon.wait_durable(DISK);
         }
@@ -70,21 +77,21 @@ impl Load {
         // A killed command leaves its socket behind, so each has its own.
         let socket = lab.path(&format!("point-{}.sock", chance.bits()));
         let _point = lab.daemon.export(DISK, &format!("@{}", self.base + writes as u64), &socket, &[]);
-        let mut client = Client::connect(&Address::Unix(socket.clone()), DISK).unwrap();
+        let mut client = connect(&socket);
         let mut newest = vec![None; self.offsets.len()];
         for (write, target) in self.targets[..writes].iter().enumerate() {
             newest[*target] = Some(write);
         }
-        let mut found = [0; BLOCK as usize];
+        let mut found = [0; 4096];
         for n in 0..3000 {
             // The busiest, the last written, and any.
             let target = match n {
                 0..200 => n % 100,
                 200..400 => self.targets[writes.saturating_sub(n)],
-                _ => usize::try_from(chance.below(self.offsets.len() as u64)).unwrap(),
+                _ => usize::try_from(chance.below(self.offsets.len() as u64)).unwrap_or(0),
             };
-            client.read(self.offsets[target], &mut found).unwrap();
-            let wanted = newest[target].map_or([0; BLOCK as usize], content);
+            client.read(self.offsets[target], &mut found).expect("read a block");
+            let wanted = newest[target].map_or([0; 4096], content);
             let at = self.offsets[target];
             assert!(
                 found == wanted,
@@ -94,13 +101,13 @@ impl Load {
             );
         }
         // A long request over the neighbours.
-        let start = self.offsets.iter().position(|o| *o == SIZE / 2).unwrap();
+        let start = self.offsets.iter().position(|o| *o == SIZE / 2).expect("the first neighbour");
         let mut long = vec![0; 8 << 20];
-        client.read(SIZE / 2, &mut long).unwrap();
+        client.read(SIZE / 2, &mut long).expect("read the neighbours");
         for (offset, write) in self.offsets[start..].iter().zip(&newest[start..]) {
-            let at = usize::try_from(offset - SIZE / 2).unwrap();
-            let Some(found) = long.get(at..at + BLOCK as usize) else { break };
-            assert!(found == write.map_or([0; BLOCK as usize], content), "the neighbour at {offset}, {writes} writes");
+            let at = usize::try_from(offset - SIZE / 2).unwrap_or(usize::MAX);
+            let Some(found) = long.get(at..at + 4096) else { break };
+            assert!(found == write.map_or([0; 4096], content), "the neighbour at {offset}, {writes} writes");
         }
         drop(client);
     }

@@ -185,6 +185,73 @@ pub enum DirtyMapError {
     },
 }
 
+/// Why a write-intent map could not be made or opened.
+#[derive(Debug, Error)]
+pub enum IntentError {
+    /// Neither copy of the header can be used.
+    #[error("{}: {why}; after a power cut the whole disk is compared", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: DecodeError,
+    },
+    /// The map belongs to another volume.
+    #[error("{}: the write-intent map of another volume ({found}, not {wanted})", path.display())]
+    OtherVolume {
+        /// The file.
+        path: PathBuf,
+        /// Volume that the file names.
+        found: uuid::Uuid,
+        /// Volume that was asked for.
+        wanted: uuid::Uuid,
+    },
+    /// Written by another version of the program.
+    #[error("{}: {why}; use the program that wrote it, or remove the file: then the whole disk is compared", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The two versions.
+        why: DecodeError,
+    },
+    /// The file is not as long as its header says.
+    #[error("{}: {have} bytes long, its header says {need}; after a power cut the whole disk is compared", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Length in bytes according to the header.
+        need: u64,
+        /// Length in bytes.
+        have: u64,
+    },
+    /// Another process has it open.
+    #[error("{}: in use by another process; stop it first", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Size or region asked for is not possible.
+    #[error(
+        "write-intent map of {size} bytes in regions of {region}: the region must be a power of two of at least 4096, with at most 2^28 regions"
+    )]
+    Size {
+        /// Size of the volume in bytes.
+        size: u64,
+        /// Size of a region in bytes.
+        region: u64,
+    },
+    /// The system refused.
+    #[error("{}: cannot {doing}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
 /// Why no place was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ReserveError {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`ring`] | the journal: a lock-free ring for many writers in a mapped file, found again after a kill |
 //! | [`dirty`] | the dirty map: regions that may differ from the appliance's copy |
+//! | [`intent`] | the write-intent map: regions that may differ from history after a power cut |
 //! | [`error`] | why a file was refused |
 //!
 //! Inside: `live` is the concurrent core (checked by a model in the tests), `head` its arithmetic, `survey` and
@@ -15,6 +16,7 @@ pub mod dirty;
 pub mod error;
 mod file;
 mod head;
+pub mod intent;
 mod live;
 mod map;
 mod recovery;
@@ -25,5 +27,6 @@ mod survey;
 mod model;
 
 pub use dirty::{DirtyMap, Left};
-pub use error::{Closed, DirtyMapError, ReopenError, ReserveError, RingError};
+pub use error::{Closed, DirtyMapError, IntentError, ReopenError, ReserveError, RingError};
+pub use intent::IntentMap;
 pub use ring::{RecordRef, Recovered, Reservation, Ring, RingConfig};

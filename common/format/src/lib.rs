@@ -9,6 +9,7 @@
 //! | [`record`] | the 64-byte header of a journal record: a ring slot and a wire record are the same bytes |
 //! | [`ring`] | the file of a ring journal |
 //! | [`dirtymap`] | the file of a dirty map |
+//! | [`intent`] | the file of a write-intent map |
 //! | [`wire`] | messages between agent and appliance |
 //! | [`place`] | where a block of data lies in the store, in one word |
 //! | [`segment`] | files of sealed frames |
@@ -19,6 +20,7 @@
 pub mod codec;
 pub mod commit;
 pub mod dirtymap;
+pub mod intent;
 pub mod layer;
 pub mod manifest;
 pub mod place;

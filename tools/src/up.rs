@@ -117,6 +117,10 @@ fn recovery(report: Option<&RecoveryReport>) -> Option<String> {
         let why = r.reason.as_deref().unwrap_or("unknown");
         return Some(format!("the journal could not be used ({why}): the whole disk is compared with its history"));
     }
+    if r.intent_regions != 0 {
+        let (why, mib) = (r.reason.as_deref().unwrap_or("unknown"), r.intent_bytes.div_ceil(1 << 20));
+        return Some(format!("the journal was lost ({why}): the {mib} MiB written to last are compared with history"));
+    }
     if r.clean {
         return Some("stopped in order last time".to_owned());
     }

@@ -1,6 +1,6 @@
 //! The agent: its volumes, opened one by one and stopped together.
 
-use crate::api::{AgentConfig, AgentError, VolumeConfig};
+use crate::api::{AgentConfig, AgentError, IntentConfig, VolumeConfig};
 use crate::volume::Volume;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -14,6 +14,7 @@ struct Volumes {
 /// See the module.
 pub struct Agent {
     config: AgentConfig,
+    intent: IntentConfig,
     volumes: Mutex<Volumes>,
 }
 
@@ -21,7 +22,17 @@ impl Agent {
     /// An agent without volumes.
     #[must_use]
     pub fn new(config: AgentConfig) -> Agent {
-        Agent { config, volumes: Mutex::new(Volumes { open: Vec::new(), stopping: false }) }
+        Agent {
+            config,
+            intent: IntentConfig::default(),
+            volumes: Mutex::new(Volumes { open: Vec::new(), stopping: false }),
+        }
+    }
+
+    /// The same, with another way to keep write-intent maps, for volumes added from now on.
+    #[must_use]
+    pub fn with_intent(self, intent: IntentConfig) -> Agent {
+        Agent { intent, ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, Volumes> {
@@ -40,7 +51,7 @@ impl Agent {
         if volumes.open.iter().any(|v| v.name() == volume.name) {
             return Err(AgentError::Duplicate(volume.name));
         }
-        let opened = Arc::new(Volume::start(&self.config, &volume)?);
+        let opened = Arc::new(Volume::start(&self.config, &volume, &self.intent)?);
         volumes.open.push(Arc::clone(&opened));
         Ok(opened)
     }

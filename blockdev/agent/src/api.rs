@@ -6,6 +6,7 @@ use afterimage_base::clock::Clock;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error;
 
 /// Smallest ring: several records of the longest kind and their slots.
@@ -33,6 +34,29 @@ pub struct VolumeConfig {
     pub ring_bytes: u64,
     /// How the disk is used.
     pub cache: CacheMode,
+}
+
+/// How the write-intent map is kept: which regions may differ after a power cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IntentConfig {
+    /// Without it, the whole disk is compared after a power cut.
+    pub on: bool,
+    /// Size of a region in bytes, a power of two; small volumes get smaller ones. A volume that has a map keeps its own.
+    pub region: u64,
+    /// When more regions than this are marked, those that were not written to for longest lose their marks.
+    pub hot: u64,
+    /// Time between two looks at the marks.
+    pub pass: Duration,
+    /// After so many looks without a write a region may lose its mark if too many are marked,
+    pub cool: u8,
+    /// and after so many in any case.
+    pub idle: u8,
+}
+
+impl Default for IntentConfig {
+    fn default() -> Self {
+        Self { on: true, region: 1 << 20, hot: 2048, pass: Duration::from_secs(5), cool: 2, idle: 60 }
+    }
 }
 
 /// What a volume is doing.
@@ -72,8 +96,13 @@ pub struct RecoveryReport {
     pub redone: u64,
     /// Seqs taken by writers that died before they had written anything.
     pub voided: u64,
-    /// The ring could not be used: the whole disk is compared with the appliance's copy.
+    /// The ring could not be used, and nobody knows what was written last: the whole disk is compared with the
+    /// appliance's copy.
     pub whole_disk: bool,
+    /// The ring could not be used: so many regions of the write-intent map may differ from the appliance's copy,
+    pub intent_regions: u64,
+    /// with so many bytes.
+    pub intent_bytes: u64,
     /// Why the ring could not be used.
     pub reason: Option<String>,
 }

@@ -21,6 +21,12 @@ pub(crate) enum Break {
     SyncUnlocked = 64,
     /// A forked history is gone on with.
     IgnoreFork = 128,
+    /// A write goes on before its region is marked durably in the write-intent map.
+    WriteCold = 256,
+    /// A mark of the write-intent map is taken away before the appliance has what it stood for.
+    ClearUndurable = 512,
+    /// A mark of the write-intent map is taken away before the disk was synced.
+    ClearUnsynced = 1024,
 }
 
 /// The breaks of one volume.

@@ -27,7 +27,7 @@ impl Base {
         Base { ring: w.ring, durable: w.durable, digest: w.digest, gap: None }
     }
 
-    fn is(&self, w: &Welcome) -> bool {
+    pub(crate) fn is(&self, w: &Welcome) -> bool {
         (self.ring, self.durable, self.digest) == (w.ring, w.durable, w.digest)
     }
 }

@@ -91,6 +91,9 @@ pub enum DiskError {
 /// An open disk. The lock on it goes with the last owner.
 pub struct Disk {
     file: Flock<File>,
+    /// The same disk through a description of its own, which sees every error of writing back, and takes none
+    /// away from those who flush through the other one.
+    apart: File,
     path: PathBuf,
     size: u64,
     cache: CacheMode,
@@ -143,8 +146,10 @@ impl Disk {
         };
         let (punch, zero_range) = if kind.is_block_device() { (false, false) } else { ops::zero_abilities(&file) };
         let file = lock(file, path)?;
+        let apart = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(io_error("open it once more"))?;
         Ok(Disk {
             file,
+            apart,
             path: own(),
             size,
             cache,

@@ -31,10 +31,31 @@ unsafe impl Send for Piece {}
 
 /// What is asked for.
 pub(crate) enum What {
-    Read { buf: AlignedBuf, offset: u64 },
-    Write { durable: bool },
-    Zero { offset: u64, len: u64, mode: ZeroMode, durable: bool },
+    Read {
+        buf: AlignedBuf,
+        offset: u64,
+    },
+    Write {
+        durable: bool,
+    },
+    Zero {
+        offset: u64,
+        len: u64,
+        mode: ZeroMode,
+        durable: bool,
+    },
     Flush,
+    /// Waits until its regions are marked, and begins then; its bytes are its own.
+    ColdWrite {
+        offset: u64,
+        durable: bool,
+    },
+    ColdZero {
+        offset: u64,
+        len: u64,
+        mode: ZeroMode,
+        durable: bool,
+    },
 }
 
 /// See the module.
@@ -92,6 +113,7 @@ impl Job {
                 (self.at == 0).then_some(io)
             }
             (What::Flush, _) => (self.at == 0).then_some(Io::Sync),
+            (What::ColdWrite { .. } | What::ColdZero { .. }, _) => None,
         }
     }
 

@@ -6,6 +6,7 @@
 //! | `ranges` | the table of writes in flight, which makes seq order the order on the disk |
 //! | `protect`, `job`, `queue` | the interceptor: gate, seq, ring, disk, completion |
 //! | `device` | the same as a block device, with and without protection |
+//! | `intent` | the write-intent map: who waits for a mark, and when marks go |
 //! | `machine` | what a volume is doing, as a table |
 //! | `continuity` | whether the appliance holds the same history, as a table |
 //! | `keeper`, `sync` | the thread that leaves dirty mode and copies dirty regions |
@@ -21,6 +22,7 @@ mod continuity;
 mod device;
 pub mod disk;
 mod few;
+mod intent;
 mod job;
 mod keeper;
 mod machine;
@@ -43,7 +45,9 @@ mod kit;
 mod tests;
 
 pub use agent::Agent;
-pub use api::{AgentConfig, AgentError, PointError, RecoveryReport, VolumeConfig, VolumeState, VolumeStatus};
+pub use api::{
+    AgentConfig, AgentError, IntentConfig, PointError, RecoveryReport, VolumeConfig, VolumeState, VolumeStatus,
+};
 pub use connect::{Connection, Connector, unix_connector};
 pub use device::PlainDisk;
 pub use disk::{CacheMode, DiskError};

@@ -16,6 +16,8 @@ use std::time::Duration;
 pub(crate) enum Mail {
     /// The range that this job waited for is its own now.
     Granted(usize),
+    /// The regions that this job waited for are marked in the write-intent map.
+    Marked(usize),
     /// This operation of the disk has ended, with 0 or an error number.
     Finished {
         /// Index of the operation.

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 
-const VERSION: u32 = 1;
+/// 2: the volume may have a write-intent map, which programs of version 1 would not keep up.
+const VERSION: u32 = 2;
+const OLDEST: u32 = 1;
 /// Far more than the file ever is; a longer one is not ours.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -28,6 +30,9 @@ pub(crate) struct Meta {
     pub(crate) syncing: bool,
     /// What the appliance held when the ring was last reopened.
     pub(crate) base: Option<Base>,
+    /// Every write so far was marked in the file `intent`.
+    #[serde(default)]
+    pub(crate) intent: bool,
 }
 
 /// Why the file was refused.
@@ -47,6 +52,7 @@ impl Meta {
             initial: true,
             syncing: false,
             base: None,
+            intent: false,
         }
     }
 
@@ -63,15 +69,16 @@ impl Meta {
         let text = std::fs::read(file).map_err(|e| bad(&e))?;
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(&e))?;
         match value.get("version").and_then(serde_json::Value::as_u64) {
-            Some(v) if v == u64::from(VERSION) => {}
+            Some(v) if (u64::from(OLDEST)..=u64::from(VERSION)).contains(&v) => {}
             Some(v) => {
                 return Err(MetaError::Bad(format!(
-                    "it has version {v}, this program knows {VERSION}; use the program that wrote it"
+                    "it has version {v}, this program knows {OLDEST} to {VERSION}; use the program that wrote it"
                 )));
             }
             None => return Err(bad(&"it has no version")),
         }
-        serde_json::from_value(value).map_err(|e| bad(&e))
+        let meta: Meta = serde_json::from_value(value).map_err(|e| bad(&e))?;
+        Ok(Meta { intent: meta.intent && meta.version == VERSION, version: VERSION, ..meta })
     }
 
     pub(crate) fn store(&self, file: &Path) -> io::Result<()> {

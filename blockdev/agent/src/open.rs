@@ -5,22 +5,27 @@
 //! | sound | sound | unfinished writes go to the disk again, in seq order; then the mode that the files say |
 //! | sound, open, no sync under way | lost | the map was empty: a new one |
 //! | sound, closed or sync under way | lost | ring closed, everything dirty |
-//! | lost (damaged, another boot without a clean stop, missing) | any | new ring, closed; everything dirty |
+//! | lost (damaged, another boot without a clean stop, missing) | any | new ring, closed; dirty is what was dirty and what the write-intent map has marked, or everything if that is lost too |
+//!
+//! A write-intent map that is lost, or was not kept so far, while the ring is sound is made anew with everything marked; marks go
+//! as the clearer finds them needless. A new volume begins with what is dirty marked: the rest is zero on both sides.
 //!
 //! A file that is in use, cannot be read, or was written by another version stops the opening: nothing is
 //! known to be lost then. A write of the redo list that the disk refuses was never acknowledged: its region becomes
 //! dirty and a gap begins, as it does for a guest's write.
 
-use crate::api::{AgentError, MIN_RING_BYTES, RecoveryReport, VolumeConfig};
+use crate::api::{AgentError, IntentConfig, MIN_RING_BYTES, RecoveryReport, VolumeConfig};
 use crate::disk::Disk;
 use crate::disk::ops::ZeroMode;
+use crate::intent::{Intent, region_for};
 use crate::machine::{self, Mode};
 use crate::meta::{Meta, MetaError};
 use crate::protect::Protection;
 use afterimage_base::block::BlockError;
 use afterimage_base::clock::Clock;
+use afterimage_base::crashsafe;
 use afterimage_format::record::Kind;
-use afterimage_journal::{DirtyMap, DirtyMapError, Recovered, Ring, RingConfig, RingError};
+use afterimage_journal::{DirtyMap, DirtyMapError, IntentError, IntentMap, Recovered, Ring, RingConfig, RingError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -44,6 +49,7 @@ pub(crate) struct Opened {
 
 struct Files<'a> {
     config: &'a VolumeConfig,
+    intent: &'a IntentConfig,
     dir: PathBuf,
     clock: Arc<dyn Clock>,
 }
@@ -54,7 +60,12 @@ pub(crate) fn is_name(name: &str) -> bool {
 }
 
 /// Opens the volume, making its files if it is new.
-pub(crate) fn open(state_dir: &Path, config: &VolumeConfig, clock: Arc<dyn Clock>) -> Result<Opened, AgentError> {
+pub(crate) fn open(
+    state_dir: &Path,
+    config: &VolumeConfig,
+    intent: &IntentConfig,
+    clock: Arc<dyn Clock>,
+) -> Result<Opened, AgentError> {
     if !is_name(&config.name) {
         return Err(AgentError::Name(config.name.clone()));
     }
@@ -62,7 +73,7 @@ pub(crate) fn open(state_dir: &Path, config: &VolumeConfig, clock: Arc<dyn Clock
         return Err(AgentError::RingSize { name: config.name.clone(), bytes: config.ring_bytes });
     }
     let disk = Arc::new(Disk::open(&config.path, config.cache)?);
-    let files = Files { config, dir: state_dir.join(&config.name), clock };
+    let files = Files { config, intent, dir: state_dir.join(&config.name), clock };
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(&files.dir).map_err(|e| files.bad(&files.dir, &e))?;
     let path = disk.path().canonicalize().map_err(|e| files.bad(disk.path(), &e))?;
@@ -127,21 +138,86 @@ impl Files<'_> {
         DirtyMap::create(&self.dir.join("dirty"), id, disk.size(), REGION).map_err(|e| self.map_error(&e))
     }
 
+    fn intent_file(&self) -> PathBuf {
+        self.dir.join("intent")
+    }
+
+    fn intent_error(&self, e: &IntentError) -> AgentError {
+        self.bad(&self.intent_file(), e)
+    }
+
+    /// A new write-intent map; None, and no file, if there shall be none.
+    fn new_intent(
+        &self,
+        id: [u8; 16],
+        ring: [u8; 16],
+        disk: &Disk,
+        marked: impl Fn(u64, u64) -> bool,
+    ) -> Result<Option<IntentMap>, AgentError> {
+        if !self.intent.on {
+            return self.no_intent().map(|()| None);
+        }
+        let (size, region) = (disk.size(), region_for(disk.size(), self.intent.region));
+        let marked = |r: u64| marked(r * region, (r + 1) * region);
+        let made = IntentMap::create(&self.intent_file(), (id, ring), (size, region), marked);
+        made.map(Some).map_err(|e| self.intent_error(&e))
+    }
+
+    /// An old map must not be found again after writes that it does not know.
+    fn no_intent(&self) -> Result<(), AgentError> {
+        let removed = match std::fs::remove_file(self.intent_file()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.and_then(|()| crashsafe::sync_parent(&self.intent_file())),
+        };
+        removed.map_err(|e| self.bad(&self.intent_file(), &e))
+    }
+
+    /// The write-intent map as it was left, or why it cannot be relied on.
+    fn old_intent(&self, meta: &Meta, size: u64) -> Result<Result<IntentMap, String>, AgentError> {
+        if !self.intent.on || !meta.intent {
+            return Ok(Err("no write-intent map was kept".into()));
+        }
+        match IntentMap::open(&self.intent_file(), *meta.id.as_bytes()) {
+            Ok(map) if map.size() == size => Ok(Ok(map)),
+            Ok(map) => Ok(Err(format!("the write-intent map is for {} bytes", map.size()))),
+            Err(e @ (IntentError::InUse { .. } | IntentError::Version { .. })) => Err(self.intent_error(&e)),
+            Err(e) => Ok(Err(e.to_string())),
+        }
+    }
+
+    /// What volume.json must say before a write is let in.
+    fn note_files(&self, meta: &mut Meta, new_ring: bool, intent: bool) -> Result<(), AgentError> {
+        let before = meta.clone();
+        if new_ring {
+            // What a lost ring was based on says nothing of the new one.
+            meta.base = None;
+        }
+        meta.intent = intent;
+        if *meta == before {
+            return Ok(());
+        }
+        meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))
+    }
+
     /// volume.json comes last: without it the next start makes everything anew.
     fn create(self, disk: Arc<Disk>, path: &Path) -> Result<Opened, AgentError> {
-        let meta = Meta::new(&self.config.name, path, disk.identity().clone());
+        let mut meta = Meta::new(&self.config.name, path, disk.identity().clone());
         let id = *meta.id.as_bytes();
         let map = self.new_map(id, &disk)?;
         mark_allocated(&disk, &map).map_err(|e| self.bad(disk.path(), &e))?;
         let ring = self.new_ring(id)?;
+        let dirty = |start: u64, end: u64| map.next_dirty(start / REGION).is_some_and(|r| r * REGION < end);
+        let intent = self.new_intent(id, ring.id(), &disk, dirty)?;
+        meta.intent = intent.is_some();
+        let intent = intent.map(|map| Intent::new(&self.config.name, map, self.intent.clone()));
         meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))?;
-        let p = Protection::new(self.config.name.clone(), ring, map, Arc::clone(&self.clock));
+        let p = Protection::new(self.config.name.clone(), ring, map, intent, Arc::clone(&self.clock));
         p.set_reason(Some("the first copy of the disk".into()));
         let (protection, meta_file) = (Arc::new(p), self.meta());
         Ok(Opened { disk, protection, meta, meta_file, mode: Mode::Dirty, recovered: None })
     }
 
-    fn reopen(self, disk: Arc<Disk>, meta: Meta) -> Result<Opened, AgentError> {
+    fn reopen(self, disk: Arc<Disk>, mut meta: Meta) -> Result<Opened, AgentError> {
         let id = *meta.id.as_bytes();
         let mut report = RecoveryReport::default();
         let (ring, found) = match Ring::open(&self.dir.join("ring"), id) {
@@ -155,20 +231,46 @@ impl Files<'_> {
                 (self.new_ring(id)?, None)
             }
         };
+        let old = self.old_intent(&meta, disk.size())?;
+        // A ring that the map does not know was in use without it.
+        let old = old.and_then(|i| {
+            let known = found.is_none() || i.ring() == ring.id();
+            if known { Ok(i) } else { Err("the write-intent map does not know the ring".into()) }
+        });
         let mode = machine::after_restart(ring.is_closed(), meta.syncing);
+        let mut lost_all = found.is_none();
         let map = match DirtyMap::open(&self.dir.join("dirty"), id) {
             Ok((map, _)) if map.size() == disk.size() => map,
             Err(e) if stops_map(&e) => return Err(self.map_error(&e)),
             lost => {
                 if mode != Mode::Live {
                     let why = lost.err().map_or_else(|| "the dirty map has another size".into(), |e| e.to_string());
+                    lost_all |= found.is_some();
                     report.reason.get_or_insert(why);
                 }
                 self.new_map(id, &disk)?
             }
         };
-        report.whole_disk = report.reason.is_some();
-        let p = Protection::new(self.config.name.clone(), ring, map, Arc::clone(&self.clock));
+        if let (None, Ok(intent)) = (&found, &old) {
+            lost_all = false;
+            (report.intent_regions, report.intent_bytes) = to_compare(intent, &map);
+            intent.begin_ring(ring.id()).map_err(|e| self.bad(&self.intent_file(), &e))?;
+        }
+        report.whole_disk = lost_all;
+        let intent = match old {
+            Ok(intent) if !lost_all => Some(intent),
+            other => {
+                // The lock of a map that is not used any more goes before a new one takes its place.
+                let why = other.err();
+                if let Some(why) = why.filter(|_| meta.intent) {
+                    tracing::warn!("volume {}: {why}: a new map begins with everything marked", self.config.name);
+                }
+                self.new_intent(id, ring.id(), &disk, |_, _| true)?
+            }
+        };
+        self.note_files(&mut meta, found.is_none(), intent.is_some())?;
+        let intent = intent.map(|map| Intent::new(&self.config.name, map, self.intent.clone()));
+        let p = Protection::new(self.config.name.clone(), ring, map, intent, Arc::clone(&self.clock));
         if let Some(found) = &found {
             redo(&p, &disk, found, &mut report);
         }
@@ -176,12 +278,28 @@ impl Files<'_> {
             p.map.mark_all();
             p.close("the journal was lost");
             p.set_reason(report.reason.clone().map(|r| format!("{r}: the whole disk is copied again")));
+        } else if let Some(why) = report.reason.clone().filter(|_| found.is_none()) {
+            p.set_reason(Some(format!(
+                "{why}: {} bytes that were being written are copied again",
+                report.intent_bytes
+            )));
         }
         say(&p, &report);
         let mode = machine::after_restart(p.ring.is_closed(), meta.syncing);
         let (protection, meta_file) = (Arc::new(p), self.meta());
         Ok(Opened { disk, protection, meta, meta_file, mode, recovered: Some(report) })
     }
+}
+
+/// Makes dirty what the write-intent map has marked; returns how many regions and bytes those are.
+fn to_compare(intent: &IntentMap, map: &DirtyMap) -> (u64, u64) {
+    let (mut regions, mut bytes) = (0, 0);
+    for r in (0..intent.regions()).filter(|r| intent.look(*r).is_some()) {
+        let range = intent.region_range(r);
+        map.mark(range.start, range.end - range.start);
+        (regions, bytes) = (regions + 1, bytes + range.end - range.start);
+    }
+    (regions, bytes)
 }
 
 /// Errors after which the file must not be replaced.
@@ -204,9 +322,16 @@ fn stops_map(e: &DirtyMapError) -> bool {
 fn redo(p: &Protection, disk: &Disk, found: &Recovered, report: &mut RecoveryReport) {
     (report.clean, report.voided) = (found.clean, found.voided.len() as u64);
     for seq in &found.redo {
+        // It was marked before it got its seq, unless the map began later.
+        if let (Some(intent), Ok(Some(r))) = (&p.intent, p.ring.record(*seq)) {
+            intent.mark_now(r.record.offset, r.record.offset.saturating_add(r.record.len));
+        }
         match redo_one(p, disk, *seq) {
             Ok(()) => report.redone += 1,
             Err((offset, len, e)) => {
+                if let Some(intent) = &p.intent {
+                    intent.mark_now(offset, offset.saturating_add(len));
+                }
                 p.map.mark(offset, len);
                 p.close(&format!(
                     "the disk refused a write that was under way at the last stop, at byte {offset}: {e}"
@@ -232,7 +357,13 @@ fn redo_one(p: &Protection, disk: &Disk, seq: u64) -> Result<(), (u64, u64, Bloc
 
 fn say(p: &Protection, report: &RecoveryReport) {
     let name = &p.name;
-    if let Some(why) = &report.reason {
+    if let Some(why) = report.reason.as_ref().filter(|_| !report.whole_disk) {
+        tracing::warn!(
+            "volume {name}: {why}: a new ring is started; {} bytes in {} regions that were being written are copied again",
+            report.intent_bytes,
+            report.intent_regions
+        );
+    } else if let Some(why) = &report.reason {
         tracing::error!("volume {name}: {why}: a new ring is started and the whole disk is copied again");
     } else if !report.clean {
         tracing::warn!(

@@ -15,6 +15,7 @@
 
 use crate::breaks::{Break, Breaks};
 use crate::few::Few;
+use crate::intent::Intent;
 use crate::ranges::Claim;
 use afterimage_base::block::BlockError;
 use afterimage_base::clock::Clock;
@@ -31,6 +32,8 @@ pub(crate) struct Protection {
     pub(crate) gate: Gate,
     pub(crate) ring: Ring,
     pub(crate) map: DirtyMap,
+    /// What may differ after a power cut, if that is kept. What is dirty is marked there, always and durably.
+    pub(crate) intent: Option<Intent>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) bell: Bell,
     pub(crate) breaks: Breaks,
@@ -50,12 +53,19 @@ pub(crate) struct Taken<'a> {
 }
 
 impl Protection {
-    pub(crate) fn new(name: String, ring: Ring, map: DirtyMap, clock: Arc<dyn Clock>) -> Protection {
+    pub(crate) fn new(
+        name: String,
+        ring: Ring,
+        map: DirtyMap,
+        intent: Option<Intent>,
+        clock: Arc<dyn Clock>,
+    ) -> Protection {
         Protection {
             name,
             gate: Gate::new(),
             ring,
             map,
+            intent,
             clock,
             bell: Bell::default(),
             breaks: Breaks::default(),
@@ -64,6 +74,17 @@ impl Protection {
             write_bytes: AtomicU64::new(0),
             reason: Mutex::new(None),
         }
+    }
+
+    /// Whether a write to bytes `start..end` may go on as far as the write-intent map is concerned. To be called with the
+    /// stripes of the range locked.
+    pub(crate) fn is_warm(&self, start: u64, end: u64) -> bool {
+        let Some(intent) = &self.intent else { return true };
+        let warm = intent.map.touch(start, end);
+        if !warm && self.breaks.has(Break::WriteCold) {
+            return intent.ask(start, end, None);
+        }
+        warm
     }
 
     /// Takes seqs and places for a write (`payload`) or zeroes of `len` bytes at `offset`. To be called behind the

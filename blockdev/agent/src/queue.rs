@@ -3,6 +3,7 @@
 //! A write passes the gate, locks the stripes of its range, takes seq and place in the ring, registers its range, leaves
 //! stripes and gate, copies its payload, publishes, and then goes to the disk, at once or when the overlapping writes
 //! before it have got there. When the disk has answered: done in the ring, range released, request completed.
+//! A write to a region that is not marked in the write-intent map leaves gate and stripes again and waits for the mark.
 //! A plain disk goes the same way without ring; in cache mode writeback it needs no range lock either, since
 //! nothing is ordered by seq and no write is a read-modify-write.
 
@@ -27,6 +28,14 @@ use std::time::Duration;
 const CLAIMS_SHIFT: u32 = 40;
 /// How often a queue that is being dropped looks again.
 const DROP_TICK: Duration = Duration::from_millis(100);
+
+/// What a write got at the entry.
+enum Entered<'a> {
+    /// A claim, whether it may go on at once, and what the ring gave.
+    In(Claim, bool, Option<Taken<'a>>),
+    /// Nothing: its region is not marked yet.
+    Cold,
+}
 
 type Ended = (usize, Result<(), BlockError>);
 
@@ -99,15 +108,14 @@ impl DiskQueue {
         }
     }
 
-    /// Claims the range of a write and takes seqs for it. Returns the claim, whether it may go on at once, and
-    /// what the ring gave.
+    /// Claims the range of a write and takes seqs for it.
     fn enter<'a>(
         core: &'a Core,
         mailbox: &Arc<Mailbox>,
         key: usize,
         id: u64,
         (offset, len, payload): (u64, u64, bool),
-    ) -> Result<(Claim, bool, Option<Taken<'a>>), BlockError> {
+    ) -> Result<Entered<'a>, BlockError> {
         let (start, end) = core.disk.span(offset, len);
         let protection = core.protection.as_ref();
         let pass = protection.filter(|p| !p.breaks.has(Break::NoGate)).map(|p| p.gate.enter());
@@ -116,12 +124,50 @@ impl DiskQueue {
             return Err(BlockError::Shutdown);
         }
         let mut locked = core.ranges.lock(start, end);
+        // With the stripes locked: no mark is taken away from here until the claim is registered.
+        if protection.is_some_and(|p| !p.is_warm(start, end)) {
+            return Ok(Entered::Cold);
+        }
         let taken = protection.map(|p| p.take(offset, len, payload));
         let claim = Claim { id, start, end, dirty: taken.as_ref().is_some_and(|t| t.dirty) };
         let granted = locked.register(claim, mailbox, key);
         drop(locked);
         drop(pass);
-        Ok((claim, granted || protection.is_some_and(|p| p.breaks.has(Break::NoRangeLock)), taken))
+        Ok(Entered::In(claim, granted || protection.is_some_and(|p| p.breaks.has(Break::NoRangeLock)), taken))
+    }
+
+    /// Lets a job wait for the marks of its range.
+    fn wait_for_marks(
+        core: &Core,
+        mailbox: &Arc<Mailbox>,
+        jobs: &mut Slab<Job>,
+        job: Job,
+        (offset, len): (u64, u64),
+    ) -> Submitted {
+        let tag = job.tag;
+        let (start, end) = core.disk.span(offset, len);
+        let key = jobs.insert(job);
+        let intent = core.protection.as_ref().and_then(|p| p.intent.as_ref());
+        if intent.is_some_and(|i| i.ask(start, end, Some((Arc::clone(mailbox), key)))) {
+            return Submitted::Pending;
+        }
+        jobs.remove(key);
+        failed(tag, BlockError::Shutdown)
+    }
+
+    /// Begins a write whose marks are there.
+    fn begin(&mut self, key: usize, out: &mut Vec<Completion>) {
+        let Some(job) = self.jobs.remove(key) else { return };
+        let submitted = match (job.what, job.own) {
+            (What::ColdWrite { offset, durable }, Some(data)) => self.submit_write(job.tag, offset, &data, durable),
+            (What::ColdZero { offset, len, mode, durable }, _) => {
+                self.submit_zero(job.tag, (offset, len), mode, durable)
+            }
+            _ => return,
+        };
+        if let Submitted::Done(c) = submitted {
+            out.push(c);
+        }
     }
 
     fn submit_write(&mut self, tag: u64, offset: u64, data: &[u8], durable: bool) -> Submitted {
@@ -131,14 +177,20 @@ impl DiskQueue {
             job.pieces.push(Piece { seq: 0, ptr: data.as_ptr(), len: data.len(), offset });
             return self.run(job);
         }
-        job.fit(&self.core.disk, offset, data.len() as u64);
         let key = self.jobs.next_key();
         self.next_claim += 1;
         let range = (offset, data.len() as u64, true);
         let (claim, granted, taken) = match Self::enter(&self.core, &self.mailbox, key, self.next_claim, range) {
-            Ok(entered) => entered,
+            Ok(Entered::In(claim, granted, taken)) => (claim, granted, taken),
+            Ok(Entered::Cold) => {
+                let mut job = Job::new(tag, What::ColdWrite { offset, durable });
+                job.own = Some(AlignedBuf::copy_of(data));
+                let range = (offset, data.len() as u64);
+                return Self::wait_for_marks(&self.core, &self.mailbox, &mut self.jobs, job, range);
+            }
             Err(e) => return failed(tag, e),
         };
+        job.fit(&self.core.disk, offset, data.len() as u64);
         job.claim = Some(claim);
         let mut in_ring = 0;
         if let (Some(taken), Some(p)) = (taken, &self.core.protection) {
@@ -171,7 +223,11 @@ impl DiskQueue {
         self.next_claim += 1;
         let range = (offset, len, false);
         let (claim, granted, taken) = match Self::enter(&self.core, &self.mailbox, key, self.next_claim, range) {
-            Ok(entered) => entered,
+            Ok(Entered::In(claim, granted, taken)) => (claim, granted, taken),
+            Ok(Entered::Cold) => {
+                let job = Job::new(tag, What::ColdZero { offset, len, mode, durable });
+                return Self::wait_for_marks(&self.core, &self.mailbox, &mut self.jobs, job, (offset, len));
+            }
             Err(e) => return failed(tag, e),
         };
         job.claim = Some(claim);
@@ -266,6 +322,7 @@ impl Queue for DiskQueue {
         for m in mail.drain(..) {
             match m {
                 Mail::Granted(key) => self.resume(key, None, out),
+                Mail::Marked(key) => self.begin(key, out),
                 Mail::Finished { op, errno } => self.engine.finished(op, errno, &mut ended),
             }
         }
@@ -273,7 +330,7 @@ impl Queue for DiskQueue {
             self.resume(key, Some(result), out);
         }
         (self.mail, self.ended) = (mail, ended);
-        self.engine.kick();
+        self.kick();
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {

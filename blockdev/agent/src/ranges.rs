@@ -152,6 +152,11 @@ impl Locked<'_> {
         blockers == 0
     }
 
+    /// Whether no write to `start..end`, whose stripes these are, is in flight.
+    pub(crate) fn is_free(&mut self, start: u64, end: u64) -> bool {
+        !self.all().any(|entries| entries.iter().any(|e| e.claim.start < end && start < e.claim.end))
+    }
+
     /// Whether a write that is in the dirty map only stands behind `claim`.
     pub(crate) fn dirty_behind(&mut self, claim: &Claim) -> bool {
         self.all().any(|entries| {

@@ -105,7 +105,8 @@ impl Shared {
     }
 
     pub(crate) fn shown(&self, state: &State) -> VolumeState {
-        let failed = state.disk_trouble.is_some() || state.refused.is_some();
+        let intent = self.p.intent.as_ref().is_some_and(|i| i.map.has_failed());
+        let failed = state.disk_trouble.is_some() || state.refused.is_some() || intent;
         // A writer may have closed the ring before the keeper came by.
         let mode = if self.p.ring.is_closed() { Mode::Dirty } else { state.mode };
         machine::shown(mode, state.meta.initial, failed)
@@ -151,10 +152,35 @@ impl Shared {
         }
     }
 
+    /// A ring that was never used stands where another was lost: whether the write-intent map knows the history, so that
+    /// only what it has marked can differ. None if that is not the question.
+    fn adopt(&self, w: &Welcome) -> Option<Continuity> {
+        let intent = self.p.intent.as_ref()?;
+        let mut state = self.state();
+        let unused = self.p.ring.next() == 1 && self.p.ring.is_closed();
+        if !unused || state.meta.base.is_some_and(|b| b.is(w)) {
+            return None;
+        }
+        let empty = w.durable == 0;
+        if !intent.map.accepts(w.ring, w.durable, w.digest) || (empty && !state.meta.initial) {
+            return Some(Continuity::Forked);
+        }
+        if empty {
+            return None;
+        }
+        tracing::info!("volume {}: the appliance's history up to seq {} is gone on with", self.p.name, w.durable);
+        state.meta.base = Some(Base::of(w));
+        self.store(&mut state);
+        Some(Continuity::AtNextGap)
+    }
+
     /// What the ring and volume.json say to a Welcome.
     pub(crate) fn judge(&self, w: &Welcome) -> Continuity {
         // What was acknowledged but looked at when that came is given back now, so that nobody relies on it.
         self.free(0);
+        if let Some(known) = self.adopt(w) {
+            return known;
+        }
         let ring = &self.p.ring;
         let digest = ring.record(w.durable).ok().flatten().map(|r| r.record.digest());
         let held = Held {
@@ -177,6 +203,9 @@ impl Shared {
         self.p.close(why);
         self.p.map.mark_all();
         drop(epoch);
+        if let Some(intent) = &self.p.intent {
+            intent.mark_all();
+        }
         self.p.set_reason(Some(why.to_owned()));
         self.free(self.p.ring.next().saturating_sub(1));
         state.meta.base = base;

@@ -1,7 +1,10 @@
 //! A protected volume, as the tools see it.
 
-use crate::api::{AgentConfig, AgentError, PointError, RecoveryReport, VolumeConfig, VolumeState, VolumeStatus};
+use crate::api::{
+    AgentConfig, AgentError, IntentConfig, PointError, RecoveryReport, VolumeConfig, VolumeState, VolumeStatus,
+};
 use crate::device::{Core, Device};
+use crate::intent::{Intent, clear};
 use crate::machine::Mode;
 use crate::open::{self, Opened};
 use crate::shared::{Shared, State};
@@ -34,8 +37,12 @@ pub struct Volume {
 }
 
 impl Volume {
-    pub(crate) fn start(config: &AgentConfig, volume: &VolumeConfig) -> Result<Volume, AgentError> {
-        let opened = open::open(&config.state_dir, volume, Arc::clone(&config.clock))?;
+    pub(crate) fn start(
+        config: &AgentConfig,
+        volume: &VolumeConfig,
+        intent: &IntentConfig,
+    ) -> Result<Volume, AgentError> {
+        let opened = open::open(&config.state_dir, volume, intent, Arc::clone(&config.clock))?;
         let Opened { disk, protection, meta, meta_file, mode, recovered } = opened;
         let path = meta.path.clone();
         let core = Core::new(disk, Some(Arc::clone(&protection)));
@@ -62,6 +69,12 @@ impl Volume {
         start("keeper", Box::new(move || keeper::run(&shared, sync)))?;
         let (shared, connector) = (Arc::clone(&self.shared), Arc::clone(&config.connector));
         start("sender", Box::new(move || sender::run(&shared, &*connector)))?;
+        if self.shared.p.intent.is_some() {
+            let shared = Arc::clone(&self.shared);
+            start("intent", Box::new(move || shared.p.intent.iter().for_each(Intent::run)))?;
+            let shared = Arc::clone(&self.shared);
+            start("intent-clear", Box::new(move || clear::run(&shared)))?;
+        }
         let shared = Arc::clone(&self.shared);
         let touch = move || {
             if let Err(e) = shared.p.ring.prefault(&shared.stop) {
@@ -142,7 +155,7 @@ impl Volume {
             size: shared.core.disk.size(),
             state: shown,
             state_since: state.since,
-            reason: reason(&state, shown, p.reason()),
+            reason: reason(&state, shown, p.reason()).or_else(|| p.intent.as_ref().and_then(Intent::trouble)),
             seq_acked,
             seq_durable,
             lag_seconds: self.lag(&state, seq_durable, seq_acked),
@@ -194,7 +207,9 @@ impl Volume {
         let done = complete() && shared.state().mode == Mode::Live;
         self.halt();
         if settled {
-            let marked = shared.p.map.mark_clean().and_then(|()| shared.p.ring.mark_clean());
+            // A clean mark says that disk and ring belong together, also after a power cut right behind it.
+            let synced = shared.core.disk.sync_apart();
+            let marked = synced.and_then(|()| shared.p.map.mark_clean()).and_then(|()| shared.p.ring.mark_clean());
             if let Err(e) = marked {
                 tracing::error!("volume {}: cannot mark the journal as clean: {e}", self.name());
             }
@@ -218,6 +233,7 @@ impl Volume {
     fn halt(&self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.p.bell.ring();
+        self.shared.p.intent.iter().for_each(Intent::end);
         self.shared.p.ring.wake_sender();
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if thread.join().is_err() {

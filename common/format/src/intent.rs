@@ -185,7 +185,6 @@ impl IntentSector {
 
     const fn place(region: u64) -> (usize, u8) {
         let at = region % REGIONS_PER_SECTOR;
-        #[expect(clippy::cast_possible_truncation, reason = "less than 3648")]
         (at as usize / 8, 1 << (at % 8))
     }
 

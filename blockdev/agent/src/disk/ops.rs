@@ -115,6 +115,16 @@ impl Disk {
         }
     }
 
+    /// Makes durable what was written through any description of the disk, and says of every error since it was opened.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn sync_apart(&self) -> io::Result<()> {
+        #[cfg(test)]
+        self.faults.check(Op::Sync, 0, 0).map_err(io::Error::other)?;
+        self.apart.sync_data()
+    }
+
     fn fallocate(&self, mode: i32, offset: u64, len: u64) -> Result<(), i32> {
         loop {
             // SAFETY: only a descriptor that we own and numbers are passed.

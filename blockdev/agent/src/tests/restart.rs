@@ -137,22 +137,29 @@ fn i3_published_too_late_a_kill_is_seen() {
     assert!(caught);
 }
 
+/// What was written lately, if that is known, else the whole disk.
 #[test]
 fn a_damaged_ring_starts_over_and_says_so() {
-    let lab = Lab::new(4 << 20);
-    let (agent, volume) = lab.open();
-    load(&volume.device(), some(1));
-    lab.settle(&volume);
-    agent.stop(Duration::from_secs(30));
-    drop((agent, volume));
-    let ring = lab.dir.path().join("agent/vol/ring");
-    std::fs::File::options().write(true).open(&ring).unwrap().write_all_at(&[0xff; 64], 0).unwrap();
-    let (_agent, volume) = lab.open();
-    let report = volume.status().recovered.unwrap();
-    assert!(report.whole_disk && report.reason.is_some());
-    load(&volume.device(), some(2));
-    lab.settle(&volume);
-    assert_eq!(lab.appliance.kept().gaps().len(), 2);
+    for known in [true, false] {
+        let lab = Lab::new(4 << 20);
+        let (agent, volume) = lab.open();
+        load(&volume.device(), Load { span: 1 << 20, ..some(1) });
+        lab.settle(&volume);
+        agent.stop(Duration::from_secs(30));
+        drop((agent, volume));
+        let ring = lab.dir.path().join("agent/vol/ring");
+        std::fs::File::options().write(true).open(&ring).unwrap().write_all_at(&[0xff; 64], 0).unwrap();
+        if !known {
+            std::fs::remove_file(lab.dir.path().join("agent/vol/intent")).unwrap();
+        }
+        let (_agent, volume) = lab.open();
+        let report = volume.status().recovered.unwrap();
+        assert!(report.whole_disk != known && report.reason.is_some(), "{report:?}");
+        assert_eq!((report.intent_regions, report.intent_bytes), if known { (16, 1 << 20) } else { (0, 0) });
+        load(&volume.device(), some(2));
+        lab.settle(&volume);
+        assert_eq!(lab.appliance.kept().gaps().len(), 2);
+    }
 }
 
 #[test]
@@ -199,7 +206,7 @@ fn the_wrong_disk_and_the_wrong_path_are_refused() {
     assert!(matches!(open(&|c| c.ring_bytes = 4096), Err(AgentError::RingSize { .. })));
     let json = lab.dir.path().join("agent/vol/volume.json");
     let text = std::fs::read_to_string(&json).unwrap();
-    for bad in [text.replacen("\"version\": 1", "\"version\": 9", 1), String::new(), "{}".into()] {
+    for bad in [text.replacen("\"version\": 2", "\"version\": 9", 1), String::new(), "{}".into()] {
         std::fs::write(&json, &bad).unwrap();
         assert!(matches!(open(&|_| {}), Err(AgentError::State { .. })), "{bad}");
     }

@@ -51,11 +51,22 @@ pub struct IntentConfig {
     pub cool: u8,
     /// and after so many in any case.
     pub idle: u8,
+    #[cfg(test)]
+    pub(crate) wrap: crate::intent::Wrap,
 }
 
 impl Default for IntentConfig {
     fn default() -> Self {
-        Self { on: true, region: 1 << 20, hot: 2048, pass: Duration::from_secs(5), cool: 2, idle: 60 }
+        Self {
+            on: true,
+            region: 1 << 20,
+            hot: 2048,
+            pass: Duration::from_secs(5),
+            cool: 2,
+            idle: 60,
+            #[cfg(test)]
+            wrap: crate::intent::Wrap::default(),
+        }
     }
 }
 

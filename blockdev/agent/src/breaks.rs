@@ -27,6 +27,8 @@ pub(crate) enum Break {
     ClearUndurable = 512,
     /// A mark of the write-intent map is taken away before the disk was synced.
     ClearUnsynced = 1024,
+    /// Behind a power cut a history that lacks what clean regions rely on is gone on with.
+    IgnoreRelied = 2048,
 }
 
 /// The breaks of one volume.

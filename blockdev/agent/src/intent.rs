@@ -12,11 +12,38 @@ use crate::mailbox::{Mail, Mailbox};
 use crate::protect::Bell;
 use afterimage_base::crashsafe::sync_parent;
 use afterimage_journal::IntentMap;
+#[cfg(test)]
+use afterimage_journal::intent::Medium;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 pub(crate) mod clear;
+
+#[cfg(test)]
+type Wrapping = Arc<dyn Fn(Box<dyn Medium>, &std::path::Path) -> Box<dyn Medium> + Send + Sync>;
+
+/// What a test puts between maps and their files.
+#[cfg(test)]
+#[derive(Clone, Default)]
+pub(crate) struct Wrap(pub(crate) Option<Wrapping>);
+
+#[cfg(test)]
+impl std::fmt::Debug for Wrap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Wrap").finish()
+    }
+}
+
+#[cfg(test)]
+impl PartialEq for Wrap {
+    fn eq(&self, other: &Wrap) -> bool {
+        self.0.is_none() == other.0.is_none()
+    }
+}
+
+#[cfg(test)]
+impl Eq for Wrap {}
 
 /// So many regions at most are marked ahead of somebody who writes from front to back.
 const MOST_AHEAD: u64 = 16;
@@ -49,6 +76,14 @@ pub(crate) struct Intent {
 
 impl Intent {
     pub(crate) fn new(name: &str, map: IntentMap, config: IntentConfig) -> Intent {
+        #[cfg(test)]
+        let map = match &config.wrap.0 {
+            Some(wrap) => {
+                let path = map.path().to_path_buf();
+                map.through(|m| wrap(m, &path))
+            }
+            None => map,
+        };
         Intent {
             map,
             config,

@@ -22,12 +22,22 @@ use std::time::{Duration, Instant};
 #[derive(Default, Clone)]
 pub(crate) struct Kept {
     pub(crate) ring: [u8; 16],
+    /// First seq of each ring.
+    pub(crate) rings: Vec<(u64, [u8; 16])>,
     pub(crate) log: Vec<(Record, Vec<u8>)>,
 }
 
 impl Kept {
     pub(crate) fn durable(&self) -> u64 {
         self.log.last().map_or(0, |(r, _)| r.seq)
+    }
+
+    /// Becomes as it was when it had the first `n` records.
+    pub(crate) fn go_back(&mut self, n: usize) {
+        self.log.truncate(n);
+        let durable = self.durable();
+        self.rings.retain(|(first, _)| *first <= durable);
+        self.ring = self.rings.last().map_or([0; 16], |(_, ring)| *ring);
     }
 
     /// The image after all records.
@@ -187,7 +197,10 @@ impl Appliance {
             if hash != record.payload_hash {
                 return Err(format!("payload of seq {} is damaged", record.seq));
             }
-            kept.ring = ring;
+            if kept.ring != ring {
+                kept.ring = ring;
+                kept.rings.push((record.seq, ring));
+            }
             kept.log.push((record, payload.to_vec()));
             body = rest;
         }

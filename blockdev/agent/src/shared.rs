@@ -9,6 +9,7 @@
 //! | `tail` | one thread at a time gives back places of the ring |
 
 use crate::api::VolumeState;
+use crate::breaks::Break;
 use crate::continuity::{Base, Continuity, Held, judge};
 use crate::device::Core;
 use crate::machine::{self, Action, Event, Mode};
@@ -161,11 +162,11 @@ impl Shared {
         if !unused || state.meta.base.is_some_and(|b| b.is(w)) {
             return None;
         }
-        let empty = w.durable == 0;
-        if !intent.map.accepts(w.ring, w.durable, w.digest) || (empty && !state.meta.initial) {
+        let accepted = intent.map.accepts(w.ring, w.durable, w.digest);
+        if !accepted && !self.p.breaks.has(Break::IgnoreRelied) {
             return Some(Continuity::Forked);
         }
-        if empty {
+        if w.durable == 0 && state.meta.initial {
             return None;
         }
         tracing::info!("volume {}: the appliance's history up to seq {} is gone on with", self.p.name, w.durable);

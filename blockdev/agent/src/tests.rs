@@ -1,7 +1,9 @@
 //! Whole volumes against an appliance that only remembers.
 
 mod broken;
+mod intent;
 mod order;
 mod overflow;
+mod power;
 mod restart;
 mod trouble;

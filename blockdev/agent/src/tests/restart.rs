@@ -155,7 +155,9 @@ fn a_damaged_ring_starts_over_and_says_so() {
         let (_agent, volume) = lab.open();
         let report = volume.status().recovered.unwrap();
         assert!(report.whole_disk != known && report.reason.is_some(), "{report:?}");
-        assert_eq!((report.intent_regions, report.intent_bytes), if known { (16, 1 << 20) } else { (0, 0) });
+        // 16 regions were written to, and some marked ahead.
+        assert!(if known { (16..48).contains(&report.intent_regions) } else { report.intent_regions == 0 });
+        assert_eq!(report.intent_bytes, report.intent_regions << 16);
         load(&volume.device(), some(2));
         lab.settle(&volume);
         assert_eq!(lab.appliance.kept().gaps().len(), 2);

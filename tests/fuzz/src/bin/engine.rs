@@ -1,0 +1,28 @@
+//! The engine: libFuzzer around the target that AFTERIMAGE_FUZZ_TARGET names. Built by `scripts/fuzz.sh`.
+
+#![no_main]
+
+use afterimage_fuzz::memory::Counting;
+use afterimage_fuzz::{Target, find};
+use std::sync::OnceLock;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+static TARGET: OnceLock<&'static Target> = OnceLock::new();
+
+libfuzzer_sys::fuzz_target!(
+    init: {
+        let name = std::env::var("AFTERIMAGE_FUZZ_TARGET").unwrap_or_default();
+        let Some(target) = find(&name) else {
+            eprintln!("AFTERIMAGE_FUZZ_TARGET={name}: there is no such target");
+            std::process::exit(2);
+        };
+        TARGET.get_or_init(|| target);
+    },
+    |data: &[u8]| {
+        if let Some(target) = TARGET.get() {
+            afterimage_fuzz::run(target, data);
+        }
+    }
+);

@@ -1,0 +1,168 @@
+//! The first inputs of each target: what the project itself writes. The engine grows the rest from them.
+
+use afterimage_format::commit::{BlockRun, CommitBuilder};
+use afterimage_format::layer::index::TimelineBuilder;
+use afterimage_format::layer::page::PageBuilder;
+use afterimage_format::manifest::{
+    GapMeta, KeyWrap, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta,
+};
+use afterimage_format::place::Place;
+use afterimage_format::record::{Kind, Record};
+use afterimage_format::ring::RingHeader;
+use afterimage_format::segment::{Codec, DirEntry, Footer, FrameHeader, FrameKind, SegmentHeader};
+use afterimage_format::wire::{Ack, Header, Hello, MessageType, Refuse, RefuseCode, Welcome};
+
+/// The seeds of this target.
+#[must_use]
+pub fn of(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        "wire" => wire(),
+        "record" => record(),
+        "commit" => vec![commit()],
+        "manifest" => vec![manifest()],
+        "segment_parts" => segment_parts(),
+        "layer_parts" => layer_parts(),
+        "text" => text(),
+        _ => Vec::new(),
+    }
+}
+
+fn joined(parts: &[&[u8]]) -> Vec<u8> {
+    parts.concat()
+}
+
+/// A record of this kind.
+#[must_use]
+pub fn a_record(kind: Kind, seq: u64, len: u64) -> Record {
+    Record { kind, flags: 0, seq, offset: 4096, len, time: 1_700_000_000, payload_hash: 0, place: 0 }
+}
+
+fn wire() -> Vec<Vec<u8>> {
+    let hello =
+        Hello { oldest: 1, newest: 1, volume: [7; 16], ring: [8; 16], size: 1 << 20, first: 1, next: 9, name: "d".into() };
+    let welcome = Welcome { version: 1, ring: [8; 16], durable: 5, digest: 6, credit: 1 << 20 };
+    let refuse = Refuse { code: RefuseCode::Full, text: "no room".into() };
+    let bodies = [
+        (MessageType::Hello, hello.encode()),
+        (MessageType::Welcome, welcome.encode()),
+        (MessageType::Ack, Ack { durable: 9, credit: 1 << 22 }.encode()),
+        (MessageType::Refuse, refuse.encode()),
+        (MessageType::Ping, vec![1; 8]),
+    ];
+    bodies.iter().map(|(kind, body)| joined(&[&Header::of(*kind, body).encode(), body])).collect()
+}
+
+fn record() -> Vec<Vec<u8>> {
+    let ring = RingHeader { volume: [1; 16], ring: [2; 16], slots: 64, pages: 8 };
+    let map = afterimage_format::dirtymap::DirtyMapHeader { volume: [1; 16], size: 1 << 20, region: 65536 };
+    vec![
+        joined(&[&[0], &a_record(Kind::Write, 1, 4096).encode()]),
+        joined(&[&[1], &a_record(Kind::Gap, 7, 0).encode()]),
+        joined(&[&[1], &ring.encode()]),
+        joined(&[&[1], &map.encode()]),
+    ]
+}
+
+fn runs() -> Vec<BlockRun> {
+    let place = Place::new(1, 96, 8192, 0).unwrap();
+    vec![BlockRun { block: 1, count: 2, place }, BlockRun { block: 9, count: 1 << 30, place: Place::ZERO }]
+}
+
+/// Content of a commit frame with one record of each kind.
+#[must_use]
+pub fn commit() -> Vec<u8> {
+    let (mut builder, mut out) = (CommitBuilder::new(), Vec::new());
+    let kinds = [Kind::Gap, Kind::Write, Kind::Zero, Kind::SyncEnd, Kind::Point, Kind::Void];
+    for (seq, kind) in (1..).zip(kinds) {
+        let name = if kind == Kind::Point { "one" } else { "" };
+        builder.push(&a_record(kind, seq, name.len() as u64), 1000 + seq, name, &runs());
+    }
+    builder.finish(&[7; 16], &[8; 16], &mut out);
+    out
+}
+
+fn manifest() -> Vec<u8> {
+    let mut volume = VolumeMeta::new([7; 16], "disk".into(), 1 << 20);
+    volume.points = vec![PointMeta { name: "one".into(), seq: 3, time: 5, auto: true }];
+    volume.gaps = vec![GapMeta { from_seq: 1, from_time: 1, to_seq: Some(2), to_time: 3, initial: true }];
+    let segment =
+        SegmentMeta { number: 1, volume: [7; 16], state: SegmentState::Sealed, length: 4096, last_seq: 9 };
+    let manifest = Manifest {
+        vault: [1; 16],
+        edition: 4,
+        wrap: KeyWrap::File,
+        key_check: [2; 16],
+        next_segment: 2,
+        segments: vec![segment],
+        volumes: vec![volume],
+    };
+    let mut bytes = manifest.encode();
+    bytes[0] = 0;
+    bytes
+}
+
+fn segment_parts() -> Vec<Vec<u8>> {
+    let header = SegmentHeader { vault: [1; 16], number: 1, salt: [3; 32], volume: [7; 16] };
+    let frame = FrameHeader {
+        kind: FrameKind::Data,
+        codec: Codec::Zstd,
+        blocks: 2,
+        counter: 0,
+        sealed_len: 100,
+        plain_len: 8192,
+        checksum: 1,
+    };
+    let footer = Footer {
+        number: 1,
+        directory: 4096,
+        directory_frames: 1,
+        data_frames: 2,
+        commit_frames: 1,
+        blocks: 9,
+        last_seq: 7,
+    };
+    let mut directory = vec![4];
+    DirEntry::Data { offset: 96, frame_len: 132, fingerprints: vec![[9; 16]; 2] }.encode(&mut directory, 0);
+    DirEntry::Commit { offset: 240, first: 1, last: 7 }.encode(&mut directory, 96);
+    vec![
+        joined(&[&[0], &header.encode()]),
+        joined(&[&[1], &frame.encode()]),
+        joined(&[&[2], &footer.encode()]),
+        joined(&[&[3], &Place::new(1, 96, 8192, 3).unwrap().word().to_le_bytes(), &[2]]),
+        directory,
+    ]
+}
+
+/// A token page.
+#[must_use]
+pub fn tokens() -> Vec<u8> {
+    let (mut builder, mut page) = (PageBuilder::new(), Vec::new());
+    let place = Place::new(1, 96, 8192, 0).unwrap();
+    for (block, count, seq, place) in [(0, 4, 1, Place::ZERO), (4, 2, 2, place), (4, 2, 9, Place::ZERO), (900, 1, 3, place)] {
+        builder.push(block, count, seq, place);
+    }
+    builder.finish(&mut page);
+    page
+}
+
+/// A timeline page.
+#[must_use]
+pub fn timeline() -> Vec<u8> {
+    let (mut builder, mut page) = (TimelineBuilder::default(), Vec::new());
+    [(1, 1000), (2, 1000), (3, 1700), (9, 2000)].iter().for_each(|(seq, time)| builder.push(*seq, *time));
+    builder.finish(&mut page);
+    page
+}
+
+fn layer_parts() -> Vec<Vec<u8>> {
+    vec![joined(&[&[3], &tokens()]), joined(&[&[4], &timeline()]), joined(&[&[5], &[0; 40]]), vec![0; 65], vec![1; 113]]
+}
+
+fn text() -> Vec<Vec<u8>> {
+    let texts = [
+        "latest", "@17", "-1h30m", "2026-03-01T14:30:00Z", "before upgrade", "10GiB", "64KiB", "1h30m",
+        "unix:/run/afterimage/nbd.sock", "[::1]:10809", "127.0.0.1:10809", "nbd+unix:///disk?socket=/run/nbd.sock",
+        "nbd://host:10809/disk%20one",
+    ];
+    texts.iter().map(|t| t.as_bytes().to_vec()).collect()
+}

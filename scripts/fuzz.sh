@@ -27,9 +27,9 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 -Cllvm-args=-sanitizer-coverage-trace-compares"
 folder=${AFTERIMAGE_FUZZ_DIR:-target/fuzz}
 host=$(rustc -vV | sed -n 's/^host: //p')
-cargo build --profile fuzz -p afterimage-fuzz --features engine --target "$host" --target-dir "$folder"
+cargo build --profile fuzz -p afterimage-fuzz --features engine --bin afterimage-fuzz-engine --target "$host" --target-dir "$folder"
 engine=$folder/$host/fuzz/afterimage-fuzz-engine
-list=$("$folder/$host/fuzz/afterimage-fuzz" list)
+list=$(AFTERIMAGE_FUZZ_TARGET=list "$engine")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cut -d' ' -f1 <<<"$list")
 
 failed=0

@@ -22,6 +22,8 @@ mod continuity;
 mod device;
 pub mod disk;
 mod few;
+#[doc(hidden)]
+pub mod fuzzing;
 mod intent;
 mod job;
 mod keeper;

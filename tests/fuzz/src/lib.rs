@@ -10,7 +10,6 @@
 //! | [`memory`] | a counting allocator: an input that makes us allocate without bound is a failure |
 //! | [`watch`] | panics of any thread and endless loops end the process, and name the input |
 //! | [`place`] | scratch files in memory |
-//! | [`fixture`] | a small real vault, and what it holds |
 //! | [`seeds`] | makes the first inputs of each target |
 //! | [`targets`] | the targets |
 //!
@@ -24,7 +23,6 @@
     reason = "a panic is what a target reports with, and its numbers are small"
 )]
 
-pub mod fixture;
 pub mod input;
 pub mod memory;
 pub mod place;

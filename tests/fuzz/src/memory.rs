@@ -51,10 +51,15 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// Lifts the limit: what follows is a report.
+pub fn unlimited() {
+    LIMIT.store(usize::MAX, Ordering::Relaxed);
+}
+
 /// Runs `work`, in which no more than `bytes` may be taken beyond what is in use now. Without [`Counting`] nothing is limited.
 pub fn limited<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     LIMIT.store(USED.load(Ordering::Relaxed).saturating_add(bytes), Ordering::Relaxed);
     let out = work();
-    LIMIT.store(usize::MAX, Ordering::Relaxed);
+    unlimited();
     out
 }

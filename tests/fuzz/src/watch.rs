@@ -31,6 +31,7 @@ pub fn input(name: String) {
 pub fn start() {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
+        crate::memory::unlimited();
         usual(info);
         eprintln!("FAILED: {}", current());
         process::exit(101);

@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command talks")]
 
 use afterimage_fuzz::memory::Counting;
-use afterimage_fuzz::{Target, corpus, find, fixture, run, seeds, targets, watch};
+use afterimage_fuzz::{Target, corpus, find, run, seeds, targets, watch};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,8 +13,7 @@ static ALLOCATOR: Counting = Counting;
 const USAGE: &str = "\
 afterimage-fuzz list                      the targets
 afterimage-fuzz run TARGET [FILE...]      runs these inputs, or the target's whole corpus
-afterimage-fuzz seeds [TARGET]            makes the first inputs anew, in the corpus
-afterimage-fuzz fixture                   makes the small vault anew that some targets damage";
+afterimage-fuzz seeds [TARGET]            makes the first inputs anew, in the corpus";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -27,7 +26,6 @@ fn main() -> ExitCode {
         ["run", name, ref files @ ..] => replay(name, files),
         ["seeds"] => targets::ALL.iter().try_for_each(make_seeds),
         ["seeds", name] => find(name).ok_or_else(|| no_target(name)).and_then(make_seeds),
-        ["fixture"] => fixture::make().map_err(|e| e.to_string()),
         _ => Err(USAGE.to_string()),
     };
     match result {

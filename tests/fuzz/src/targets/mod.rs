@@ -11,9 +11,6 @@
 //! | `ring`, `dirty_map` | opening and recovery | files of whole and half records and words, then damaged |
 //! | `segment` | scan, recovery, directory, reading | sealed frames with any content, then damaged |
 //! | `layer` | opening, reading, merging | sealed pages with any content, then damaged |
-//! | `vault` | `check`, `dump`, start, reading | a real vault, damaged; what is read is right or an error |
-//! | `appliance_session` | the appliance's end of the wire | sessions of any agent; what was durable is right |
-//! | `agent_session` | the agent's end of the wire | sessions of any appliance; the guest is served all the same |
 //! | `volume_json` | `volume.json` | text |
 //! | `control` | control socket | lines |
 //!
@@ -21,11 +18,16 @@
 
 pub mod broken;
 mod control;
+mod dirty_map;
 mod formats;
+mod layer;
 mod layer_parts;
 mod nbd;
 mod nbd_session;
+mod ring;
+mod segment;
 mod texts;
+mod volume_json;
 mod wires;
 
 use crate::Target;
@@ -49,5 +51,10 @@ pub const ALL: &[Target] = &[
     target("nbd_stream", nbd::stream, 80 * MIB, 4 * KIB),
     target("nbd_session", nbd_session::run, 16 * MIB, KIB),
     target("nbd_client", nbd::client, 80 * MIB, 4 * KIB),
+    target("ring", ring::run, 8 * MIB, 2 * KIB),
+    target("dirty_map", dirty_map::run, 8 * MIB, KIB),
+    target("segment", segment::run, 16 * MIB, KIB),
+    target("layer", layer::run, 16 * MIB, 2 * KIB),
+    target("volume_json", volume_json::run, 4 * MIB, 2 * KIB),
     target("control", control::run, 8 * MIB, 4 * KIB),
 ];

@@ -128,7 +128,7 @@ impl Talk {
         let Asked { cookie, command, offset, len, fill, .. } = asked;
         be(&mut self.bytes, &[(magic, 4), (flags.into(), 2), (command.into(), 2), (cookie, 8), (offset, 8)]);
         be(&mut self.bytes, &[(len, if extended { 8 } else { 4 })]);
-        let payload = if extended { flags & 32 != 0 } else { command == 1 };
+        let payload = command == 1 || (extended && flags & 32 != 0);
         if payload && len > 64 << 20 {
             return false;
         }
@@ -168,7 +168,8 @@ pub(super) fn run(bytes: &[u8]) {
         talk.asked.pop_back();
     }
     let said = exchange(read_only, &talk.bytes, cut);
-    Judge { talk: &talk, at: after_handshake(&said), said: &said, model: vec![0; SIZE], read_only }.judge(talk.asked.iter(), whole);
+    Judge { talk: &talk, at: after_handshake(&said), said: &said, model: vec![0; SIZE], read_only }
+        .judge(talk.asked.iter(), whole);
 }
 
 fn exchange(read_only: bool, bytes: &[u8], cut: usize) -> Vec<u8> {

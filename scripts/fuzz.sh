@@ -48,7 +48,7 @@ for target in "${targets[@]}"; do
     fi
     grep -E '^#[0-9]+: cov' "$folder/$target.log" | tail -1 || true
     # What adds coverage to the corpus goes there, small inputs first.
-    "$engine" "${options[@]}" -merge=1 "$corpus" "$work" >>"$folder/$target.log" 2>&1 || failed=1
+    "$engine" "${options[@]}" -set_cover_merge=1 "$corpus" "$work" >>"$folder/$target.log" 2>&1 || failed=1
     echo "    $(find "$corpus" -type f | wc -l) inputs, $(du -sb "$corpus" | cut -f1) bytes in $corpus"
 done
 exit "$failed"

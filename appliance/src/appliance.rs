@@ -463,6 +463,8 @@ impl Appliance {
         }
         self.listener = None;
         for thread in self.threads.drain(..) {
+            // Maintenance need not wait for its next look.
+            thread.thread().unpark();
             drop(thread.join());
         }
     }

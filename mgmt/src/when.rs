@@ -102,7 +102,14 @@ impl fmt::Display for When {
             When::Latest => f.write_str("latest"),
             When::Seq(seq) => write!(f, "@{seq}"),
             When::Time(t) => t.fmt(f),
-            When::Ago(d) => write!(f, "-{}", format_duration(*d)),
+            When::Ago(d) => {
+                write!(f, "-{}", format_duration(*d))?;
+                match d.subsec_millis() {
+                    // Below a second they are there already.
+                    ms if ms > 0 && d.as_secs() > 0 => write!(f, "{ms}ms"),
+                    _ => Ok(()),
+                }
+            }
             When::Point(name) => f.write_str(name),
         }
     }

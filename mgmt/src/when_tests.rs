@@ -9,6 +9,8 @@ fn every_form_is_read_and_written_back() {
         ("-10m", When::Ago(Duration::from_secs(600))),
         ("-1h30m", When::Ago(Duration::from_secs(5400))),
         ("-2d", When::Ago(Duration::from_secs(172_800))),
+        ("-1m1s5ms", When::Ago(Duration::from_millis(61_005))),
+        ("-5ms", When::Ago(Duration::from_millis(5))),
         ("2026-03-01T14:30:00Z", When::Time(Time(1_772_375_400_000_000_000))),
         ("before upgrade", When::Point("before upgrade".to_owned())),
         ("2026", When::Point("2026".to_owned())),

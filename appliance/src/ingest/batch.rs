@@ -9,7 +9,7 @@ use crate::reduce::block::{Fingerprinter, is_zero};
 use crate::reduce::frame::Scratch;
 use crate::reduce::pool::Task;
 use afterimage_format::BLOCK_SIZE;
-use afterimage_format::record::{HEADER_LEN, Kind, Record};
+use afterimage_format::record::{HEADER_LEN, Kind, MAX_SEQ, Record};
 use afterimage_format::segment::Fingerprint;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -264,6 +264,9 @@ impl Cursor {
         let gap = r.kind == Kind::Gap;
         if r.seq <= self.seq || (r.seq != self.seq + 1 && !gap) {
             return Err(SessionError::Continuity(format!("record {} cannot follow {}", r.seq, self.seq)));
+        }
+        if r.seq > MAX_SEQ {
+            return Err(SessionError::Malformed(format!("record {} is beyond the greatest seq, {MAX_SEQ}", r.seq)));
         }
         if self.forked && !gap {
             return Err(SessionError::Continuity(format!(

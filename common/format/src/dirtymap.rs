@@ -35,6 +35,9 @@ pub const FIXED_LEN: usize = 64;
 /// Most regions of a map: 1 GiB of words, enough for 256 TiB in regions of 64 KiB.
 pub const MAX_REGIONS: u64 = 1 << 32;
 
+/// Largest volume in bytes, so that whole regions of any size can be added up.
+pub const MAX_SIZE: u64 = 1 << 62;
+
 /// Number of the 8-byte word of the header page that holds a field.
 pub mod word {
     /// Boot id, two words.
@@ -99,7 +102,11 @@ impl DirtyMapHeader {
     /// Whether a map of these sizes can exist.
     #[must_use]
     pub const fn is_possible(&self) -> bool {
-        self.region.is_power_of_two() && self.region >= 512 && self.regions() <= MAX_REGIONS
+        self.region.is_power_of_two()
+            && self.region >= 512
+            && self.region <= MAX_SIZE
+            && self.size <= MAX_SIZE
+            && self.regions() <= MAX_REGIONS
     }
 
     /// Number of regions.
@@ -183,7 +190,9 @@ mod tests {
 
     #[test]
     fn sizes_out_of_range_are_refused() {
-        for (size, region) in [(1 << 30, 0), (1 << 30, 256), (1 << 30, 65535), (u64::MAX, 65536)] {
+        for (size, region) in
+            [(1 << 30, 0), (1 << 30, 256), (1 << 30, 65535), (u64::MAX, 65536), (u64::MAX, 1 << 62), (1 << 30, 1 << 63)]
+        {
             let header = DirtyMapHeader { size, region, ..HEADER };
             assert!(!(region != 0 && header.is_possible()), "{size} {region}");
             assert!(DirtyMapHeader::decode(&header.encode()).is_err(), "{size} {region}");

@@ -6,7 +6,7 @@
 //!      4     1  kind
 //!      5     1  flags (see the FLAG constants)
 //!      6     2  zero
-//!      8     8  seq: position in the volume's order, from 1, without gaps
+//!      8     8  seq: position in the volume's order, from 1, without gaps, at most MAX_SEQ
 //!     16     8  offset in the volume, in bytes
 //!     24     8  len: bytes of the volume covered; for markers, bytes of payload
 //!     32     8  time: nanoseconds since 1970, a label on the seq. Writers race for seqs, so a label may be
@@ -28,6 +28,8 @@ pub const HEADER_LEN: usize = 64;
 pub const MAX_PAYLOAD: usize = 1 << 20;
 /// Longest name that a marker carries, in bytes.
 pub const MAX_NAME: usize = 255;
+/// Greatest seq of a history: a peer that names a greater one is refused, so that seqs can be added to.
+pub const MAX_SEQ: u64 = 1 << 61;
 /// First four bytes of a header.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIR1");
 

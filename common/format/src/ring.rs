@@ -62,6 +62,9 @@ pub const FIXED_LEN: usize = 64;
 /// Most data pages (exclusive) and most slots: their counters are 31 and 32 bits wide in the ring's head.
 pub const MAX_PAGES: u64 = 1 << 31;
 
+/// Greatest seq and greatest page counter of a tail, far above what a ring ever sees: sums of them fit.
+pub const MAX_TAIL: (u64, u64) = (1 << 62, 1 << 46);
+
 /// Number of the 8-byte word of the header page that holds a field.
 pub mod word {
     /// Boot id, two words.
@@ -211,12 +214,15 @@ impl Tail {
     /// Checks and reads the six words of the tail that `turn` puts in force.
     ///
     /// # Errors
-    /// [`DecodeError::Checksum`] if they are not that tail.
+    /// [`DecodeError::Checksum`] if they are not that tail, [`DecodeError::Field`] if no ring comes so far ([`MAX_TAIL`]).
     pub fn decode(words: [u64; 6], turn: u64, ring: &[u8; 16]) -> Result<Tail, DecodeError> {
         let [t, seq, pages, freed_seq, freed_digest, _] = words;
         let tail = Tail { turn: t, seq, pages, freed_seq, freed_digest };
         if t != turn || tail.encode(ring) != words {
             return Err(DecodeError::Checksum { what: "tail of the ring" });
+        }
+        if seq == 0 || seq > MAX_TAIL.0 || pages > MAX_TAIL.1 {
+            return Err(DecodeError::Field { what: "tail of the ring", field: "seq or pages", value: seq });
         }
         Ok(tail)
     }
@@ -251,6 +257,10 @@ mod tests {
         let words = tail.encode(&HEADER.ring);
         assert_eq!(Tail::decode(words, 7, &HEADER.ring), Ok(tail));
         assert!(Tail::decode(words, 8, &HEADER.ring).is_err());
+        for (seq, pages) in [(0, 300), (u64::MAX, 300), (100, u64::MAX)] {
+            let impossible = Tail { seq, pages, ..tail }.encode(&HEADER.ring);
+            assert!(matches!(Tail::decode(impossible, 7, &HEADER.ring), Err(DecodeError::Field { .. })));
+        }
         for i in 0..6 {
             let mut w = words;
             w[i] ^= 1 << 40;

@@ -12,7 +12,7 @@
 //! | type | from | body |
 //! |---|---|---|
 //! | 1 Hello | agent | oldest and newest version spoken (u16 each), volume id (16), ring id (16), size of the volume (u64), first and next seq held (u64 each), name (string) |
-//! | 2 Welcome | appliance | version chosen (u16), ring id of the last session (16, zero if none), durable seq (u64), digest of the record at that seq (u64), credit (u64) |
+//! | 2 Welcome | appliance | version chosen (u16), ring id of the last session (16, zero if none), durable seq (u64, at most 2^61), digest of the record at that seq (u64), credit (u64) |
 //! | 3 Data | agent | records, each a [`crate::record`] header with its payload behind it |
 //! | 4 Ack | appliance | durable seq (u64), credit (u64) |
 //! | 5 Ping, 6 Pong | both | a number (u64), echoed |
@@ -25,7 +25,7 @@
 //! differ, the histories have forked and it starts over with a gap (never in silence).
 
 use crate::codec::{DecodeError, Reader, Writer};
-use crate::record::MAX_NAME;
+use crate::record::{MAX_NAME, MAX_SEQ};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Newest version of the protocol that this code speaks.
@@ -239,10 +239,14 @@ impl Welcome {
     /// Reads a body.
     ///
     /// # Errors
-    /// [`DecodeError`] if it is short.
+    /// [`DecodeError`] if it is short or its seq is above [`MAX_SEQ`], to which the agent's own seqs would have to jump.
     pub fn decode(body: &[u8]) -> Result<Welcome, DecodeError> {
         let mut r = Reader::new("welcome", body);
-        Ok(Welcome { version: r.u16()?, ring: r.array()?, durable: r.u64()?, digest: r.u64()?, credit: r.u64()? })
+        let (version, ring, durable) = (r.u16()?, r.array()?, r.u64()?);
+        if durable > MAX_SEQ {
+            return Err(DecodeError::Field { what: "welcome", field: "durable seq", value: durable });
+        }
+        Ok(Welcome { version, ring, durable, digest: r.u64()?, credit: r.u64()? })
     }
 }
 
@@ -347,7 +351,7 @@ mod tests {
         fn bodies_come_back(volume: [u8; 16], ring: [u8; 16], size: u64, first: u64, next: u64, name in "[a-z]{0,40}") {
             let h = Hello { oldest: 1, newest: 2, volume, ring, size, first, next, name };
             prop_assert_eq!(Hello::decode(&h.encode()), Ok(h));
-            let w = Welcome { version: 1, ring, durable: first, digest: next, credit: size };
+            let w = Welcome { version: 1, ring, durable: first >> 3, digest: next, credit: size };
             prop_assert_eq!(Welcome::decode(&w.encode()), Ok(w));
             let a = Ack { durable: first, credit: next };
             prop_assert_eq!(Ack::decode(&a.encode()), Ok(a));
@@ -370,6 +374,14 @@ mod tests {
         let mut b = Header::data(10).encode();
         b[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(Header::decode(&b).is_err());
+    }
+
+    #[test]
+    fn a_seq_that_no_history_reaches_is_refused() {
+        for (durable, good) in [(MAX_SEQ, true), (MAX_SEQ + 1, false), (u64::MAX, false)] {
+            let welcome = Welcome { version: 1, ring: [1; 16], durable, digest: 0, credit: 0 };
+            assert_eq!(Welcome::decode(&welcome.encode()).is_ok(), good, "{durable}");
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! | [`memory`] | a counting allocator: an input that makes us allocate without bound is a failure |
 //! | [`watch`] | panics of any thread and endless loops end the process, and name the input |
 //! | [`place`] | scratch files in memory |
+//! | [`agent`] | a small agent, and what a volume holds after each record |
+//! | [`fixture`] | a small real vault |
 //! | [`seeds`] | makes the first inputs of each target |
 //! | [`targets`] | the targets |
 //!
@@ -23,6 +25,8 @@
     reason = "a panic is what a target reports with, and its numbers are small"
 )]
 
+pub mod agent;
+pub mod fixture;
 pub mod input;
 pub mod memory;
 pub mod place;

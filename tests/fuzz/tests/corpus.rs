@@ -38,6 +38,9 @@ corpora!(
     dirty_map,
     segment,
     layer,
+    vault,
+    appliance_session,
+    agent_session,
     volume_json,
     control,
 );

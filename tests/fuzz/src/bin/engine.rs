@@ -4,7 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command talks")]
 
 use afterimage_fuzz::memory::Counting;
-use afterimage_fuzz::{Target, find, targets};
+use afterimage_fuzz::{Target, find, memory, targets};
 use std::sync::OnceLock;
 
 #[global_allocator]
@@ -24,6 +24,12 @@ libfuzzer_sys::fuzz_target!(
             std::process::exit(2);
         };
         TARGET.get_or_init(|| target);
+        // The report of a panic allocates.
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            memory::unlimited();
+            usual(info);
+        }));
     },
     |data: &[u8]| {
         if let Some(target) = TARGET.get() {

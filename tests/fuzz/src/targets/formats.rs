@@ -110,17 +110,25 @@ pub(super) fn commit(bytes: &[u8]) {
 /// Manifests: a body with or without the right header.
 pub(super) fn manifest(bytes: &[u8]) {
     let mut bytes = bytes.to_vec();
-    if bytes.first() == Some(&0) && bytes.len() >= manifest::HEADER_LEN {
-        bytes[..4].copy_from_slice(&manifest::MAGIC.to_le_bytes());
-        bytes[4..8].copy_from_slice(&manifest::VERSION.to_le_bytes());
-        let len = bytes.len() - manifest::HEADER_LEN;
-        bytes[8..16].copy_from_slice(&(len as u64).to_le_bytes());
-        let mut sum = Xxh3::new();
-        sum.update(&bytes[..16]);
-        sum.update(&bytes[manifest::HEADER_LEN..]);
-        bytes[16..24].copy_from_slice(&sum.digest().to_le_bytes());
+    if bytes.first() == Some(&0) {
+        seal_manifest(&mut bytes);
     }
     same(Manifest::decode(&bytes), |m| Manifest::decode(&m.encode()));
+}
+
+/// Gives a manifest's body the header that fits it.
+pub(super) fn seal_manifest(bytes: &mut [u8]) {
+    if bytes.len() < manifest::HEADER_LEN {
+        return;
+    }
+    bytes[..4].copy_from_slice(&manifest::MAGIC.to_le_bytes());
+    bytes[4..8].copy_from_slice(&manifest::VERSION.to_le_bytes());
+    let len = bytes.len() - manifest::HEADER_LEN;
+    bytes[8..16].copy_from_slice(&(len as u64).to_le_bytes());
+    let mut sum = Xxh3::new();
+    sum.update(&bytes[..16]);
+    sum.update(&bytes[manifest::HEADER_LEN..]);
+    bytes[16..24].copy_from_slice(&sum.digest().to_le_bytes());
 }
 
 /// What a segment is made of: headers, footers, directories, places.

@@ -55,7 +55,7 @@ fn make(input: &mut Input<'_>) -> (LayerMeta, Vec<u8>) {
         let first = walker.column(&plain).ok().flatten().map(|c| c.block);
         let seq = first.and_then(|_| walker.version(&plain).ok()).map_or(1, |v| v.0);
         let continued = page > 0 && input.one_in(2);
-        block = if page == 0 { first.unwrap_or(0) } else { input.near(block + 1000) }.max(block) % (1 << 62);
+        block = if page == 0 { first.unwrap_or(0) } else { input.near(block + 1000) }.max(block).min(1 << 61);
         let (at, len) = (file.len() as u64, (plain.len() + TAG_LEN) as u32);
         index.fences.push(Fence { block, seq: input.near(seq), continued, at, len });
         file.extend_from_slice(&seal.seal(PageKind::Token, number, &plain).unwrap());
@@ -64,8 +64,10 @@ fn make(input: &mut Input<'_>) -> (LayerMeta, Vec<u8>) {
     let mut before = (0, 0);
     for _ in 0..input.below(3) {
         let plain = content(&seeds::timeline(), input);
-        before =
-            (input.near(before.0 + 1).max(before.0) % (1 << 62), input.near(before.1 + 1000).max(before.1) % (1 << 62));
+        before = (
+            input.near(before.0 + 1).max(before.0).min(1 << 61),
+            input.near(before.1 + 1000).max(before.1).min(1 << 61),
+        );
         let (at, len) = (file.len() as u64, (plain.len() + TAG_LEN) as u32);
         index.times.push(TimeFence { seq: before.0, time: before.1, at, len });
         file.extend_from_slice(&seal.seal(PageKind::Timeline, number, &plain).unwrap());

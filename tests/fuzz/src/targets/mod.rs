@@ -11,11 +11,16 @@
 //! | `ring`, `dirty_map` | opening and recovery | files of whole and half records and words, then damaged |
 //! | `segment` | scan, recovery, directory, reading | sealed frames with any content, then damaged |
 //! | `layer` | opening, reading, merging | sealed pages with any content, then damaged |
+//! | `vault` | `check`, `dump`, start, reading | a real vault, damaged; what is read is right or an error |
+//! | `appliance_session` | the appliance's end of the wire | sessions of any agent; what was durable is right |
+//! | `agent_session` | the agent's end of the wire | sessions of any appliance; the guest is served all the same |
 //! | `volume_json` | `volume.json` | text |
 //! | `control` | control socket | lines |
 //!
 //! Messages that machines exchange about consistency barriers get their target when there are such messages.
 
+mod agent_session;
+mod appliance_session;
 pub mod broken;
 mod control;
 mod dirty_map;
@@ -27,6 +32,7 @@ mod nbd_session;
 mod ring;
 mod segment;
 mod texts;
+mod vault;
 mod volume_json;
 mod wires;
 
@@ -55,6 +61,9 @@ pub const ALL: &[Target] = &[
     target("dirty_map", dirty_map::run, 8 * MIB, KIB),
     target("segment", segment::run, 16 * MIB, KIB),
     target("layer", layer::run, 16 * MIB, 2 * KIB),
+    target("vault", vault::run, 64 * MIB, 512),
+    target("appliance_session", appliance_session::run, 128 * MIB, KIB),
+    target("agent_session", agent_session::run, 64 * MIB, 512),
     target("volume_json", volume_json::run, 4 * MIB, 2 * KIB),
     target("control", control::run, 8 * MIB, 4 * KIB),
 ];

@@ -154,7 +154,7 @@ fn walk(path: &Path, made: &Made) {
 
 fn read(folder: &Path, made: &Made, input: &mut Input<'_>) {
     let store = Store::new(folder.to_path_buf(), VAULT, key().clone(), 1 << 16);
-    let wild = (0..4).filter_map(|_| Place::from_word(1 << 32 | input.number()).ok());
+    let wild = (0..4).filter_map(|_| Place::from_word(1 << 32 | input.number() & 0xffff_ffff).ok());
     for place in made.places.iter().copied().chain(wild) {
         let mut block = [0; BLOCK_SIZE];
         match store.read_blocks(&[place], &mut block) {

@@ -243,8 +243,9 @@ fn what_a_peer_must_not_do_is_refused_and_changes_nothing() {
     let past = record(Kind::Zero, 1, SIZE - 1, 2, Vec::new());
     assert_eq!(refused(path, &bytes_of(&[past])), RefuseCode::Malformed, "past the end");
     // Histories cannot hold it, and an appliance that had taken it would not start any more.
-    let beyond = bytes_of(&[record(Kind::Gap, afterimage_format::record::MAX_SEQ + 1, 0, 0, Vec::new())]);
-    assert_eq!(refused(path, &beyond), RefuseCode::Malformed, "beyond the greatest seq");
+    let mut beyond = record(Kind::Gap, 1, 0, 0, Vec::new());
+    beyond.record.seq = afterimage_format::record::MAX_SEQ + 1;
+    assert_eq!(refused(path, &bytes_of(&[beyond])), RefuseCode::Malformed, "beyond the greatest seq");
     let mut agent = Agent::connect(path, &hello()).unwrap();
     agent.raw(&[1; 64]);
     assert_eq!(agent.wait(1).unwrap_err().unwrap().code, RefuseCode::Malformed, "garbage");

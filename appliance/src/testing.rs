@@ -130,6 +130,11 @@ impl Agent {
         drop(self.stream.write_all(body));
     }
 
+    /// Sends no more.
+    pub(crate) fn shut(&self) {
+        drop(self.stream.shutdown(std::net::Shutdown::Write));
+    }
+
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         drop(self.stream.write_all(bytes));
     }

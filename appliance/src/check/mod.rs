@@ -144,8 +144,8 @@ impl Checker<'_> {
         let frame = (place.segment(), place.offset());
         let hit = Hit {
             volume: volume.into(),
-            offset: block * BLOCK_SIZE as u64,
-            len: count * BLOCK_SIZE as u64,
+            offset: block.saturating_mul(BLOCK_SIZE as u64),
+            len: count.saturating_mul(BLOCK_SIZE as u64),
             seqs: (seq, seq),
         };
         match self.frames.find(place, count) {

@@ -268,6 +268,21 @@ fn what_a_peer_must_not_do_is_refused_and_changes_nothing() {
     assert_eq!(Agent::connect(path, &other).unwrap().welcome.ring, [9; 16]);
 }
 
+/// The end of the connection lies right behind the last message: no reason to forget that message.
+#[test]
+fn what_an_agent_sent_right_before_it_went_away_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let _appliance = Appliance::start(config.clone()).unwrap();
+    for seq in 1..20 {
+        let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+        assert_eq!(agent.welcome.durable, seq - 1);
+        agent.send(&bytes_of(&[record(Kind::Write, seq, 0, 4096, vec![3; 4096])]));
+        agent.shut();
+        agent.wait(seq).unwrap();
+    }
+}
+
 #[test]
 fn more_than_the_credit_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -335,7 +335,14 @@ fn receive(
     let mut batch = Batch::default();
     let mut received = 0u64;
     loop {
-        let Some(header) = input.header(SILENCE_LIMIT, true)? else { return Err(SessionError::Gone) };
+        let header = match input.header(SILENCE_LIMIT, true) {
+            Ok(Some(header)) => header,
+            end => {
+                // What an agent had sent before it went away counts, although it will not learn of it.
+                hand_over(stages, &mut batch, next)?;
+                return Err(end.err().unwrap_or(SessionError::Gone));
+            }
+        };
         let len = header.body_len;
         match header.kind {
             MessageType::Data => {

@@ -61,6 +61,8 @@ pub const PAGE_MAX: usize = PAGE_TARGET + 128;
 pub const INDEX_MAX: usize = 256 << 20;
 /// Seqs and times are below this, so that a flag fits beside them.
 pub const LIMIT: u64 = 1 << 62;
+/// Most blocks of a volume: 1 EiB, so that byte offsets fit.
+pub const MAX_BLOCKS: u64 = 1 << 48;
 const WHAT: &str = "layer";
 
 /// Kind of a page, part of what its seal binds.
@@ -147,8 +149,12 @@ impl LayerMeta {
         if self.last_seq >= LIMIT || self.after_seq >= self.last_seq {
             return field("last seq", self.last_seq);
         }
-        if self.first_block > self.end_block {
+        if self.first_block > self.end_block || self.end_block > MAX_BLOCKS {
             return field("first block", self.first_block);
+        }
+        // Each takes a byte at least.
+        if self.tokens > self.file_len || self.records > self.file_len {
+            return field("tokens", self.tokens);
         }
         let pages = u64::from(self.token_pages) + u64::from(self.timeline_pages);
         let least = HEADER_LEN as u64 + pages * (PAGE_HEADER_LEN + TAG_LEN) as u64;

@@ -65,6 +65,9 @@ fn a_footer_that_lies_is_refused() {
     assert!(footer(LayerMeta { file_len: 600, ..sample() }).is_err());
     assert!(footer(LayerMeta { token_pages: u32::MAX, ..sample() }).is_err());
     assert!(footer(LayerMeta { first_block: 501, ..sample() }).is_err());
+    assert!(footer(LayerMeta { end_block: MAX_BLOCKS + 1, ..sample() }).is_err());
+    assert!(footer(LayerMeta { tokens: u64::MAX, ..sample() }).is_err());
+    assert!(footer(LayerMeta { records: 1001, ..sample() }).is_err());
 }
 
 /// Columns of (gap, count, versions of (seq step, place word or zero)).

@@ -7,7 +7,7 @@ use crate::input::Input;
 use crate::{place, seeds};
 use afterimage_appliance::Appliance;
 use afterimage_format::record::{FLAG_INITIAL, Kind, Record};
-use afterimage_format::wire::{Ack, HEADER_LEN, Header, Hello, MessageType, Welcome};
+use afterimage_format::wire::{Ack, HEADER_LEN, Header, Hello, MessageType, Refuse, Welcome};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -139,9 +139,9 @@ fn odd(right: Record, input: &mut Input<'_>) -> Record {
     }
 }
 
-/// Durable seq according to Welcome and Acks.
-fn durable(said: &[u8]) -> u64 {
-    let (mut at, mut durable, mut credit) = (0, 0, 0);
+/// Durable seq according to Welcome and Acks, and the text of a refusal.
+fn durable(said: &[u8]) -> (u64, String) {
+    let (mut at, mut durable, mut credit, mut refused) = (0, 0, 0, String::new());
     while at < said.len() {
         let head = said.get(at..at + HEADER_LEN).expect("the appliance ended inside a message");
         let header = Header::decode(head.try_into().unwrap()).unwrap();
@@ -154,6 +154,7 @@ fn durable(said: &[u8]) -> u64 {
             MessageType::Ack => Ack::decode(body).map(|a| (a.durable, a.credit)).unwrap(),
             MessageType::Refuse => {
                 assert_eq!(at, said.len(), "a Refuse is the last message");
+                refused = Refuse::decode(body).unwrap().text;
                 continue;
             }
             _ => continue,
@@ -161,7 +162,7 @@ fn durable(said: &[u8]) -> u64 {
         assert!(now.0 >= durable && now.1 >= credit, "durable seq and credit only grow");
         (durable, credit) = now;
     }
-    durable
+    (durable, refused)
 }
 
 /// See the module.
@@ -187,10 +188,14 @@ pub(super) fn run(bytes: &[u8]) {
         let bytes = sender.session(&mut input);
         let mut wires = Wires::new(UnixStream::connect(running.folder.path().join("sock")).unwrap());
         bytes.chunks(1 << 14).for_each(|part| wires.send(part));
-        let said = durable(&wires.finish());
+        let (said, refused) = durable(&wires.finish());
         assert!(said >= known || said == 0, "what was durable is so no more");
         known = known.max(said);
-        assert!(!sender.right || known == sender.seq, "what was right is refused");
+        assert!(
+            !sender.right || known == sender.seq,
+            "what was right is refused: {known} of {}, {refused}",
+            sender.seq
+        );
         hello.next = known + 1;
     }
     check(running, &name, &sender, known);

@@ -36,10 +36,10 @@ impl Maker {
     fn new(input: &mut Input<'_>) -> Maker {
         let header = RingHeader { volume: VOLUME, ring: [2; 16], slots: SLOTS, pages: 1 + input.below(24) as u64 };
         let turn = input.below(4) as u64;
-        let seq = 1 + if input.one_in(4) { input.number() } else { input.below(200) as u64 };
+        let seq = if input.one_in(4) { input.number() } else { 1 + input.below(200) as u64 };
         let pages = if input.one_in(4) { input.number() } else { input.below(200) as u64 };
         let tail = Tail { turn, seq, pages, freed_seq: seq.wrapping_sub(1), freed_digest: 7 };
-        let honest = seq < 1 << 40 && pages < 1 << 40;
+        let honest = seq > 0 && seq < 1 << 40 && pages < 1 << 40;
         let file = vec![0; header.file_len() as usize];
         let mut maker = Maker { header, file, tail, end: pages, whole: BTreeMap::new(), honest };
         maker.head(input);
@@ -158,7 +158,7 @@ pub(super) fn run(bytes: &[u8]) {
     let path = folder.path().join("ring");
     std::fs::write(&path, &maker.file).unwrap();
     let opened = Ring::open(&path, VOLUME);
-    let next = maker.whole.keys().next_back().map_or(first, |last| last + 1);
+    let next = maker.whole.keys().next_back().map_or(first, |last| last.wrapping_add(1));
     match opened {
         Ok((ring, found)) => {
             assert!(!maker.honest || (found.first, found.next) == (first, next), "{found:?}");

@@ -3,7 +3,7 @@
 use crate::collect::{CollectError, CollectReport, Collector, Round, Step};
 use crate::history::timeline::{Choices, Gap, Window, Wish, WishError};
 use crate::history::{HistoryConfig, HistoryError, LayerKeys, PageCache, VolumeHistory};
-use crate::ingest::listen::Listener;
+use crate::ingest::listen::{Acceptor, Listener, UnixAcceptor};
 use crate::ingest::replay::{end_open_segments, rebuild_index, replay};
 use crate::ingest::session::Volumes;
 use crate::ingest::volume::{Volume, seal_segments};
@@ -14,14 +14,16 @@ use crate::reduce::pool::Pool;
 use crate::store::{IoHook, Store, StoreError, file_name};
 use crate::vault::{Vault, VaultError};
 use afterimage_base::clock::{Clock, SystemClock};
+use afterimage_base::world;
+use afterimage_base::world::channel::bounded;
+use afterimage_base::world::sync::LongMutex;
+use afterimage_base::world::thread::{self, JoinHandle};
 use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta};
 use afterimage_format::wire::Hello;
-use crossbeam::channel::bounded;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -37,6 +39,8 @@ pub struct ApplianceConfig {
     pub dir: PathBuf,
     /// Path of the unix socket for agents.
     pub listen: PathBuf,
+    /// Where agents come from, instead of that socket.
+    pub acceptor: Option<Arc<dyn Acceptor>>,
     /// Where the vault key is. [`ApplianceConfig::new`] sets the file `key` in the vault's folder.
     pub key: KeySource,
     /// How far back any write can be chosen.
@@ -57,6 +61,8 @@ pub struct ApplianceConfig {
     pub memory_runs: usize,
     /// How often retention and collection have a turn.
     pub collect_every: Duration,
+    /// The clock that says how old things are, for retention.
+    pub clock: Arc<dyn Clock>,
     /// Asked before each operation on segments, for tests.
     pub io_hook: Option<IoHook>,
 }
@@ -69,6 +75,7 @@ impl ApplianceConfig {
         Self {
             dir,
             listen,
+            acceptor: None,
             key,
             window: Duration::from_secs(24 * 3600),
             dedupe_bytes: 128 << 20,
@@ -79,6 +86,7 @@ impl ApplianceConfig {
             credit: 24 << 20,
             memory_runs: 256 << 10,
             collect_every: Duration::from_secs(30),
+            clock: Arc::new(SystemClock::new()),
             io_hook: None,
         }
     }
@@ -164,7 +172,8 @@ pub(crate) struct Registry {
     pub(crate) volumes: Mutex<Vec<Arc<Volume>>>,
     shared: Arc<Shared>,
     history: HistoryConfig,
-    collector: Mutex<Collector>,
+    /// Held for a whole round, which waits for batches under way.
+    collector: LongMutex<Collector>,
     window: Duration,
 }
 
@@ -279,7 +288,7 @@ impl Appliance {
             volumes: Mutex::default(),
             shared: Arc::clone(&shared),
             history,
-            collector: Mutex::default(),
+            collector: LongMutex::default(),
             window: config.window,
         });
         let metas = vault.read(|m| m.volumes.clone());
@@ -291,7 +300,7 @@ impl Appliance {
             registry.lock().push(volume);
         }
         let sealing = Arc::clone(&vault);
-        let seal = std::thread::Builder::new().name("sealer".into()).spawn(move || seal_segments(&sealing, &full));
+        let seal = thread::spawn("sealer", move || seal_segments(&sealing, &full));
         let mut appliance = Appliance {
             shared,
             registry,
@@ -301,20 +310,22 @@ impl Appliance {
             sealer: Some(seal.map_err(system("a thread"))?),
             started,
         };
-        appliance.start_threads(config.collect_every).map_err(system("a thread"))?;
+        appliance.start_threads(config.collect_every, &config.clock).map_err(system("a thread"))?;
         let volumes: Arc<dyn Volumes> = Arc::clone(&appliance.registry) as _;
-        let listener = Listener::start(&config.listen, Arc::clone(&appliance.shared), volumes);
-        appliance.listener = Some(listener.map_err(|e| ApplianceError::Listen(config.listen.clone(), e))?);
+        let acceptor = config.acceptor.map_or_else(|| UnixAcceptor::bind(&config.listen).map(|a| Arc::new(a) as _), Ok);
+        let acceptor = acceptor.map_err(|e| ApplianceError::Listen(config.listen.clone(), e))?;
+        let listener = Listener::start(acceptor, Arc::clone(&appliance.shared), volumes);
+        appliance.listener = Some(listener.map_err(system("a thread"))?);
         Ok(appliance)
     }
 
-    fn start_threads(&mut self, every: Duration) -> std::io::Result<()> {
+    fn start_threads(&mut self, every: Duration, clock: &Arc<dyn Clock>) -> std::io::Result<()> {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
-        let rebuild = std::thread::Builder::new().name("index".into()).spawn(move || rebuild_index(&shared, &stop))?;
+        let rebuild = thread::spawn("index", move || rebuild_index(&shared, &stop))?;
         self.threads.push(rebuild);
         let (registry, stop) = (Arc::clone(&self.registry), Arc::clone(&self.stop));
-        let maintain =
-            std::thread::Builder::new().name("maintenance".into()).spawn(move || maintain(&registry, &stop, every))?;
+        let clock = Arc::clone(clock);
+        let maintain = thread::spawn("maintenance", move || maintain(&registry, &stop, every, &*clock))?;
         self.threads.push(maintain);
         Ok(())
     }
@@ -339,7 +350,7 @@ impl Appliance {
         if meta.state != SegmentState::Open {
             return meta.length;
         }
-        std::fs::metadata(self.shared.vault.segments_dir().join(file_name(meta.number))).map_or(0, |f| f.len())
+        world::fs::metadata(&self.shared.vault.segments_dir().join(file_name(meta.number))).map_or(0, |f| f.len)
     }
 
     fn info(&self, volume: &Volume) -> VolumeInfo {
@@ -489,7 +500,7 @@ impl Registry {
         stop: &AtomicBool,
         hook: &dyn Fn(Step) -> bool,
     ) -> Result<CollectReport, CollectError> {
-        let mut collector = self.collector.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut collector = self.collector.lock();
         let volumes = self.all();
         let window = u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX);
         collector.round(&Round { shared: &self.shared, volumes: &volumes, stop, hook }, now, window)
@@ -497,8 +508,7 @@ impl Registry {
 }
 
 /// Flushes, merges and collects until `stop` is set.
-fn maintain(registry: &Registry, stop: &AtomicBool, every: Duration) {
-    let clock = SystemClock::new();
+fn maintain(registry: &Registry, stop: &AtomicBool, every: Duration, clock: &dyn Clock) {
     let mut waited = Duration::ZERO;
     while !stop.load(Ordering::Acquire) {
         for volume in registry.all() {
@@ -516,7 +526,7 @@ fn maintain(registry: &Registry, stop: &AtomicBool, every: Duration) {
                 Err(e) => tracing::warn!("collection ended early and tries again in {every:?}: {e}"),
             }
         }
-        std::thread::park_timeout(MAINTENANCE);
+        world::sleep(MAINTENANCE);
         waited += MAINTENANCE;
     }
 }

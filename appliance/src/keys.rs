@@ -7,12 +7,12 @@
 //! | check value | vault key | telling a wrong key from damage |
 
 use afterimage_base::crashsafe;
+use afterimage_base::world;
+use afterimage_base::world::fs::File;
 use afterimage_format::manifest::KeyWrap;
 use afterimage_format::segment::{Codec, FRAME_HEADER_LEN, FrameHeader, FrameKind, SegmentHeader, TAG_LEN, aad, nonce};
 use argon2::{Algorithm, Argon2, Params, Version};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use ring::rand::{SecureRandom, SystemRandom};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -73,9 +73,7 @@ impl std::fmt::Debug for VaultKey {
 /// # Errors
 /// [`KeyError::System`] if it has none.
 pub fn random<const N: usize>() -> Result<[u8; N], KeyError> {
-    let mut b = [0; N];
-    SystemRandom::new().fill(&mut b).map_err(|_| KeyError::System("no random numbers".into()))?;
-    Ok(b)
+    world::random_array().map_err(|e| KeyError::System(format!("no random numbers: {e}")))
 }
 
 impl VaultKey {

@@ -10,12 +10,10 @@
 
 use crate::keys::{KeyError, KeySource, VaultKey, random};
 use afterimage_base::crashsafe;
+use afterimage_base::world::fs::{self, File, OpenOptions};
 use afterimage_format::codec::DecodeError;
 use afterimage_format::manifest::Manifest;
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
@@ -76,7 +74,7 @@ pub struct Vault {
     dir: PathBuf,
     key: VaultKey,
     owned: Mutex<Owned>,
-    _lock: Flock<File>,
+    _lock: File,
 }
 
 impl std::fmt::Debug for Vault {
@@ -96,10 +94,8 @@ impl Vault {
     /// # Errors
     /// [`VaultError`] says which file and why; nothing has been changed then.
     pub fn open_or_create(dir: &Path, source: &KeySource) -> Result<Vault, VaultError> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
         for d in [dir.to_path_buf(), dir.join("segments"), dir.join("layers")] {
-            builder.create(&d).map_err(io_error(&d, "make the folder"))?;
+            fs::create_dir_all(&d).map_err(io_error(&d, "make the folder"))?;
         }
         let lock = lock(dir)?;
         let manifest = match read_manifest(dir)? {
@@ -110,10 +106,10 @@ impl Vault {
         Ok(Self { dir: dir.into(), key, owned: Mutex::new(Owned { manifest, failed: None }), _lock: lock })
     }
 
-    fn create(dir: &Path, source: &KeySource, lock: Flock<File>) -> Result<Vault, VaultError> {
+    fn create(dir: &Path, source: &KeySource, lock: File) -> Result<Vault, VaultError> {
         let segments = dir.join("segments");
-        let mut entries = fs::read_dir(&segments).map_err(io_error(&segments, "list the folder"))?;
-        if entries.next().is_some() {
+        let entries = fs::read_dir(&segments).map_err(io_error(&segments, "list the folder"))?;
+        if !entries.is_empty() {
             return Err(VaultError::Lost(dir.into()));
         }
         let (key, wrap) = VaultKey::create(source)?;
@@ -203,11 +199,10 @@ impl Vault {
         let dir = self.dir.join(folder);
         let mut gone = 0;
         for entry in fs::read_dir(&dir).map_err(io_error(&dir, "list the folder"))? {
-            let entry = entry.map_err(io_error(&dir, "list the folder"))?;
-            if entry.file_name().to_str().is_some_and(&named) {
+            if entry.to_str().is_some_and(&named) {
                 continue;
             }
-            let path = entry.path();
+            let path = dir.join(entry);
             fs::remove_file(&path).map_err(io_error(&path, "remove it"))?;
             gone += 1;
         }
@@ -215,13 +210,13 @@ impl Vault {
     }
 }
 
-fn lock(dir: &Path) -> Result<Flock<File>, VaultError> {
+fn lock(dir: &Path) -> Result<File, VaultError> {
     let path = dir.join("LOCK");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = OpenOptions::write_only().create().open(&path);
     let file = file.map_err(io_error(&path, "open it"))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
-        nix::errno::Errno::EWOULDBLOCK => VaultError::Locked(dir.into()),
-        e => VaultError::Io { path, what: "lock it", source: e.into() },
+    file.try_lock().map_err(|(_, e)| match e.kind() {
+        io::ErrorKind::WouldBlock => VaultError::Locked(dir.into()),
+        _ => VaultError::Io { path, what: "lock it", source: e },
     })
 }
 
@@ -245,8 +240,8 @@ pub fn read_manifest(dir: &Path) -> Result<Option<Manifest>, VaultError> {
 ///
 /// # Errors
 /// [`VaultError::Locked`] if a process has it.
-pub fn lock_offline(dir: &Path) -> Result<Flock<File>, VaultError> {
-    if !dir.join("MANIFEST").exists() && !dir.join("segments").is_dir() {
+pub fn lock_offline(dir: &Path) -> Result<File, VaultError> {
+    if !fs::exists(&dir.join("MANIFEST")) && !fs::exists(&dir.join("segments")) {
         return Err(VaultError::None(dir.into()));
     }
     lock(dir)

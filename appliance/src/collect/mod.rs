@@ -29,7 +29,7 @@ use crate::store::scan::Scan;
 use crate::store::{StoreError, file_name};
 use afterimage_format::manifest::{SegmentMeta, SegmentState};
 use afterimage_format::place::Place;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
@@ -180,7 +180,7 @@ impl Collector {
             round.shared.vault.read(|m| m.volumes.iter().map(|v| (v.id, v.layered_to)).collect());
         let replayed = |m: &SegmentMeta| m.last_seq <= layered.get(&m.volume).copied().unwrap_or(u64::MAX);
         let dead = candidates.values().filter(|m| self.full.contains_key(&m.number));
-        let dead: HashMap<u32, u64> = dead
+        let dead: BTreeMap<u32, u64> = dead
             .filter(|m| counts.get(&m.number).copied().unwrap_or(0) == 0 && replayed(m))
             .map(|m| (m.number, m.length))
             .collect();
@@ -194,7 +194,7 @@ impl Collector {
             self.full.remove(&number);
             round.shared.store.forget(number);
             let path = round.shared.vault.segments_dir().join(file_name(number));
-            if let Err(e) = std::fs::remove_file(&path) {
+            if let Err(e) = afterimage_base::world::fs::remove_file(&path) {
                 tracing::warn!("{}: cannot be removed; the next start will: {e}", path.display());
             }
             report.removed_segments += 1;

@@ -5,14 +5,13 @@ use super::layer::{Layer, Pages};
 use super::seal::PageSeal;
 use super::{HistoryError, LayerKeys, Run};
 use afterimage_base::crashsafe::sync_parent;
+use afterimage_base::world;
+use afterimage_base::world::fs::{self, File, OpenOptions};
 use afterimage_format::layer::index::{Fence, Index, TimeFence, TimelineBuilder};
 use afterimage_format::layer::page::PageBuilder;
 use afterimage_format::layer::{HEADER_LEN, LayerHeader, LayerMeta, PAGE_HEADER_LEN, PAGE_TARGET, PageKind, TAG_LEN};
-use ring::rand::{SecureRandom, SystemRandom};
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,13 +45,12 @@ pub(crate) struct FileSink {
 impl FileSink {
     /// Starts a file with a fresh random id in `dir`.
     pub(crate) fn create(dir: &Path, volume: &[u8; 16], keys: &dyn LayerKeys) -> Result<Self, HistoryError> {
-        let mut id = [0; 16];
-        let no_chance = |_| HistoryError::Io {
+        let no_chance = |source| HistoryError::Io {
             path: dir.to_path_buf(),
             what: "get random bytes for a layer in",
-            source: std::io::Error::other("the system's random source failed"),
+            source,
         };
-        SystemRandom::new().fill(&mut id).map_err(no_chance)?;
+        let id = world::random_array().map_err(no_chance)?;
         let header = LayerHeader { id, volume: *volume };
         let path = dir.join(afterimage_format::layer::file_name(&id));
         let io = |what| {
@@ -60,7 +58,7 @@ impl FileSink {
             move |source| HistoryError::Io { path, what, source }
         };
         let seal = PageSeal::new(&keys.layer_key(&id), header).map_err(|e| io("seal")(std::io::Error::other(e)))?;
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let file = OpenOptions::read_write().create_new().open(&path);
         let file = BufWriter::with_capacity(256 << 10, file.map_err(io("create"))?);
         let mut sink = Self { file, seal: Arc::new(seal), path, id, written: 0, finished: false };
         sink.write(&header.encode())?;
@@ -98,7 +96,7 @@ impl Drop for FileSink {
     fn drop(&mut self) {
         if !self.finished {
             // Nothing names it; what cannot be removed now is removed at the next start.
-            let _ = std::fs::remove_file(&self.path);
+            let _ = fs::remove_file(&self.path);
         }
     }
 }

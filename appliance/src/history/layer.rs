@@ -3,13 +3,12 @@
 use super::cache::PageCache;
 use super::seal::PageSeal;
 use super::{DamageKind, HistoryError, LayerKeys};
+use afterimage_base::world::fs::File;
 use afterimage_format::codec::DecodeError;
 use afterimage_format::layer::index::{Fence, Index, walk_timeline};
 use afterimage_format::layer::page::{Column, Walker};
 use afterimage_format::layer::{FOOTER_LEN, HEADER_LEN, LayerHeader, LayerMeta, PAGE_HEADER_LEN, PageKind};
 use afterimage_format::place::Place;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -74,7 +73,7 @@ impl Layer {
     ) -> Result<Arc<Self>, HistoryError> {
         let path = dir.join(meta.file_name());
         let file = File::open(&path).map_err(io(&path, "open"))?;
-        let found = file.metadata().map_err(io(&path, "look at"))?.len();
+        let found = file.metadata().map_err(io(&path, "look at"))?.len;
         let bad = |what| damaged(meta, (meta.first_block, meta.end_block), what);
         if found != meta.file_len {
             return Err(bad(DamageKind::Length { found, expected: meta.file_len }));

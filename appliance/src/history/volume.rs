@@ -9,12 +9,13 @@ use super::policy::{self, Size};
 use super::retention::Keep;
 use super::view::View;
 use super::{HistoryError, LayerKeys, Run};
+use afterimage_base::world::sync::Condvar;
 use afterimage_format::layer::LayerMeta;
 use afterimage_format::place::Place;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// How a history works.
 #[derive(Clone)]
@@ -85,7 +86,7 @@ impl Permit {
     fn take(self: &Arc<Self>) -> PermitGuard {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         while *taken {
-            taken = self.freed.wait(taken).unwrap_or_else(PoisonError::into_inner);
+            taken = self.freed.wait(&self.taken, taken);
         }
         *taken = true;
         PermitGuard(Arc::clone(self))
@@ -434,7 +435,7 @@ fn size_of(layer: &Layer) -> Size {
 /// Removes the files of layers that no manifest names. What stays is removed at the next start.
 fn remove<'a>(layers: impl Iterator<Item = &'a Layer>) {
     for path in layers.filter_map(Layer::path) {
-        if let Err(e) = std::fs::remove_file(path) {
+        if let Err(e) = afterimage_base::world::fs::remove_file(path) {
             tracing::warn!(path = %path.display(), error = %e, "an old layer could not be removed; the next start will");
         }
     }

@@ -1,7 +1,9 @@
-//! Accepting connections on a unix socket.
+//! Accepting connections.
 
 use super::Shared;
 use super::session::{Connection, TICK, Volumes, WRITE_LIMIT, serve};
+use afterimage_base::world;
+use afterimage_base::world::thread::{self, JoinHandle};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
 use std::io;
@@ -12,31 +14,121 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Connections served at once, handshakes included: three threads each.
 const MAX_CONNECTIONS: usize = 512;
 
-/// The sockets of connections under way, so that they can be cut off.
-type Open = Arc<Mutex<HashMap<u64, UnixStream>>>;
+/// Where the connections of agents come from.
+pub trait Acceptor: Send + Sync + std::fmt::Debug {
+    /// Waits for the next connection. `None` if one came that could not be set up.
+    ///
+    /// # Errors
+    /// If there will be none any more.
+    fn accept(&self) -> io::Result<Option<Connection>>;
 
-/// Accepts agents until it is dropped.
-#[derive(Debug)]
+    /// Ends [`accept`](Self::accept), for good.
+    fn close(&self);
+}
+
+/// What cuts off the connections under way.
+type Open = Arc<Mutex<HashMap<u64, Arc<dyn Fn() + Send + Sync>>>>;
+
+/// Serves agents until it is dropped.
 pub struct Listener {
-    path: PathBuf,
-    stop: Arc<AtomicBool>,
+    acceptor: Arc<dyn Acceptor>,
     thread: Option<JoinHandle<()>>,
     open: Open,
     count: Arc<AtomicUsize>,
 }
 
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Listener({:?})", self.acceptor)
+    }
+}
+
 impl Listener {
+    /// Serves whoever comes through `acceptor`.
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub fn start(acceptor: Arc<dyn Acceptor>, shared: Arc<Shared>, volumes: Arc<dyn Volumes>) -> io::Result<Listener> {
+        let (open, count): (Open, Arc<AtomicUsize>) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+        let (source, streams, served) = (Arc::clone(&acceptor), Arc::clone(&open), Arc::clone(&count));
+        let accept = move || {
+            for number in 0u64.. {
+                let connection = match source.accept() {
+                    Ok(Some(connection)) => connection,
+                    Ok(None) => continue,
+                    Err(_) => break,
+                };
+                if served.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
+                    served.fetch_sub(1, Ordering::AcqRel);
+                    tracing::warn!("more than {MAX_CONNECTIONS} connections; one was turned away");
+                    continue;
+                }
+                spawn(number, connection, &shared, &volumes, &streams, &served);
+            }
+        };
+        let thread = thread::spawn("listen", accept)?;
+        Ok(Listener { acceptor, thread: Some(thread), open, count })
+    }
+}
+
+fn spawn(
+    number: u64,
+    connection: Connection,
+    shared: &Arc<Shared>,
+    volumes: &Arc<dyn Volumes>,
+    open: &Open,
+    served: &Arc<AtomicUsize>,
+) {
+    let (shared, volumes, served) = (Arc::clone(shared), Arc::clone(volumes), Arc::clone(served));
+    open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::clone(&connection.interrupt));
+    let (end, streams) = (Arc::clone(&served), Arc::clone(open));
+    let session = move || {
+        serve(&shared, &*volumes, connection);
+        streams.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        served.fetch_sub(1, Ordering::AcqRel);
+    };
+    if let Err(e) = thread::spawn("session", session) {
+        open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        end.fetch_sub(1, Ordering::AcqRel);
+        tracing::error!("no thread for a connection: {e}");
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.acceptor.close();
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+        // Those still in their handshake are cut off; sessions have been ended by the volumes.
+        for interrupt in self.open.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            interrupt();
+        }
+        while self.count.load(Ordering::Acquire) > 0 {
+            world::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// A unix socket.
+#[derive(Debug)]
+pub struct UnixAcceptor {
+    path: PathBuf,
+    listener: UnixListener,
+    closed: AtomicBool,
+}
+
+impl UnixAcceptor {
     /// Listens at `path`, a socket for the owner only. A socket that nobody listens at is replaced.
     ///
     /// # Errors
     /// If somebody listens there, or the system refuses.
-    pub fn start(path: &Path, shared: Arc<Shared>, volumes: Arc<dyn Volumes>) -> io::Result<Listener> {
+    pub fn bind(path: &Path) -> io::Result<UnixAcceptor> {
         if UnixStream::connect(path).is_ok() {
             return Err(io::ErrorKind::AddrInUse.into());
         }
@@ -46,53 +138,25 @@ impl Listener {
         }
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (open, count): (Open, Arc<AtomicUsize>) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
-        let (flag, streams, served) = (Arc::clone(&stop), Arc::clone(&open), Arc::clone(&count));
-        let accept = move || {
-            for number in 0u64.. {
-                let Ok((stream, _)) = listener.accept() else { break };
-                if flag.load(Ordering::Acquire) {
-                    break;
-                }
-                if served.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
-                    served.fetch_sub(1, Ordering::AcqRel);
-                    tracing::warn!("more than {MAX_CONNECTIONS} connections; one was turned away");
-                    continue;
-                }
-                spawn(number, stream, &shared, &volumes, &streams, &served);
-            }
-        };
-        let thread = std::thread::Builder::new().name("listen".into()).spawn(accept)?;
-        Ok(Listener { path: path.into(), stop, thread: Some(thread), open, count })
+        Ok(UnixAcceptor { path: path.into(), listener, closed: AtomicBool::new(false) })
     }
 }
 
-fn spawn(
-    number: u64,
-    stream: UnixStream,
-    shared: &Arc<Shared>,
-    volumes: &Arc<dyn Volumes>,
-    open: &Open,
-    served: &Arc<AtomicUsize>,
-) {
-    let (shared, volumes, served) = (Arc::clone(shared), Arc::clone(volumes), Arc::clone(served));
-    if let Ok(copy) = stream.try_clone() {
-        open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, copy);
-    }
-    let (end, streams) = (Arc::clone(&served), Arc::clone(open));
-    let session = move || {
-        match connection(stream) {
-            Ok(connection) => serve(&shared, &*volumes, connection),
-            Err(e) => tracing::warn!("a connection could not be set up: {e}"),
+impl Acceptor for UnixAcceptor {
+    fn accept(&self) -> io::Result<Option<Connection>> {
+        let (stream, _) = self.listener.accept()?;
+        if self.closed.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
         }
-        streams.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        served.fetch_sub(1, Ordering::AcqRel);
-    };
-    if let Err(e) = std::thread::Builder::new().name("session".into()).spawn(session) {
-        open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        end.fetch_sub(1, Ordering::AcqRel);
-        tracing::error!("no thread for a connection: {e}");
+        let connection = connection(stream);
+        Ok(connection.inspect_err(|e| tracing::warn!("a connection could not be set up: {e}")).ok())
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        // Wakes the thread from its accept.
+        drop(UnixStream::connect(&self.path));
+        drop(std::fs::remove_file(&self.path));
     }
 }
 
@@ -117,23 +181,4 @@ pub fn connection(stream: UnixStream) -> io::Result<Connection> {
         readable: Box::new(readable),
         interrupt: Arc::new(interrupt),
     })
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        // Wakes the thread from its accept.
-        drop(UnixStream::connect(&self.path));
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
-        drop(std::fs::remove_file(&self.path));
-        // Those still in their handshake are cut off; sessions have been ended by the volumes.
-        for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            drop(stream.shutdown(Shutdown::Read));
-        }
-        while self.count.load(Ordering::Acquire) > 0 {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
 }

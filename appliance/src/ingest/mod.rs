@@ -36,13 +36,14 @@ use crate::reduce::pool::Pool;
 use crate::store::segment::SegmentWriter;
 use crate::store::{IoHook, Store, StoreError};
 use crate::vault::Vault;
+use afterimage_base::world::channel::Sender;
+use afterimage_base::world::sync::Condvar;
 use afterimage_format::place::Place;
 use afterimage_format::segment::Fingerprint;
 use afterimage_format::wire::{Refuse, RefuseCode};
-use crossbeam::channel::Sender;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 
 /// Buffers for frames that are kept for reuse: two large batches' worth.
@@ -267,7 +268,7 @@ impl Flights {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = state.0;
         while state.1.first().is_some_and(|oldest| *oldest <= newest) {
-            state = self.landed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.landed.wait(&self.state, state);
         }
     }
 }

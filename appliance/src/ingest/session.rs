@@ -7,12 +7,15 @@ use super::write::{BatchWriter, Planned};
 use super::{Flight, SessionError, Shared};
 use crate::reduce::pool::Ticket;
 use crate::store::BlockSource;
+use afterimage_base::world;
+use afterimage_base::world::channel::{Receiver, Sender, bounded};
+use afterimage_base::world::sync::LongMutex;
+use afterimage_base::world::thread;
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::place::Place;
 use afterimage_format::wire::{
     Ack, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
 };
-use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,21 +70,22 @@ pub trait Volumes: Send + Sync {
     fn of_hello(&self, hello: &Hello) -> Result<Arc<Volume>, SessionError>;
 }
 
-type Out = Mutex<Box<dyn Write + Send>>;
+/// Held while the peer is slow to read.
+type Out = LongMutex<Box<dyn Write + Send>>;
 
 fn send(out: &Out, kind: MessageType, body: &[u8]) -> Result<(), SessionError> {
     let mut message = Vec::with_capacity(HEADER_LEN + body.len());
     message.extend_from_slice(&Header::of(kind, body).encode());
     message.extend_from_slice(body);
-    let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut out = out.lock();
     out.write_all(&message).and_then(|()| out.flush()).map_err(|e| SessionError::Connection(e.to_string()))
 }
 
 /// Serves one connection until it ends.
 pub fn serve(shared: &Shared, volumes: &dyn Volumes, connection: Connection) {
     let Connection { peer, reader, writer, readable, interrupt } = connection;
-    let out: Out = Mutex::new(writer);
-    let mut input = Input { reader, readable, out: &out, heard: Instant::now(), asked: false };
+    let out: Out = LongMutex::new(writer);
+    let mut input = Input { reader, readable, out: &out, heard: world::now(), asked: false };
     let end = match handshake(&mut input, volumes) {
         Ok((hello, volume)) => {
             shared.sessions.fetch_add(1, Ordering::Relaxed);
@@ -144,14 +148,14 @@ impl Input<'_> {
     /// The next message header; `None` if the peer closed the connection between two messages.
     fn header(&mut self, limit: Duration, ping: bool) -> Result<Option<Header>, SessionError> {
         let (mut bytes, mut done) = ([0; HEADER_LEN], 0);
-        self.heard = Instant::now();
+        self.heard = world::now();
         while done < HEADER_LEN {
             match self.reader.read(&mut bytes[done..]) {
                 Ok(0) if done == 0 => return Ok(None),
                 Ok(0) => return Err(SessionError::Connection("it was closed inside a message".into())),
                 Ok(n) => {
                     done += n;
-                    (self.heard, self.asked) = (Instant::now(), false);
+                    (self.heard, self.asked) = (world::now(), false);
                 }
                 Err(e) => self.waited(&e, limit, ping)?,
             }
@@ -168,7 +172,7 @@ impl Input<'_> {
             let rest = (end - before) as u64;
             let result = self.reader.by_ref().take(rest).read_to_end(out);
             if out.len() > before {
-                self.heard = Instant::now();
+                self.heard = world::now();
             }
             match result {
                 Ok(_) if out.len() == end => {}
@@ -184,7 +188,7 @@ impl Input<'_> {
         match e.kind() {
             io::ErrorKind::Interrupted => Ok(()),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                let silent = self.heard.elapsed();
+                let silent = world::since(self.heard);
                 if silent >= limit {
                     return Err(SessionError::Connection(format!("nothing came for {} s", silent.as_secs())));
                 }
@@ -302,10 +306,13 @@ fn run(
     let (to_write, from_dedupe) = bounded(1);
     // More than can be between the two stages, so that telling what is done never waits.
     let (to_forget, from_write) = bounded(16);
-    std::thread::scope(|s| {
-        s.spawn(|| dedupe(&stages, from_receive, to_write, &from_write));
-        s.spawn(|| write(&stages, hello.ring, from_dedupe, to_forget));
-        if let Err(e) = receive(&stages, input, cursor, &to_dedupe) {
+    thread::scope(|s| {
+        let started = s
+            .spawn("dedupe", || dedupe(&stages, from_receive, to_write, &from_write))
+            .and_then(|_| s.spawn("write", || write(&stages, hello.ring, from_dedupe, to_forget)));
+        if let Err(e) = started {
+            lock(&stages.end).get_or_insert(SessionError::Connection(format!("no thread for it: {e}")));
+        } else if let Err(e) = receive(&stages, input, cursor, &to_dedupe) {
             lock(&stages.end).get_or_insert(e);
         }
         drop(to_dedupe);
@@ -399,7 +406,7 @@ fn hand_over(stages: &Stages<'_>, batch: &mut Batch, next: &Sender<Received>) ->
 /// The dedupe stage.
 fn dedupe(stages: &Stages<'_>, batches: Receiver<Received>, next: Sender<Planned>, done: &Receiver<Arc<Plan>>) {
     let mut planner = Planner::new(stages.shared, stages.volume);
-    for Received { hashes, ticket, flight } in batches {
+    for Received { hashes, ticket, flight } in batches.iter() {
         for plan in done.try_iter() {
             planner.finished(&plan);
             recycle(stages, plan);
@@ -440,7 +447,7 @@ fn write(stages: &Stages<'_>, ring: [u8; 16], batches: Receiver<Planned>, done: 
         Err(e) => return stages.fail(e),
     };
     let mut connected = true;
-    for Planned { plan, ticket, flight } in batches {
+    for Planned { plan, ticket, flight } in batches.iter() {
         if let Err(e) = writer.write(&plan, &ticket) {
             return stages.fail(e);
         }

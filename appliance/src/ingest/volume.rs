@@ -5,9 +5,11 @@ use crate::history::{Run, VolumeHistory};
 use crate::store::segment::{OpenSegment, SegmentWriter};
 use crate::store::{StoreError, file_name};
 use crate::vault::VaultError;
+use afterimage_base::world::channel::Receiver;
+use afterimage_base::world::sync::Condvar;
 use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta};
 use afterimage_format::record::{FLAG_AUTO, FLAG_INITIAL, Kind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Stops the reading side of a session's connection.
 pub type Interrupt = Box<dyn Fn() + Send + Sync>;
@@ -200,7 +202,7 @@ impl Volume {
             if let Some(interrupt) = &turn.interrupt {
                 interrupt();
             }
-            turn = self.free.wait(turn).unwrap_or_else(PoisonError::into_inner);
+            turn = self.free.wait(&self.turn, turn);
         }
         if turn.closed {
             return Err(SessionError::Superseded("the appliance is stopping".into()));
@@ -219,7 +221,7 @@ impl Volume {
             if let Some(interrupt) = &turn.interrupt {
                 interrupt();
             }
-            turn = self.free.wait(turn).unwrap_or_else(PoisonError::into_inner);
+            turn = self.free.wait(&self.turn, turn);
         }
         self.free.notify_all();
     }
@@ -346,7 +348,7 @@ pub fn new_segment(shared: &Shared, owner: [u8; 16]) -> Result<Arc<OpenSegment>,
         Ok(segment)
     });
     if named.is_err() {
-        drop(std::fs::remove_file(dir.join(file_name(number))));
+        drop(afterimage_base::world::fs::remove_file(&dir.join(file_name(number))));
     }
     named
 }
@@ -359,7 +361,7 @@ pub fn end_segment(m: &mut Manifest, number: u32, state: SegmentState, length: u
 }
 
 /// Seals full segments as they come, until the last sender is gone.
-pub fn seal_segments(vault: &crate::vault::Vault, full: &crossbeam::channel::Receiver<SegmentWriter>) {
+pub fn seal_segments(vault: &crate::vault::Vault, full: &Receiver<SegmentWriter>) {
     let Ok(mut scratch) = crate::reduce::frame::Scratch::new() else { return };
     while let Ok(mut writer) = full.recv() {
         let (number, last) = (writer.segment().number, writer.last_seq());

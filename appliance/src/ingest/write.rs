@@ -71,20 +71,12 @@ impl<'a> BatchWriter<'a> {
     }
 
     fn try_write(&mut self, plan: &Plan) -> Result<(), SessionError> {
+        if let Some(full) = self.open(plan) {
+            // What it holds is durable; sealing it can be done by somebody else, who may be busy.
+            self.shared.seal(full);
+        }
         let mut stream = self.volume.writer();
-        let writer = match &mut *stream {
-            Some(w) if Arc::ptr_eq(w.segment(), &plan.segment) => w,
-            other => {
-                // What the full segment holds is durable; sealing it can be done by somebody else.
-                if let Some(full) = other.replace(SegmentWriter::new(Arc::clone(&plan.segment))) {
-                    self.shared.seal(full);
-                }
-                match other {
-                    Some(w) => w,
-                    None => return Err(StoreError::Worker.into()),
-                }
-            }
-        };
+        let Some(writer) = &mut *stream else { return Err(StoreError::Worker.into()) };
         let sealed: Vec<Sealed> = (0..plan.frames()).map(|i| plan.take(i)).collect();
         let data = note_frames(plan, &sealed, writer)?;
         let places = new_places(plan, &sealed, writer)?;
@@ -100,6 +92,15 @@ impl<'a> BatchWriter<'a> {
         drop(stream);
         self.shared.recycle(sealed.into_iter().map(|s| s.bytes));
         self.publish(plan)
+    }
+
+    /// Makes the plan's segment the one being written. Returns the one before, if that is another.
+    fn open(&self, plan: &Plan) -> Option<SegmentWriter> {
+        let mut stream = self.volume.writer();
+        if stream.as_ref().is_some_and(|w| Arc::ptr_eq(w.segment(), &plan.segment)) {
+            return None;
+        }
+        stream.replace(SegmentWriter::new(Arc::clone(&plan.segment)))
     }
 
     /// What is durable now becomes known: to the index, the history, the next session.

@@ -4,9 +4,10 @@
 //! not depend on the number of threads. A part never waits for another one, so the bounded queue cannot jam.
 
 use super::frame::Scratch;
-use crossbeam::channel::{Receiver, Sender, bounded};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use afterimage_base::world::channel::{Receiver, Sender, bounded};
+use afterimage_base::world::sync::Condvar;
+use afterimage_base::world::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Parts that may wait for a thread: two of the largest batches.
 const QUEUE: usize = 512;
@@ -54,7 +55,7 @@ impl Ticket {
     pub fn wait(&self) -> bool {
         let mut left = self.0.left.lock().unwrap_or_else(PoisonError::into_inner);
         while left.0 > 0 {
-            left = self.0.changed.wait(left).unwrap_or_else(PoisonError::into_inner);
+            left = self.0.changed.wait(&self.0.left, left);
         }
         !left.1
     }
@@ -83,7 +84,7 @@ impl Pool {
         let threads = (0..threads.max(1))
             .map(|i| {
                 let (jobs, scratch) = (jobs.clone(), Scratch::new()?);
-                std::thread::Builder::new().name(format!("reduce-{i}")).spawn(move || work(&jobs, scratch))
+                thread::spawn(&format!("reduce-{i}"), move || work(&jobs, scratch))
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { queue: Some(queue), threads })

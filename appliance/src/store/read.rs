@@ -4,13 +4,12 @@ use super::cache::{Content, FrameCache};
 use super::{BlockSource, StoreError, file_name, io_error, scan};
 use crate::keys::{SegmentKey, VaultKey};
 use crate::reduce::frame::Opener;
+use afterimage_base::world::fs::File;
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::place::Place;
 use afterimage_format::segment::FrameKind;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -15,13 +15,12 @@
 use super::{StoreError, io_error};
 use crate::keys::SegmentKey;
 use crate::reduce::frame::{OpenError, Opener, verify};
+use afterimage_base::world::fs::File;
 use afterimage_format::manifest::SegmentState;
 use afterimage_format::place::MAX_SEGMENT;
 use afterimage_format::segment::{
     DirEntry, FOOTER_LEN, FRAME_HEADER_LEN, Footer, FrameHeader, FrameKind, HEADER_LEN, SegmentHeader,
 };
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// A frame met on the walk.
@@ -55,7 +54,7 @@ pub struct Scan {
 /// [`StoreError::Io`] if it cannot be read, [`StoreError::Damaged`] if it is not the header of segment `number`.
 pub fn open(path: &Path, number: u32) -> Result<(File, SegmentHeader, u64), StoreError> {
     let file = File::open(path).map_err(io_error(path, "open it"))?;
-    let len = file.metadata().map_err(io_error(path, "ask its size"))?.len();
+    let len = file.metadata().map_err(io_error(path, "ask its size"))?.len;
     let damaged = |what: String| StoreError::Damaged { segment: number, offset: 0, what };
     let mut head = [0; HEADER_LEN];
     if len < HEADER_LEN as u64 {

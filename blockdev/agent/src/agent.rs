@@ -2,9 +2,10 @@
 
 use crate::api::{AgentConfig, AgentError, IntentConfig, VolumeConfig};
 use crate::volume::Volume;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use afterimage_base::world::sync::{LongGuard, LongMutex};
+use afterimage_base::world::{self, thread};
+use std::sync::Arc;
+use std::time::Duration;
 
 struct Volumes {
     open: Vec<Arc<Volume>>,
@@ -15,7 +16,8 @@ struct Volumes {
 pub struct Agent {
     config: AgentConfig,
     intent: IntentConfig,
-    volumes: Mutex<Volumes>,
+    /// Held while a volume is opened, which may wait for the lock of a disk.
+    volumes: LongMutex<Volumes>,
 }
 
 impl Agent {
@@ -25,7 +27,7 @@ impl Agent {
         Agent {
             config,
             intent: IntentConfig::default(),
-            volumes: Mutex::new(Volumes { open: Vec::new(), stopping: false }),
+            volumes: LongMutex::new(Volumes { open: Vec::new(), stopping: false }),
         }
     }
 
@@ -35,8 +37,8 @@ impl Agent {
         Agent { intent, ..self }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Volumes> {
-        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> LongGuard<'_, Volumes> {
+        self.volumes.lock()
     }
 
     /// Opens a volume: makes it, or recovers what the last process left. When this returns it can be served.
@@ -71,11 +73,11 @@ impl Agent {
             volumes.stopping = true;
             volumes.open.clone()
         };
-        let until = Instant::now() + within;
+        let until = world::now() + within;
         thread::scope(|scope| {
-            let stops: Vec<_> = open.iter().map(|v| scope.spawn(move || v.stop(until))).collect();
-            let ended: Vec<bool> = stops.into_iter().map(|s| s.join().unwrap_or(false)).collect();
-            ended.into_iter().all(|complete| complete)
+            let stops: Vec<_> = open.iter().map(|v| scope.spawn("stop", move || v.stop(until))).collect();
+            let ended = stops.into_iter().map(|s| s.is_ok_and(|s| s.join().unwrap_or(false)));
+            ended.fold(true, |all, complete| all && complete)
         })
     }
 }

@@ -1,5 +1,5 @@
 //! Deliberate breaks of the invariants, for tests that must see them caught. In a build without tests
-//! none of them exists.
+//! none of them exists but in a simulation.
 
 /// What is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,27 @@ pub(crate) enum Break {
     IgnoreRelied = 2048,
 }
 
+#[cfg(not(test))]
+impl Break {
+    /// The name under which a simulation asks for it.
+    const fn name(self) -> &'static str {
+        match self {
+            Break::NoRangeLock => "no-range-lock",
+            Break::PublishLate => "publish-late",
+            Break::NoGate => "no-gate",
+            Break::ClearEarly => "clear-early",
+            Break::NoMark => "no-mark",
+            Break::NoGapOnError => "no-gap-on-error",
+            Break::SyncUnlocked => "sync-unlocked",
+            Break::IgnoreFork => "ignore-fork",
+            Break::WriteCold => "write-cold",
+            Break::ClearUndurable => "clear-undurable",
+            Break::ClearUnsynced => "clear-unsynced",
+            Break::IgnoreRelied => "ignore-relied",
+        }
+    }
+}
+
 /// The breaks of one volume.
 #[derive(Debug, Default)]
 pub(crate) struct Breaks {
@@ -50,8 +71,8 @@ impl Breaks {
     }
 
     #[cfg(not(test))]
-    #[expect(clippy::unused_self, reason = "the same call as in tests, and nothing in it")]
-    pub(crate) const fn has(&self, _what: Break) -> bool {
-        false
+    #[expect(clippy::unused_self, reason = "the same call as in tests; a simulation breaks whole processes")]
+    pub(crate) fn has(&self, what: Break) -> bool {
+        afterimage_base::world::simulated().is_some_and(|world| world.broken(what.name()))
     }
 }

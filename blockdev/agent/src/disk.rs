@@ -15,16 +15,14 @@ pub(crate) mod pool;
 pub(crate) mod uring;
 
 use identity::Identity;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use afterimage_base::world;
+use afterimage_base::world::fs::{self, File, FileKind, OpenOptions};
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use thiserror::Error;
 
 /// How long the lock of a process that is gone may outlive it, and how often to look.
@@ -90,7 +88,7 @@ pub enum DiskError {
 
 /// An open disk. The lock on it goes with the last owner.
 pub struct Disk {
-    file: Flock<File>,
+    file: File,
     /// The same disk through a description of its own, which sees every error of writing back, and takes none
     /// away from those who flush through the other one.
     apart: File,
@@ -120,23 +118,23 @@ impl Disk {
     pub fn open(path: &Path, cache: CacheMode) -> Result<Disk, DiskError> {
         let own = || path.to_path_buf();
         let io_error = |doing| move |source| DiskError::Io { path: path.to_path_buf(), doing, source };
-        let kind = match std::fs::metadata(path) {
-            Ok(m) => m.file_type(),
+        let kind = match fs::metadata(path) {
+            Ok(m) => m.kind,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(DiskError::Missing(own())),
             Err(e) => return Err(io_error("look at it")(e)),
         };
-        if kind.is_dir() {
-            return Err(DiskError::Directory(own()));
-        }
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::Kind(own()));
-        }
-        let mut file = open_file(path, cache, kind.is_block_device())?;
+        let block_device = match kind {
+            FileKind::File => false,
+            FileKind::BlockDevice => true,
+            FileKind::Folder => return Err(DiskError::Directory(own())),
+            FileKind::Other => return Err(DiskError::Kind(own())),
+        };
+        let file = open_file(path, cache, block_device)?;
         let metadata = file.metadata().map_err(io_error("look at it"))?;
-        if metadata.file_type() != kind {
+        if metadata.kind != kind {
             return Err(DiskError::Kind(own()));
         }
-        let size = file.seek(SeekFrom::End(0)).map_err(io_error("find its size"))?;
+        let size = file.size().map_err(io_error("find its size"))?;
         if size == 0 {
             return Err(DiskError::Empty(own()));
         }
@@ -144,16 +142,16 @@ impl Disk {
             CacheMode::Writeback => 1,
             CacheMode::None => direct_align(&file, path, size)?,
         };
-        let (punch, zero_range) = if kind.is_block_device() { (false, false) } else { ops::zero_abilities(&file) };
+        let (punch, zero_range) = if block_device { (false, false) } else { ops::zero_abilities(&file) };
         let file = lock(file, path)?;
-        let apart = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(io_error("open it once more"))?;
+        let apart = file.open_again().map_err(io_error("open it once more"))?;
         Ok(Disk {
             file,
             apart,
             path: own(),
             size,
             cache,
-            block_device: kind.is_block_device(),
+            block_device,
             rotational: identity::rotational(&metadata),
             identity: Identity::of(&metadata, size),
             align,
@@ -193,8 +191,9 @@ impl Disk {
         self.rotational
     }
 
-    pub(crate) fn fd(&self) -> i32 {
-        self.file.as_raw_fd()
+    /// The descriptor for io_uring; none in a simulation.
+    pub(crate) fn fd(&self) -> Option<RawFd> {
+        self.file.real().map(AsRawFd::as_raw_fd)
     }
 
     /// The smallest range that holds `offset..offset + len` and that the disk takes as it is.
@@ -215,18 +214,19 @@ impl Disk {
 
 /// Locks the file for this agent alone. A process that was killed just now may hold it for a moment longer than it
 /// lives: operations that it gave to io_uring are taken back by the kernel in the background.
-fn lock(mut file: File, path: &Path) -> Result<Flock<File>, DiskError> {
-    let until = Instant::now() + LOCK_PATIENCE;
+fn lock(mut file: File, path: &Path) -> Result<File, DiskError> {
+    let until = world::now() + LOCK_PATIENCE;
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let busy = |e: &io::Error| matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+        match file.try_lock() {
             Ok(locked) => return Ok(locked),
-            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < until => file = back,
-            Err((_, Errno::EWOULDBLOCK)) => return Err(DiskError::InUse(path.to_path_buf())),
-            Err((_, e)) => {
-                return Err(DiskError::Io { path: path.to_path_buf(), doing: "lock it", source: e.into() });
+            Err((back, e)) if busy(&e) && world::now() < until => file = back,
+            Err((_, e)) if busy(&e) => return Err(DiskError::InUse(path.to_path_buf())),
+            Err((_, source)) => {
+                return Err(DiskError::Io { path: path.to_path_buf(), doing: "lock it", source });
             }
         }
-        std::thread::sleep(LOCK_TICK);
+        world::sleep(LOCK_TICK);
     }
 }
 
@@ -234,7 +234,7 @@ fn open_file(path: &Path, cache: CacheMode, block_device: bool) -> Result<File, 
     let direct = if cache == CacheMode::None { libc::O_DIRECT } else { 0 };
     // On a block device O_EXCL without O_CREAT asks for exclusive use: mounted file systems and others hold it.
     let exclusive = if block_device { libc::O_EXCL } else { 0 };
-    OpenOptions::new().read(true).write(true).custom_flags(direct | exclusive).open(path).map_err(|source| {
+    OpenOptions::read_write().custom_flags(direct | exclusive).open(path).map_err(|source| {
         let path = path.to_path_buf();
         match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM | libc::EROFS) => DiskError::ReadOnly { path, source },

@@ -11,12 +11,14 @@ use crate::api::IntentConfig;
 use crate::mailbox::{Mail, Mailbox};
 use crate::protect::Bell;
 use afterimage_base::crashsafe::sync_parent;
+use afterimage_base::world::fs;
+use afterimage_base::world::sync::Condvar;
 use afterimage_journal::IntentMap;
 #[cfg(test)]
 use afterimage_journal::intent::Medium;
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) mod clear;
 
@@ -117,7 +119,7 @@ impl Intent {
         loop {
             let mut desk = self.desk();
             while desk.asks.is_empty() && !desk.ended {
-                desk = self.asked.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                desk = self.asked.wait(&self.desk, desk);
             }
             let asks = std::mem::take(&mut desk.asks);
             drop(desk);
@@ -173,7 +175,7 @@ impl Intent {
             return;
         }
         let path = self.map.path();
-        let removed = std::fs::remove_file(path).and_then(|()| sync_parent(path));
+        let removed = fs::remove_file(path).and_then(|()| sync_parent(path));
         let mut what = format!(
             "the write-intent map {} failed ({e}): the guest goes on, and after a power cut the whole disk is compared",
             path.display()

@@ -3,11 +3,9 @@
 //! Writers of the list ring the eventfd while they hold the list's lock, so whoever has emptied the list and
 //! cleared the eventfd is not woken for something it has already seen.
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use afterimage_base::world::sync::Event;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,43 +28,37 @@ pub(crate) enum Mail {
 /// See the module.
 pub(crate) struct Mailbox {
     list: Mutex<Vec<Mail>>,
-    event: EventFd,
+    event: Event,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Mailbox> {
-        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Mailbox { list: Mutex::new(Vec::new()), event })
+        Ok(Mailbox { list: Mutex::new(Vec::new()), event: Event::new()? })
     }
 
     pub(crate) fn post(&self, mail: Mail) {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.push(mail);
-        // It can fail only when the counter is at its end, and then the eventfd is readable anyway.
-        let _ = self.event.write(1);
+        self.event.ring();
     }
 
     /// Clears the eventfd and moves what has arrived to `out`. In this order: what arrives in between
     /// leaves the eventfd readable.
     pub(crate) fn take(&self, out: &mut Vec<Mail>) {
-        // EAGAIN says that nothing was there.
-        let _ = self.event.read();
+        self.event.clear();
         out.append(&mut self.list.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits until something may have arrived, or for `timeout`.
     pub(crate) fn wait(&self, timeout: Duration) {
-        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
-        // An interrupted wait is a short wait: every caller looks again.
-        let _: Result<_, Errno> = poll(&mut fds, timeout);
+        self.event.wait(timeout);
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        self.event.fd()
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {
-        self.event.as_fd().as_raw_fd()
+        self.event.raw_fd()
     }
 }

@@ -5,6 +5,7 @@
 use crate::continuity::Base;
 use crate::disk::identity::Identity;
 use afterimage_base::crashsafe;
+use afterimage_base::world::{self, fs};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,10 +43,10 @@ pub(crate) enum MetaError {
 }
 
 impl Meta {
-    pub(crate) fn new(name: &str, path: &Path, identity: Identity) -> Meta {
-        Meta {
+    pub(crate) fn new(name: &str, path: &Path, identity: Identity) -> io::Result<Meta> {
+        Ok(Meta {
             version: VERSION,
-            id: uuid::Uuid::new_v4(),
+            id: uuid::Builder::from_random_bytes(world::random_array()?).into_uuid(),
             name: name.to_owned(),
             path: path.to_path_buf(),
             identity,
@@ -53,20 +54,20 @@ impl Meta {
             syncing: false,
             base: None,
             intent: false,
-        }
+        })
     }
 
     pub(crate) fn load(file: &Path) -> Result<Meta, MetaError> {
         let bad = |e: &dyn std::fmt::Display| {
             MetaError::Bad(format!("{e}; restore the file, or remove the folder to start anew"))
         };
-        match std::fs::metadata(file) {
+        match fs::metadata(file) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(MetaError::Missing),
             Err(e) => return Err(bad(&e)),
-            Ok(m) if m.len() > MAX_BYTES => return Err(bad(&"it is too long")),
+            Ok(m) if m.len > MAX_BYTES => return Err(bad(&"it is too long")),
             Ok(_) => {}
         }
-        let text = std::fs::read(file).map_err(|e| bad(&e))?;
+        let text = fs::read(file).map_err(|e| bad(&e))?;
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(&e))?;
         match value.get("version").and_then(serde_json::Value::as_u64) {
             Some(v) if (u64::from(OLDEST)..=u64::from(VERSION)).contains(&v) => {}

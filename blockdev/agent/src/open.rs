@@ -24,10 +24,10 @@ use crate::protect::Protection;
 use afterimage_base::block::BlockError;
 use afterimage_base::clock::Clock;
 use afterimage_base::crashsafe;
+use afterimage_base::world::fs;
 use afterimage_format::record::Kind;
 use afterimage_journal::{DirtyMap, DirtyMapError, IntentError, IntentMap, Recovered, Ring, RingConfig, RingError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -74,9 +74,8 @@ pub(crate) fn open(
     }
     let disk = Arc::new(Disk::open(&config.path, config.cache)?);
     let files = Files { config, intent, dir: state_dir.join(&config.name), clock };
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(&files.dir).map_err(|e| files.bad(&files.dir, &e))?;
-    let path = disk.path().canonicalize().map_err(|e| files.bad(disk.path(), &e))?;
+    fs::create_dir_all(&files.dir).map_err(|e| files.bad(&files.dir, &e))?;
+    let path = fs::canonicalize(disk.path()).map_err(|e| files.bad(disk.path(), &e))?;
     match Meta::load(&files.meta()) {
         Ok(meta) => {
             files.check(&meta, &path, &disk)?;
@@ -165,7 +164,7 @@ impl Files<'_> {
 
     /// An old map must not be found again after writes that it does not know.
     fn no_intent(&self) -> Result<(), AgentError> {
-        let removed = match std::fs::remove_file(self.intent_file()) {
+        let removed = match fs::remove_file(&self.intent_file()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed.and_then(|()| crashsafe::sync_parent(&self.intent_file())),
         };
@@ -201,7 +200,8 @@ impl Files<'_> {
 
     /// volume.json comes last: without it the next start makes everything anew.
     fn create(self, disk: Arc<Disk>, path: &Path) -> Result<Opened, AgentError> {
-        let mut meta = Meta::new(&self.config.name, path, disk.identity().clone());
+        let meta = Meta::new(&self.config.name, path, disk.identity().clone());
+        let mut meta = meta.map_err(|e| self.bad(&self.meta(), &e))?;
         let id = *meta.id.as_bytes();
         let map = self.new_map(id, &disk)?;
         mark_allocated(&disk, &map).map_err(|e| self.bad(disk.path(), &e))?;

@@ -20,10 +20,11 @@ use crate::ranges::Claim;
 use afterimage_base::block::BlockError;
 use afterimage_base::clock::Clock;
 use afterimage_base::gate::Gate;
+use afterimage_base::world::sync::Condvar;
 use afterimage_format::record::{Kind, MAX_PAYLOAD};
 use afterimage_journal::{DirtyMap, Reservation, ReserveError, Ring};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// See the module.
@@ -195,7 +196,7 @@ impl Bell {
     pub(crate) fn wait(&self, timeout: Duration) {
         let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
         if !*rung {
-            rung = self.changed.wait_timeout(rung, timeout).unwrap_or_else(PoisonError::into_inner).0;
+            rung = self.changed.wait_timeout(&self.rung, rung, timeout);
         }
         *rung = false;
     }

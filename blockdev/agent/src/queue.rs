@@ -20,6 +20,7 @@ use crate::ranges::Claim;
 use crate::slab::Slab;
 use afterimage_base::block::{BlockError, Completion, Queue, Request, Submitted};
 use afterimage_base::buf::AlignedBuf;
+use afterimage_base::world;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +88,7 @@ impl DiskQueue {
 
     fn complete(&self, job: Job, result: Result<(), BlockError>) -> Completion {
         if let Some(claim) = &job.claim {
+            world::point("on disk");
             if let Some(p) = &self.core.protection {
                 p.settle(claim, job.pieces.iter().map(|p| p.seq).filter(|s| *s != 0), &result);
                 self.core.ranges.release(claim);
@@ -209,6 +211,7 @@ impl DiskQueue {
     }
 
     fn go(&mut self, key: usize, job: Job, granted: bool) -> Submitted {
+        world::point("published");
         if granted {
             return self.run(job);
         }
@@ -262,6 +265,7 @@ fn failed(tag: u64, e: BlockError) -> Submitted {
 
 /// Copies the payload to its places and publishes them.
 fn publish(core: &Core, p: &Protection, taken: Taken<'_>, offset: u64, data: &[u8], pieces: &mut Few<Piece>) {
+    world::point("reserved");
     let now = p.clock.wall();
     for (mut place, at) in taken.places {
         let from = usize::try_from(at - offset).unwrap_or(usize::MAX);
@@ -271,7 +275,7 @@ fn publish(core: &Core, p: &Protection, taken: Taken<'_>, offset: u64, data: &[u
         if p.breaks.has(Break::PublishLate) {
             // The regular write comes again below: what counts is that the disk has it, and for long, before the ring.
             let _ = core.disk.write_at(at, &data[from..from + len], false);
-            std::thread::sleep(Duration::from_micros(200));
+            world::sleep(Duration::from_micros(200));
         }
         pieces.push(Piece { seq: place.seq(), ptr: place.payload_ptr(), len, offset: at });
         place.publish(now);

@@ -3,11 +3,10 @@
 use crate::connect::Connector;
 use crate::session::{self, SessionError};
 use crate::shared::Shared;
+use afterimage_base::world;
 use afterimage_format::wire::RefuseCode;
-use ring::rand::{SecureRandom, SystemRandom};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest wait after a failure that may pass by itself,
@@ -84,13 +83,13 @@ fn refused(shared: &Shared, code: RefuseCode, text: &str, continuity: &mut u32) 
 fn jittered(wait: Duration) -> Duration {
     let mut byte = [0; 1];
     // Without chance it is the whole of it.
-    let share = SystemRandom::new().fill(&mut byte).map_or(255, |()| u32::from(byte[0]));
+    let share = world::random(&mut byte).map_or(255, |()| u32::from(byte[0]));
     wait / 2 + wait / 2 * share / 255
 }
 
 fn pause(shared: &Shared, wait: Duration) {
-    let until = Instant::now() + wait;
-    while !shared.stopping() && Instant::now() < until {
-        thread::sleep(STOP_TICK.min(wait));
+    let until = world::now() + wait;
+    while !shared.stopping() && world::now() < until {
+        world::sleep(STOP_TICK.min(wait));
     }
 }

@@ -7,6 +7,8 @@ use crate::breaks::Break;
 use crate::connect::{Connection, VectoredWrite};
 use crate::continuity::{Base, Continuity};
 use crate::shared::Shared;
+use afterimage_base::world;
+use afterimage_base::world::thread;
 use afterimage_format::codec::DecodeError;
 use afterimage_format::record::HEADER_LEN as RECORD_LEN;
 use afterimage_format::wire::{
@@ -16,8 +18,7 @@ use afterimage_journal::{RecordRef, RingError};
 use std::io::{self, IoSlice, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use thiserror::Error;
 
 /// Time for the appliance's answer to Hello: it may have to open a history first.
@@ -126,7 +127,7 @@ pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) 
         shared.state().forgive();
     }
     let result = thread::scope(|scope| {
-        let started = thread::Builder::new().name("acks".into()).spawn_scoped(scope, || {
+        let started = scope.spawn("acks", || {
             if let Err(e) = read_all(shared, &mut *reader, &link) {
                 *link.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
             }
@@ -169,8 +170,8 @@ fn greet(
         name: shared.p.name.clone(),
     };
     writer.message(MessageType::Hello, &hello.encode())?;
-    let until = Instant::now() + WELCOME_TIMEOUT;
-    let (kind, body) = receive(shared, reader, &mut || Instant::now() > until)?;
+    let until = world::now() + WELCOME_TIMEOUT;
+    let (kind, body) = receive(shared, reader, &mut || world::now() > until)?;
     let welcome = match kind {
         MessageType::Welcome => Welcome::decode(&body)?,
         MessageType::Refuse => return Err(SessionError::Refused(Refuse::decode(&body)?)),
@@ -204,7 +205,7 @@ fn greet(
 fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u64>) -> Result<(), SessionError> {
     let ring = &shared.p.ring;
     let mut at = at;
-    let mut last_ping = Instant::now();
+    let mut last_ping = world::now();
     while !link.dead.load(Ordering::Acquire) {
         if shared.stopping() {
             return Err(SessionError::Stopping);
@@ -213,8 +214,8 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
         if let Some(n) = pong {
             writer.message(MessageType::Pong, &n.to_le_bytes())?;
         }
-        if last_ping.elapsed() >= PING_EVERY {
-            last_ping = Instant::now();
+        if world::since(last_ping) >= PING_EVERY {
+            last_ping = world::now();
             writer.message(MessageType::Ping, &writer.spent.to_le_bytes())?;
         }
         // Some records may have been waiting for the disk when they became durable.
@@ -222,7 +223,7 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
         let Some(next) = at else {
             at = shared.state().meta.base.and_then(|b| b.gap);
             if at.is_none() {
-                thread::sleep(LINGER);
+                world::sleep(LINGER);
             }
             continue;
         };
@@ -234,7 +235,7 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
             continue;
         }
         if ring.next() - next < ENOUGH {
-            thread::sleep(LINGER);
+            world::sleep(LINGER);
         }
         at = Some(send_batch(shared, writer, link, next)?);
     }
@@ -258,7 +259,7 @@ fn send_batch(shared: &Shared, writer: &mut Writer<'_>, link: &Link, next: u64) 
     }
     if records.is_empty() {
         // No credit: an Ack brings it.
-        thread::sleep(LINGER);
+        world::sleep(LINGER);
         return Ok(next);
     }
     link.sending.store(seq - 1, Ordering::Release);
@@ -281,8 +282,8 @@ fn apply(shared: &Shared, link: &Link) {
 fn read_all(shared: &Shared, reader: &mut dyn Read, link: &Link) -> Result<(), SessionError> {
     let mut notes = true;
     loop {
-        let heard = Instant::now();
-        let mut over = || heard.elapsed() > SILENCE || link.dead.load(Ordering::Acquire);
+        let heard = world::now();
+        let mut over = || world::since(heard) > SILENCE || link.dead.load(Ordering::Acquire);
         let (kind, body) = match receive(shared, reader, &mut over) {
             Err(SessionError::Silent) if link.dead.load(Ordering::Acquire) => return Ok(()),
             received => received?,

@@ -20,6 +20,8 @@ use afterimage_format::wire::Welcome;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use afterimage_base::world;
+use afterimage_base::world::sync::{LongGuard, LongMutex};
 use std::time::{Duration, Instant};
 
 /// The ring is reopened when at most one part in so many is in use.
@@ -61,7 +63,7 @@ pub(crate) struct Shared {
     pub(crate) connected: AtomicBool,
     pub(crate) durable: AtomicU64,
     pub(crate) stop: AtomicBool,
-    state: Mutex<State>,
+    state: LongMutex<State>,
     epoch: Mutex<u64>,
     tail: Mutex<()>,
 }
@@ -76,7 +78,7 @@ impl Shared {
             appliance_note: None,
             sync_total: p.map.dirty_bytes(),
             pause: FIRST_PAUSE,
-            not_before: Instant::now(),
+            not_before: world::now(),
             meta,
         };
         Shared {
@@ -85,7 +87,7 @@ impl Shared {
             connected: AtomicBool::new(false),
             durable: AtomicU64::new(p.ring.last_freed().0),
             stop: AtomicBool::new(false),
-            state: Mutex::new(state),
+            state: LongMutex::new(state),
             epoch: Mutex::new(0),
             tail: Mutex::new(()),
             core,
@@ -93,8 +95,8 @@ impl Shared {
         }
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn state(&self) -> LongGuard<'_, State> {
+        self.state.lock()
     }
 
     pub(crate) fn epoch(&self) -> MutexGuard<'_, u64> {
@@ -148,7 +150,7 @@ impl Shared {
         if state.mode != Mode::Dirty {
             let (mode, _) = machine::step(state.mode, Event::Closed);
             state.pause = (state.pause * 2).min(LONGEST_PAUSE);
-            state.not_before = Instant::now() + state.pause;
+            state.not_before = world::now() + state.pause;
             self.enter(&mut state, mode);
         }
     }
@@ -210,7 +212,7 @@ impl Shared {
         self.p.set_reason(Some(why.to_owned()));
         self.free(self.p.ring.next().saturating_sub(1));
         state.meta.base = base;
-        state.not_before = Instant::now();
+        state.not_before = world::now();
         self.enter(&mut state, mode);
         self.store(&mut state);
         drop(state);
@@ -222,7 +224,7 @@ impl Shared {
         let ring = &self.p.ring;
         let mut state = self.state();
         let ready = self.connected.load(Ordering::Acquire)
-            && Instant::now() >= state.not_before
+            && world::now() >= state.not_before
             && ring.used_bytes() <= ring.capacity_bytes() / REOPEN_SHARE;
         let Some(closed) = ring.closed().filter(|_| ready) else { return false };
         let (mode, action) = machine::step(state.mode, Event::Ready);

@@ -16,6 +16,7 @@ use crate::ranges::Claim;
 use crate::shared::Shared;
 use afterimage_base::block::BlockError;
 use afterimage_base::buf::AlignedBuf;
+use afterimage_base::world;
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::record::{FLAG_SYNC, Kind};
 use afterimage_journal::Reservation;
@@ -149,6 +150,7 @@ impl Sync {
         let (p, map) = (&shared.p, &shared.p.map);
         let bytes = map.region_range(regions.start).start..map.region_range(regions.end - 1).end;
         let runs = self.look(&bytes)?;
+        world::point("sync looked");
         if p.breaks.has(Break::ClearEarly) {
             regions.clone().for_each(|r| map.clear(r));
         }
@@ -160,10 +162,12 @@ impl Sync {
         let Some(places) = reserve(shared, &runs) else { return Ok(false) };
         let granted = locked.register(claim, &self.mailbox, 0);
         drop(locked);
+        world::point("sync claimed");
         if !granted && !p.breaks.has(Break::SyncUnlocked) {
             self.wait_for_claim();
         }
         let copied = self.fill(shared, &bytes, &runs, places);
+        world::point("sync copied");
         let mut locked = shared.core.ranges.lock(start, end);
         let unchanged = shared.epoch();
         if matches!(copied, Ok(true)) && *unchanged == epoch && !locked.dirty_behind(&claim) {

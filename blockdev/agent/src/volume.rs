@@ -11,13 +11,14 @@ use crate::shared::{Shared, State};
 use crate::sync::Sync;
 use crate::{keeper, sender};
 use afterimage_base::block::BlockDevice;
+use afterimage_base::world;
+use afterimage_base::world::thread::{self, JoinHandle};
 use afterimage_format::record::{FLAG_AUTO, Kind, MAX_NAME};
 use afterimage_journal::ReserveError;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How often a stop looks whether what it waits for has come.
@@ -61,7 +62,7 @@ impl Volume {
     fn spawn(&self, config: &AgentConfig) -> io::Result<()> {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let mut start = |name: &str, f: Box<dyn FnOnce() + Send>| -> io::Result<()> {
-            threads.push(thread::Builder::new().name(name.into()).spawn(f)?);
+            threads.push(thread::spawn(name, f)?);
             Ok(())
         };
         let sync = Sync::new(Arc::clone(&self.shared))?;
@@ -195,14 +196,14 @@ impl Volume {
         }
         let shared = &self.shared;
         shared.core.stop();
-        let settled = self.wait_for_writes(deadline.max(Instant::now() + SETTLE));
+        let settled = self.wait_for_writes(deadline.max(world::now() + SETTLE));
         match self.create_point(LAST_POINT, true) {
             Ok(seq) => tracing::debug!("volume {}: point {LAST_POINT} at seq {seq}", self.name()),
             Err(e) => tracing::warn!("volume {}: no last point: {e}", self.name()),
         }
         let complete = || shared.durable.load(Ordering::Acquire) + 1 >= shared.p.ring.next();
-        while !complete() && shared.connected.load(Ordering::Acquire) && Instant::now() < deadline {
-            thread::sleep(TICK);
+        while !complete() && shared.connected.load(Ordering::Acquire) && world::now() < deadline {
+            world::sleep(TICK);
         }
         let done = complete() && shared.state().mode == Mode::Live;
         self.halt();
@@ -221,10 +222,10 @@ impl Volume {
 
     fn wait_for_writes(&self, until: Instant) -> bool {
         while !self.shared.core.ranges.is_empty() {
-            if Instant::now() >= until {
+            if world::now() >= until {
                 return false;
             }
-            thread::sleep(TICK);
+            world::sleep(TICK);
         }
         true
     }
@@ -235,7 +236,8 @@ impl Volume {
         self.shared.p.bell.ring();
         self.shared.p.intent.iter().for_each(Intent::end);
         self.shared.p.ring.wake_sender();
-        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("volume {}: one of its threads has panicked", self.name());
             }

@@ -8,14 +8,13 @@
 use crate::error::DirtyMapError;
 use crate::file::{self, FileError, Locked, NewFile, doing, set_word, word_of};
 use crate::map::Map;
+use afterimage_base::world::fs::File;
 use afterimage_format::codec::DecodeError;
 use afterimage_format::dirtymap::{
     DirtyMapHeader, FIXED_LEN, REGIONS_PER_WORD, WORDS_AT, marks_of, word, word_of as packed,
 };
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -374,7 +373,7 @@ const fn low_bits(n: u64) -> u32 {
 fn read_head(path: &Path, file: &File, volume: [u8; 16]) -> Result<(DirtyMapHeader, [u8; 4096]), DirtyMapError> {
     let error = file_error(path);
     let path = path.to_path_buf();
-    let have = file.metadata().map_err(doing("look at it")).map_err(&error)?.len();
+    let have = file.metadata().map_err(doing("look at it")).map_err(&error)?.len;
     if have < WORDS_AT {
         return Err(DirtyMapError::Truncated { path, need: WORDS_AT, have });
     }

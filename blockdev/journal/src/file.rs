@@ -1,11 +1,9 @@
 //! What ring and dirty map do alike with their files: make them whole or not at all, lock them, know the boot.
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+use afterimage_base::world;
+use afterimage_base::world::fs::{self, File, OpenOptions};
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why a file could not be had.
@@ -21,19 +19,19 @@ pub(crate) fn doing(doing: &'static str) -> impl FnOnce(io::Error) -> FileError 
 }
 
 /// A file that no other process can open through here while this lives.
-pub(crate) type Locked = Flock<File>;
+pub(crate) type Locked = File;
 
 fn lock(file: File) -> Result<Locked, FileError> {
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    match file.try_lock() {
         Ok(locked) => Ok(locked),
-        Err((_, Errno::EWOULDBLOCK)) => Err(FileError::InUse),
-        Err((_, e)) => Err(doing("lock it")(e.into())),
+        Err((_, e)) if e.kind() == io::ErrorKind::WouldBlock => Err(FileError::InUse),
+        Err((_, e)) => Err(doing("lock it")(e)),
     }
 }
 
 /// Opens and locks a file.
 pub(crate) fn open(path: &Path) -> Result<Locked, FileError> {
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(doing("open it"))?;
+    let file = OpenOptions::read_write().open(path).map_err(doing("open it"))?;
     lock(file)
 }
 
@@ -77,11 +75,11 @@ impl NewFile {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(doing("remove what was left beside it")(e)),
             _ => {}
         }
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
+        let file = OpenOptions::read_write().create_new().open(&temporary);
         let file = file.map_err(doing("create it"))?;
         let temporary = Temporary(temporary);
-        let file = lock(file)?;
-        allocate(&file, len).map_err(doing("allocate its space"))?;
+        let mut file = lock(file)?;
+        allocate(&mut file, len).map_err(doing("allocate its space"))?;
         Ok(NewFile { file, temporary, path: path.to_path_buf(), _old: None })
     }
 
@@ -100,30 +98,27 @@ impl NewFile {
 }
 
 /// Gives the file `len` bytes of allocated zeroes.
-fn allocate(file: &File, len: u64) -> io::Result<()> {
-    let signed = i64::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+fn allocate(file: &mut File, len: u64) -> io::Result<()> {
     loop {
-        match fallocate(file, FallocateFlags::empty(), 0, signed) {
-            Err(Errno::EINTR) => {}
-            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return write_zeroes(file, len),
-            other => return Ok(other?),
+        match file.fallocate(0, 0, len) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => {
+                return write_zeroes(file, len);
+            }
+            other => return other,
         }
     }
 }
 
 /// For file systems without fallocate.
-fn write_zeroes(mut file: &File, len: u64) -> io::Result<()> {
-    io::copy(&mut io::repeat(0).take(len), &mut file)?;
+fn write_zeroes(file: &mut File, len: u64) -> io::Result<()> {
+    io::copy(&mut io::repeat(0).take(len), file)?;
     file.flush()
 }
 
 /// The id of this boot of the machine, as two words.
 pub(crate) fn boot_id() -> Result<[u64; 2], FileError> {
-    let read = || -> io::Result<u128> {
-        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        Ok(uuid::Uuid::parse_str(text.trim()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?.as_u128())
-    };
-    let id = read().map_err(doing("read the machine's boot id (is /proc mounted?)"))?;
+    let id = world::boot_id().map_err(doing("read the machine's boot id (is /proc mounted?)"))?;
     #[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
     Ok([(id >> 64) as u64, id as u64])
 }

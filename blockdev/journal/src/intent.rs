@@ -17,15 +17,14 @@
 
 use crate::error::IntentError;
 use crate::file::{self, FileError, Locked, NewFile, doing};
+use afterimage_base::world::fs::File;
 use afterimage_format::codec::DecodeError;
 use afterimage_format::intent::{
     IntentHeader, IntentSector, MAX_RINGS, REGIONS_PER_SECTOR, Relied, SECTOR, SECTORS_AT,
 };
-use ring::rand::{SecureRandom, SystemRandom};
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -179,7 +178,7 @@ impl IntentMap {
         let error = file_error(path);
         let file = file::open(path).map_err(&error)?;
         let header = read_header(path, &file, volume)?;
-        let have = file.metadata().map_err(doing("look at it")).map_err(&error)?.len();
+        let have = file.metadata().map_err(doing("look at it")).map_err(&error)?.len;
         if have < header.file_len() {
             return Err(IntentError::Truncated { path: path.to_path_buf(), need: header.file_len(), have });
         }
@@ -507,7 +506,7 @@ impl IntentMap {
 }
 
 /// The copy of the header that is in force.
-fn read_header(path: &Path, file: &std::fs::File, volume: [u8; 16]) -> Result<IntentHeader, IntentError> {
+fn read_header(path: &Path, file: &File, volume: [u8; 16]) -> Result<IntentHeader, IntentError> {
     let own = || path.to_path_buf();
     let mut best: Result<IntentHeader, DecodeError> = Err(DecodeError::Magic { what: "write-intent map" });
     for at in [0, SECTOR as u64] {

@@ -10,5 +10,6 @@ pub(crate) mod parker;
 pub(crate) mod sync {
     pub(crate) use crate::map::Map as Memory;
     pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
-    pub(crate) use std::sync::{Condvar, Mutex, PoisonError};
+    pub(crate) use afterimage_base::world::sync::Condvar;
+    pub(crate) use std::sync::{Mutex, PoisonError};
 }

@@ -7,8 +7,7 @@
 //! process with SIGBUS, as it would any user of mapped files; space is allocated beforehand.
 
 use crate::live::core::{Claim, Pin};
-use memmap2::{Advice, MmapOptions, MmapRaw};
-use std::fs::File;
+use afterimage_base::world::fs::{File, Mapping};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -22,7 +21,7 @@ const PREFAULT_STEP: usize = 4 << 20;
 
 /// A mapped file.
 pub(crate) struct Map {
-    raw: MmapRaw,
+    raw: Mapping,
     /// Where the data pages begin.
     data_at: usize,
 }
@@ -33,7 +32,7 @@ impl Map {
     pub(crate) fn new(file: &File, len: u64, data_at: u64) -> io::Result<Map> {
         let (len, data_at) = (len as usize, data_at as usize);
         assert!(data_at >= PAGE && data_at <= len && len.is_multiple_of(PAGE) && data_at.is_multiple_of(PAGE));
-        let raw = MmapOptions::new().len(len).map_raw(file)?;
+        let raw = Mapping::new(file, len)?;
         Ok(Map { raw, data_at })
     }
 
@@ -91,12 +90,12 @@ impl Map {
 
     /// Writes everything back and waits for it.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        self.raw.flush()
+        self.raw.sync(0, self.raw.len())
     }
 
     /// Writes the header page back and waits for it.
     pub(crate) fn sync_header(&self) -> io::Result<()> {
-        self.raw.flush_range(0, PAGE)
+        self.raw.sync(0, PAGE)
     }
 
     /// Makes every page present and writable.
@@ -104,7 +103,7 @@ impl Map {
         let mut at = 0;
         while at < self.raw.len() && !stop.load(Ordering::Relaxed) {
             let len = PREFAULT_STEP.min(self.raw.len() - at);
-            match self.raw.advise_range(Advice::PopulateWrite, at, len) {
+            match self.raw.populate(at, len) {
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
                 Err(e) if e.raw_os_error() == Some(libc::EINTR) => continue,
                 done => done?,

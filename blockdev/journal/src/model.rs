@@ -24,8 +24,28 @@ mod parker;
 
 mod sync {
     pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering, fence};
-    pub(crate) use shuttle::sync::{Condvar, Mutex};
+    pub(crate) use shuttle::sync::Mutex;
+    use shuttle::sync::MutexGuard;
     pub(crate) use std::sync::PoisonError;
+
+    /// Shuttle's condvar, called as that of the world.
+    #[derive(Default)]
+    pub(crate) struct Condvar(shuttle::sync::Condvar);
+
+    impl Condvar {
+        pub(crate) fn wait_timeout<'a, T>(
+            &self,
+            _mutex: &'a Mutex<T>,
+            guard: MutexGuard<'a, T>,
+            timeout: std::time::Duration,
+        ) -> MutexGuard<'a, T> {
+            self.0.wait_timeout(guard, timeout).unwrap().0
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.0.notify_all();
+        }
+    }
 
     /// Header and slots of a ring file in plain memory.
     pub(crate) struct Memory {

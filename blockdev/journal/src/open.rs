@@ -11,10 +11,10 @@ use crate::live::core::{Core, SEQ, Start, to_words};
 use crate::map::Map;
 use crate::recovery::Action;
 use crate::survey::{Survey, SurveyError, survey};
+use afterimage_base::world::fs::File;
 use afterimage_format::codec::DecodeError;
 use afterimage_format::record::Kind;
 use afterimage_format::ring::{FIXED_LEN, PAGE, RingHeader, Tail, word};
-use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -68,7 +68,7 @@ impl Ring {
 fn read_head(path: &Path, file: &File, volume: [u8; 16]) -> Result<Head, RingError> {
     let error = file_error(path);
     let path = path.to_path_buf();
-    let have = file.metadata().map_err(doing("look at it")).map_err(&error)?.len();
+    let have = file.metadata().map_err(doing("look at it")).map_err(&error)?.len;
     if have < PAGE {
         return Err(RingError::Truncated { path, need: PAGE, have });
     }

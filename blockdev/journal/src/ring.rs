@@ -21,11 +21,10 @@ use crate::live::core::{Claim, Core, Pin, Start, to_bytes};
 use crate::live::parker::Parker;
 use crate::map::Map;
 use crate::survey::pages_of;
+use afterimage_base::world;
 use afterimage_format::record::{FLAG_SYNC, HEADER_LEN, Kind, MAX_NAME, MAX_PAYLOAD, Record};
 use afterimage_format::ring::{END_MASK, FIXED_LEN, MAX_PAGES, PAGE, RingHeader, SLOT, Tail, word};
-use ring::rand::{SecureRandom, SystemRandom};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -126,8 +125,7 @@ impl Ring {
     }
 
     fn create_sized(path: &Path, slots: u64, pages: u64, volume: [u8; 16], next: u64) -> Result<Ring, FileError> {
-        let mut ring = [0; 16];
-        SystemRandom::new().fill(&mut ring).map_err(|_| doing("get random bytes")(io::ErrorKind::Other.into()))?;
+        let ring = world::random_array().map_err(doing("get random bytes"))?;
         let header = RingHeader { volume, ring, slots, pages };
         let next = next.max(1);
         let tail = Tail { turn: 0, seq: next, pages: 0, freed_seq: next - 1, freed_digest: 0 };

@@ -5,9 +5,9 @@ use crate::file::{FileError, read_at};
 use crate::head::{Point, Shape};
 use crate::live::core::{SEQ, to_bytes, to_words};
 use crate::recovery::{Action, Observed, plan};
+use afterimage_base::world::fs::File;
 use afterimage_format::record::{Kind, Record};
 use afterimage_format::ring::{DONE, END_MASK, PAGE, RingHeader, SLOT, Tail};
-use std::fs::File;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Why a slot is damaged, and where.

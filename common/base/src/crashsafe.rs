@@ -1,9 +1,9 @@
 //! Files that are whole or not there, and errors that are final.
 
+use crate::world::fs::{self, OpenOptions};
+use crate::world::broken;
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 
 /// Replaces `path` by a file with these bytes: written beside it (mode 0600), made durable, renamed, and the
@@ -15,9 +15,11 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = OsString::from(path.as_os_str());
     temporary.push(".new");
     let temporary = Path::new(&temporary);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
+    let file = OpenOptions::write_only().create().truncate().open(temporary)?;
+    file.write_all_at(bytes, 0)?;
+    if !broken("replace-unsynced") {
+        file.sync_all()?;
+    }
     fs::rename(temporary, path)?;
     sync_parent(path)
 }
@@ -27,8 +29,10 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// If the folder cannot be opened or synced.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
+    if broken("folder-unsynced") {
+        return Ok(());
+    }
+    fs::sync_dir(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 
 /// Whether an error of the store or journal can pass when somebody makes room (ENOSPC, EDQUOT, EFBIG),
@@ -41,6 +45,7 @@ pub fn is_full(e: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

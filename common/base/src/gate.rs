@@ -5,8 +5,9 @@
 //! the gate opens no writer can take a seq, so a marker appended now has all earlier writes before it and all
 //! later ones behind it.
 
+use crate::world::sync::Condvar;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 const CLOSED: u64 = 1 << 63;
 
@@ -44,7 +45,7 @@ impl Gate {
             self.leave();
             let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
             while self.word.load(Ordering::Acquire) & CLOSED != 0 {
-                guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+                guard = self.changed.wait(&self.lock, guard);
             }
         }
     }
@@ -63,11 +64,11 @@ impl Gate {
     pub fn close(&self) -> Hold<'_> {
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         while self.word.load(Ordering::Acquire) & CLOSED != 0 {
-            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            guard = self.changed.wait(&self.lock, guard);
         }
         self.word.fetch_or(CLOSED, Ordering::AcqRel);
         while self.word.load(Ordering::Acquire) != CLOSED {
-            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            guard = self.changed.wait(&self.lock, guard);
         }
         drop(guard);
         Hold(self)

@@ -8,6 +8,7 @@
 //! | [`clock`] | time as an injected thing |
 //! | [`gate`] | the gate that a barrier closes |
 //! | [`crashsafe`] | files that are whole or not there |
+//! | [`world`] | time, threads, chance and files, so that a simulation can own them |
 
 pub mod block;
 pub mod buf;
@@ -15,3 +16,4 @@ pub mod clock;
 pub mod crashsafe;
 pub mod gate;
 pub mod simple;
+pub mod world;

@@ -2,7 +2,7 @@
 
 use crate::block::{BlockDevice, BlockError, Completion, Extent, Geometry, Queue, Request, Submitted};
 use crate::buf::AlignedBuf;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::world::sync::wait_readable;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -121,11 +121,7 @@ pub fn call(queue: &mut dyn Queue, request: Request<'_>) -> Result<Option<Aligne
         let Some(fd) = queue.wake_fd() else {
             return Err(BlockError::Io(libc::EIO));
         };
-        let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(e) => return Err(BlockError::Io(e as i32)),
-        }
+        wait_readable(fd, None);
     }
 }
 

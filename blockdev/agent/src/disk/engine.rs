@@ -54,9 +54,10 @@ static SAID: AtomicBool = AtomicBool::new(false);
 
 impl Engine {
     pub(crate) fn new(disk: Arc<Disk>, pool: Arc<Pool>, mailbox: Arc<Mailbox>) -> Engine {
-        let uring = match Uring::new(disk.fd(), mailbox.raw_fd()) {
-            Ok(uring) => Some(uring),
-            Err(e) => {
+        let uring = match disk.fd().map(|fd| Uring::new(fd, mailbox.raw_fd())) {
+            None => None,
+            Some(Ok(uring)) => Some(uring),
+            Some(Err(e)) => {
                 if !SAID.swap(true, Ordering::Relaxed) {
                     tracing::warn!("io_uring cannot be used ({e}): threads take its place, direct I/O is slower");
                 }

@@ -5,8 +5,7 @@
 //! by its numbers only where it has no such name.
 
 use serde::{Deserialize, Serialize};
-use std::fs::Metadata;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use afterimage_base::world::fs::{FileKind, Metadata};
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
@@ -21,11 +20,11 @@ pub struct Identity {
 
 impl Identity {
     pub(crate) fn of(metadata: &Metadata, size: u64) -> Identity {
-        let key = if metadata.file_type().is_block_device() {
-            device_key(metadata.rdev())
+        let key = if metadata.kind == FileKind::BlockDevice {
+            device_key(metadata.rdev)
         } else {
-            let born = metadata.created().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-            format!("inode {} born {}", metadata.ino(), born.map_or(0, |d| d.as_nanos()))
+            let born = metadata.born.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+            format!("inode {} born {}", metadata.ino, born.map_or(0, |d| d.as_nanos()))
         };
         Identity { size, key }
     }
@@ -57,7 +56,7 @@ fn device_key(rdev: u64) -> String {
 
 /// Whether the disk, or the disk under the file, turns. False if nobody knows.
 pub(crate) fn rotational(metadata: &Metadata) -> bool {
-    let dev = if metadata.file_type().is_block_device() { metadata.rdev() } else { metadata.dev() };
+    let dev = if metadata.kind == FileKind::BlockDevice { metadata.rdev } else { metadata.dev };
     let dir = sysfs(dev);
     // A partition's queue is its parent's.
     let read = |p: &str| std::fs::read_to_string(dir.join(p));

@@ -4,8 +4,7 @@
 use super::Disk;
 use afterimage_base::block::{BlockError, Extent};
 use afterimage_base::buf::AlignedBuf;
-use nix::errno::Errno;
-use std::fs::File;
+use afterimage_base::world::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
@@ -22,15 +21,6 @@ pub(crate) enum ZeroMode {
 /// Longest piece of zeroes written at once where the file system has no better way.
 const ZERO_PIECE: u64 = 1 << 20;
 
-fn off(offset: u64) -> i64 {
-    // A file offset above i64 cannot exist, so the kernel refuses what does not fit.
-    i64::try_from(offset).unwrap_or(-1)
-}
-
-fn check(result: isize) -> Result<usize, i32> {
-    usize::try_from(result).map_err(|_| Errno::last_raw())
-}
-
 /// The end of a file where the disk should have gone on: somebody made it shorter.
 const SHRUNK: BlockError = BlockError::Io(libc::EIO);
 
@@ -42,14 +32,12 @@ impl Disk {
         let mut done = 0;
         while done < buf.len() {
             let rest = &mut buf[done..];
-            // SAFETY: the pointer and length are those of an exclusive slice.
-            let n =
-                unsafe { libc::pread64(self.fd(), rest.as_mut_ptr().cast(), rest.len(), off(offset + done as u64)) };
-            match check(n) {
+            let n = self.file.read_at(rest, offset + done as u64);
+            match n {
                 Ok(0) => return Err(SHRUNK),
                 Ok(n) => done += n,
-                Err(libc::EINTR) => {}
-                Err(e) => return Err(io::Error::from_raw_os_error(e).into()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
             }
         }
         Ok(())
@@ -64,12 +52,9 @@ impl Disk {
         if self.faults.check(Op::Read, offset, buf.len() as u64).is_err() {
             return 0;
         }
-        let iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-        // SAFETY: one vector that describes an exclusive slice.
-        let n = unsafe { libc::preadv2(self.fd(), &raw const iov, 1, off(offset), libc::RWF_NOWAIT) };
-        match check(n) {
+        match self.file.read_cached_at(buf, offset) {
             Ok(n) => n,
-            Err(libc::EAGAIN | libc::EINTR) => 0,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => 0,
             Err(_) => {
                 // Not every file system can: the long way gives the true answer.
                 self.nowait.store(false, Ordering::Relaxed);
@@ -85,20 +70,13 @@ impl Disk {
         let mut done = 0;
         while done < data.len() {
             let rest = &data[done..];
-            let at = off(offset + done as u64);
-            let n = if durable {
-                let iov = libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
-                // SAFETY: one vector that describes a slice, which the kernel only reads.
-                unsafe { libc::pwritev2(self.fd(), &raw const iov, 1, at, libc::RWF_DSYNC) }
-            } else {
-                // SAFETY: the pointer and length are those of a slice.
-                unsafe { libc::pwrite64(self.fd(), rest.as_ptr().cast(), rest.len(), at) }
-            };
-            match check(n) {
+            let at = offset + done as u64;
+            let n = if durable { self.file.write_durable_at(rest, at) } else { self.file.write_at(rest, at) };
+            match n {
                 Ok(0) => return Err(SHRUNK),
                 Ok(n) => done += n,
-                Err(libc::EINTR) => {}
-                Err(e) => return Err(io::Error::from_raw_os_error(e).into()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
             }
         }
         Ok(())
@@ -108,11 +86,7 @@ impl Disk {
     pub(crate) fn sync(&self) -> Result<(), BlockError> {
         #[cfg(test)]
         self.faults.check(Op::Sync, 0, 0)?;
-        // SAFETY: only a descriptor that we own is passed.
-        match check(unsafe { libc::fdatasync(self.fd()) } as isize) {
-            Ok(_) => Ok(()),
-            Err(e) => Err(BlockError::Io(e)),
-        }
+        Ok(self.file.sync_data()?)
     }
 
     /// Makes durable what was written through any description of the disk, and says of every error since it was opened.
@@ -127,12 +101,9 @@ impl Disk {
 
     fn fallocate(&self, mode: i32, offset: u64, len: u64) -> Result<(), i32> {
         loop {
-            // SAFETY: only a descriptor that we own and numbers are passed.
-            let r = unsafe { libc::fallocate64(self.fd(), mode, off(offset), off(len)) };
-            match check(r as isize) {
-                Ok(_) => return Ok(()),
-                Err(libc::EINTR) => {}
-                Err(e) => return Err(e),
+            match self.file.fallocate(mode, offset, len) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO)),
             }
         }
     }
@@ -204,14 +175,11 @@ impl Disk {
 
     /// Asks for the range to be read ahead.
     pub(crate) fn will_need(&self, offset: u64, len: u64) {
-        // SAFETY: only a descriptor that we own and numbers are passed. A refusal changes nothing.
-        let _ = unsafe { libc::posix_fadvise64(self.fd(), off(offset), off(len), libc::POSIX_FADV_WILLNEED) };
+        self.file.will_need(offset, len);
     }
 
     fn seek(&self, offset: u64, whence: i32) -> Result<u64, i32> {
-        // SAFETY: only a descriptor and numbers are passed; nobody uses the file's position.
-        let r = unsafe { libc::lseek64(self.fd(), off(offset), whence) };
-        u64::try_from(r).map_err(|_| Errno::last_raw())
+        self.file.seek_to(offset, whence).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
     }
 
     /// Which parts of `offset..offset + len` hold data and which are holes, at most `max` of them.
@@ -249,6 +217,8 @@ impl Disk {
 /// Whether the file system of a regular file is known to punch holes and to zero ranges without writing.
 pub(crate) fn zero_abilities(file: &File) -> (bool, bool) {
     use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+    // A simulated file can do both.
+    let Some(file) = file.real() else { return (true, true) };
     match fstatfs(file).map(|s| s.filesystem_type()) {
         Ok(BTRFS_SUPER_MAGIC | EXT4_SUPER_MAGIC | XFS_SUPER_MAGIC) => (true, true),
         Ok(TMPFS_MAGIC) => (true, false),
@@ -258,6 +228,7 @@ pub(crate) fn zero_abilities(file: &File) -> (bool, bool) {
 
 /// The alignment that direct I/O needs, as the kernel (6.1 and later) tells it.
 pub(crate) fn dio_align(file: &File) -> Option<u64> {
+    let Some(file) = file.real() else { return Some(512) };
     // SAFETY: statx is plain numbers, for which all zeroes are a value.
     let mut x: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor; the kernel fills the structure.

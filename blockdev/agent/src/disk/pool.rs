@@ -1,9 +1,10 @@
 //! A few threads for operations that io_uring has not, or on systems where it is not allowed.
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use afterimage_base::world;
+use afterimage_base::world::channel::{Receiver, Sender, bounded};
+use afterimage_base::world::thread::{self, JoinHandle};
 use std::io;
 use std::sync::{Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
 
 /// Threads of a pool: trims wait for the file system's journal rather than for a processor.
 const THREADS: usize = 4;
@@ -33,9 +34,11 @@ impl Pool {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if threads.len() < THREADS && (threads.is_empty() || !self.tasks.is_empty()) {
             let inbox = self.inbox.clone();
-            let started = Builder::new().name("disk".into()).spawn(move || {
+            let started = thread::spawn("disk", move || {
                 while let Ok(task) = inbox.recv() {
+                    world::point("disk operation");
                     task();
+                    world::point("disk operation done");
                 }
             });
             match started {
@@ -54,7 +57,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         // Without the sender the threads find the channel's end.
-        let (dead, _) = bounded(0);
+        let (dead, _) = bounded(1);
         self.tasks = dead;
         for thread in self.threads.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = thread.join();

@@ -5,6 +5,7 @@
 //! writer's look sees `parked` (the fences forbid that both look first), so no wake-up is lost.
 
 use super::sync::{AtomicU64, Condvar, Mutex, Ordering, PoisonError, fence};
+use afterimage_base::world;
 use std::time::Duration;
 
 /// See the module. For one sleeper at a time.
@@ -19,12 +20,19 @@ pub(crate) struct Parker {
 impl Parker {
     /// Sleeps unless `ready` says that there is work; ends when woken or after `timeout`.
     pub(crate) fn sleep_unless(&self, timeout: Duration, ready: impl Fn() -> bool) {
-        let woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
         let before = *woken;
         self.parked.store(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if !ready() {
-            let _ = self.changed.wait_timeout_while(woken, timeout, |now| *now == before);
+            let until = world::now() + timeout;
+            while *woken == before {
+                let rest = until.saturating_duration_since(world::now());
+                if rest.is_zero() {
+                    break;
+                }
+                woken = self.changed.wait_timeout(&self.woken, woken, rest);
+            }
         }
         self.parked.store(0, Ordering::SeqCst);
     }

@@ -250,6 +250,7 @@ pub fn lock_offline(dir: &Path) -> Result<File, VaultError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn source(dir: &Path) -> KeySource {
         KeySource::File(dir.join("key"))

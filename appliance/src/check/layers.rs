@@ -106,7 +106,7 @@ fn layer_hit(volume: &VolumeMeta, e: &HistoryError) -> Option<Hit> {
 }
 
 /// What can be checked without a key: header, footer, and the checksum of every page.
-fn checksums(path: &PathBuf, meta: &LayerMeta) -> Result<(), (u64, String)> {
+fn checksums(path: &std::path::Path, meta: &LayerMeta) -> Result<(), (u64, String)> {
     let bytes = afterimage_base::world::fs::read(path).map_err(|e| (0, format!("it cannot be read: {e}")))?;
     if bytes.len() as u64 != meta.file_len {
         return Err((0, format!("the file has {} bytes, the manifest says {}", bytes.len(), meta.file_len)));

@@ -45,11 +45,8 @@ pub(crate) struct FileSink {
 impl FileSink {
     /// Starts a file with a fresh random id in `dir`.
     pub(crate) fn create(dir: &Path, volume: &[u8; 16], keys: &dyn LayerKeys) -> Result<Self, HistoryError> {
-        let no_chance = |source| HistoryError::Io {
-            path: dir.to_path_buf(),
-            what: "get random bytes for a layer in",
-            source,
-        };
+        let no_chance =
+            |source| HistoryError::Io { path: dir.to_path_buf(), what: "get random bytes for a layer in", source };
         let id = world::random_array().map_err(no_chance)?;
         let header = LayerHeader { id, volume: *volume };
         let path = dir.join(afterimage_format::layer::file_name(&id));

@@ -64,8 +64,7 @@ impl OpenSegment {
         let path = dir.join(file_name(number));
         let header = SegmentHeader { vault, number, salt: random()?, volume };
         let ask = |op| hook.as_ref().map_or(Ok(()), |h| h(op));
-        let file = ask(IoOp::Create)
-            .and_then(|()| OpenOptions::read_write().create_new().open(&path));
+        let file = ask(IoOp::Create).and_then(|()| OpenOptions::read_write().create_new().open(&path));
         let file = file.map_err(io_error(&path, "make it"))?;
         file.write_all_at(&header.encode(), 0).map_err(io_error(&path, "write its header"))?;
         file.sync_all().map_err(io_error(&path, "sync it"))?;

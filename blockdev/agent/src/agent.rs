@@ -76,8 +76,8 @@ impl Agent {
         let until = world::now() + within;
         thread::scope(|scope| {
             let stops: Vec<_> = open.iter().map(|v| scope.spawn("stop", move || v.stop(until))).collect();
-            let ended = stops.into_iter().map(|s| s.is_ok_and(|s| s.join().unwrap_or(false)));
-            ended.fold(true, |all, complete| all && complete)
+            let ended: Vec<bool> = stops.into_iter().map(|s| s.is_ok_and(|s| s.join().unwrap_or(false))).collect();
+            ended.into_iter().all(|complete| complete)
         })
     }
 }

@@ -14,9 +14,9 @@ pub(crate) mod ops;
 pub(crate) mod pool;
 pub(crate) mod uring;
 
-use identity::Identity;
 use afterimage_base::world;
 use afterimage_base::world::fs::{self, File, FileKind, OpenOptions};
+use identity::Identity;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

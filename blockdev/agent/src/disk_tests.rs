@@ -4,6 +4,7 @@ use crate::PlainDisk;
 use afterimage_base::block::{BlockDevice, BlockError, Request};
 use afterimage_base::buf::AlignedBuf;
 use afterimage_base::simple::call;
+use std::fs::File;
 use std::sync::Arc;
 
 fn image(size: u64) -> (tempfile::TempDir, PathBuf) {

@@ -15,13 +15,13 @@ use crate::device::Core;
 use crate::machine::{self, Action, Event, Mode};
 use crate::meta::Meta;
 use crate::protect::Protection;
+use afterimage_base::world;
+use afterimage_base::world::sync::{LongGuard, LongMutex};
 use afterimage_format::record::{FLAG_INITIAL, Kind};
 use afterimage_format::wire::Welcome;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use afterimage_base::world;
-use afterimage_base::world::sync::{LongGuard, LongMutex};
 use std::time::{Duration, Instant};
 
 /// The ring is reopened when at most one part in so many is in use.

@@ -6,6 +6,7 @@ use super::tests::{NOW, VOLUME, check, write};
 use super::*;
 use afterimage_format::ring::DONE;
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
 use tempfile::TempDir;
 
 /// A ring with two laps behind it, records of every kind, done and not, and a Void, left by a killed process.

@@ -9,7 +9,7 @@ pub(crate) mod parker;
 /// What the files of this module are built on.
 pub(crate) mod sync {
     pub(crate) use crate::map::Map as Memory;
-    pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
     pub(crate) use afterimage_base::world::sync::Condvar;
+    pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
     pub(crate) use std::sync::{Mutex, PoisonError};
 }

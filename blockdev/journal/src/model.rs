@@ -23,9 +23,9 @@ mod core;
 mod parker;
 
 mod sync {
-    pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering, fence};
     pub(crate) use shuttle::sync::Mutex;
     use shuttle::sync::MutexGuard;
+    pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering, fence};
     pub(crate) use std::sync::PoisonError;
 
     /// Shuttle's condvar, called as that of the world.

@@ -77,5 +77,5 @@ fn a_short_file_is_an_error() {
     let file = tempfile::tempfile().unwrap();
     let header = RingHeader { volume: [1; 16], ring: [2; 16], slots: 64, pages: 24 };
     let tail = Tail { turn: 0, seq: 1, pages: 0, freed_seq: 0, freed_digest: 0 };
-    assert!(matches!(survey(&file, &header, &tail), Err(SurveyError::File(_))));
+    assert!(matches!(survey(&file.into(), &header, &tail), Err(SurveyError::File(_))));
 }

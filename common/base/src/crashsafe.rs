@@ -1,7 +1,7 @@
 //! Files that are whole or not there, and errors that are final.
 
-use crate::world::fs::{self, OpenOptions};
 use crate::world::broken;
+use crate::world::fs::{self, OpenOptions};
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;

@@ -4,8 +4,8 @@
 //! device by the name that its hardware or driver gives it in sysfs, as device numbers change from boot to boot, and
 //! by its numbers only where it has no such name.
 
-use serde::{Deserialize, Serialize};
 use afterimage_base::world::fs::{FileKind, Metadata};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 

@@ -51,10 +51,7 @@ fn run<T>(id: Option<u64>, f: impl FnOnce() -> T) -> T {
 ///
 /// # Errors
 /// If the system has no resources for it.
-pub fn spawn<T: Send + 'static>(
-    name: &str,
-    f: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<JoinHandle<T>> {
+pub fn spawn<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
     let id = simulated().map(|world| world.register(name));
     let handle = std::thread::Builder::new().name(name.into()).spawn(move || run(id, f))?;
     Ok(JoinHandle { handle, id })

@@ -7,7 +7,6 @@ use crate::history::{HistoryError, PageCache};
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::layer::{FOOTER_LEN, HEADER_LEN, LayerHeader, LayerMeta, PAGE_HEADER_LEN};
 use afterimage_format::manifest::VolumeMeta;
-use std::path::PathBuf;
 use xxhash_rust::xxh3::xxh3_64;
 
 impl Checker<'_> {

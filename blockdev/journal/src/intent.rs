@@ -17,6 +17,7 @@
 
 use crate::error::IntentError;
 use crate::file::{self, FileError, Locked, NewFile, doing};
+use afterimage_base::world;
 use afterimage_base::world::fs::File;
 use afterimage_format::codec::DecodeError;
 use afterimage_format::intent::{
@@ -123,9 +124,7 @@ impl IntentMap {
         old: Vec<IntentSector>,
         marked: &dyn Fn(u64) -> bool,
     ) -> Result<IntentMap, FileError> {
-        let mut salt = [0; 8];
-        SystemRandom::new().fill(&mut salt).map_err(|_| doing("get random bytes")(io::ErrorKind::Other.into()))?;
-        header.salt = u64::from_le_bytes(salt);
+        header.salt = u64::from_le_bytes(world::random_array().map_err(doing("get random bytes"))?);
         let mut sectors = old;
         sectors.resize(number(header.sectors()), IntentSector::CLEAN);
         for region in (0..header.regions()).filter(|r| marked(*r)) {

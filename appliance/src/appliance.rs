@@ -475,7 +475,7 @@ impl Appliance {
         self.listener = None;
         for thread in self.threads.drain(..) {
             // Maintenance need not wait for its next look.
-            thread.thread().unpark();
+            thread.unpark();
             drop(thread.join());
         }
     }
@@ -526,7 +526,7 @@ fn maintain(registry: &Registry, stop: &AtomicBool, every: Duration, clock: &dyn
                 Err(e) => tracing::warn!("collection ended early and tries again in {every:?}: {e}"),
             }
         }
-        world::sleep(MAINTENANCE);
+        thread::park_timeout(MAINTENANCE);
         waited += MAINTENANCE;
     }
 }

@@ -69,6 +69,12 @@ pub trait World: Send + Sync {
     /// Waits until a thread has made its last call.
     fn join(&self, thread: u64, at: At);
 
+    /// Waits until the calling thread is unparked, or for `timeout`; may return early.
+    fn park(&self, timeout: Duration, at: At);
+
+    /// Ends the wait of a thread in [`park`](Self::park), now or (perhaps) the next one.
+    fn unpark(&self, thread: u64);
+
     /// Waits until somebody notifies `key`, or for `timeout`. False if nobody has.
     fn wait(&self, key: usize, timeout: Option<Duration>, at: At) -> bool;
 

@@ -4,6 +4,7 @@ use super::{At, World, simulated};
 use std::io;
 use std::panic::Location;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// A thread that can be waited for.
 #[derive(Debug)]
@@ -21,6 +22,25 @@ impl<T> JoinHandle<T> {
     pub fn join(self) -> std::thread::Result<T> {
         join(self.id, Location::caller());
         self.handle.join()
+    }
+}
+
+impl<T> JoinHandle<T> {
+    /// Ends its wait in [`park_timeout`].
+    pub fn unpark(&self) {
+        match simulated().zip(self.id) {
+            Some((world, id)) => world.unpark(id),
+            None => self.handle.thread().unpark(),
+        }
+    }
+}
+
+/// Waits until the thread is unparked, or for `timeout`; may return early.
+#[track_caller]
+pub fn park_timeout(timeout: Duration) {
+    match simulated() {
+        Some(world) => world.park(timeout, Location::caller()),
+        None => std::thread::park_timeout(timeout),
     }
 }
 

@@ -36,6 +36,7 @@ corpora!(
     nbd_client,
     ring,
     dirty_map,
+    intent,
     segment,
     layer,
     vault,

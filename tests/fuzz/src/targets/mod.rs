@@ -8,7 +8,7 @@
 //! | `nbd_stream` | NBD server | a connection's bytes as they are |
 //! | `nbd_session` | NBD server | options and requests with any fields, in pieces; every reply is checked against a model |
 //! | `nbd_client` | NBD client | a server's bytes |
-//! | `ring`, `dirty_map` | opening and recovery | files of whole and half records and words, then damaged |
+//! | `ring`, `dirty_map`, `intent` | opening and recovery | files of whole and half records and words, then damaged |
 //! | `segment` | scan, recovery, directory, reading | sealed frames with any content, then damaged |
 //! | `layer` | opening, reading, merging | sealed pages with any content, then damaged |
 //! | `vault` | `check`, `dump`, start, reading | a real vault, damaged; what is read is right or an error |
@@ -25,6 +25,7 @@ pub mod broken;
 mod control;
 mod dirty_map;
 mod formats;
+mod intent;
 mod layer;
 mod layer_parts;
 mod nbd;
@@ -59,6 +60,7 @@ pub const ALL: &[Target] = &[
     target("nbd_client", nbd::client, 80 * MIB, 4 * KIB),
     target("ring", ring::run, 8 * MIB, 2 * KIB),
     target("dirty_map", dirty_map::run, 8 * MIB, KIB),
+    target("intent", intent::run, 8 * MIB, KIB),
     target("segment", segment::run, 16 * MIB, KIB),
     target("layer", layer::run, 16 * MIB, 2 * KIB),
     target("vault", vault::run, 64 * MIB, 512),

@@ -149,6 +149,10 @@ pub struct VolumeStatus {
     pub ring_used: u64,
     /// Bytes in regions marked dirty.
     pub dirty_bytes: u64,
+    /// Bytes in regions of the write-intent map that are marked: what a power cut now would cost to compare.
+    pub intent_bytes: u64,
+    /// How often the write-intent map was synced since the start of the agent.
+    pub intent_syncs: u64,
     /// Bytes of the running sync that are done.
     pub sync_done_bytes: u64,
     /// Bytes of the running sync, all in all.

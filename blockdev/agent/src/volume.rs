@@ -164,6 +164,8 @@ impl Volume {
             ring_bytes: ring.capacity_bytes(),
             ring_used,
             dirty_bytes,
+            intent_bytes: p.intent.as_ref().map_or(0, |i| (i.map.marked() * i.map.region()).min(i.map.size())),
+            intent_syncs: p.intent.as_ref().map_or(0, |i| i.map.syncs()),
             sync_done_bytes: if state.mode == Mode::Sync { state.sync_total.saturating_sub(dirty_bytes) } else { 0 },
             sync_total_bytes: if state.mode == Mode::Sync { state.sync_total } else { 0 },
             connected: shared.connected.load(Ordering::Acquire),

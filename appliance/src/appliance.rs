@@ -1,6 +1,7 @@
 //! The appliance as its users see it.
 
 use crate::collect::{CollectError, CollectReport, Collector, Round, Step};
+use crate::export::parallel::ReadPool;
 use crate::history::timeline::{Choices, Gap, Window, Wish, WishError};
 use crate::history::{HistoryConfig, HistoryError, LayerKeys, PageCache, VolumeHistory};
 use crate::ingest::listen::{Acceptor, Listener, UnixAcceptor};
@@ -53,6 +54,8 @@ pub struct ApplianceConfig {
     pub layer_cache_bytes: usize,
     /// Threads that hash, compress and seal.
     pub threads: usize,
+    /// Threads that help with the reads of exports. More than cores, as they wait for the disk where segments are not in memory.
+    pub read_threads: usize,
     /// A segment takes no more at this size in bytes; at most 62 MiB.
     pub segment_size: u64,
     /// Data in bytes that an agent may have sent and that is not durable yet.
@@ -72,6 +75,7 @@ impl ApplianceConfig {
     #[must_use]
     pub fn new(dir: PathBuf, listen: PathBuf) -> Self {
         let key = KeySource::File(dir.join("key"));
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Self {
             dir,
             listen,
@@ -81,7 +85,8 @@ impl ApplianceConfig {
             dedupe_bytes: 128 << 20,
             cache_bytes: 64 << 20,
             layer_cache_bytes: 32 << 20,
-            threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            threads: cores,
+            read_threads: (cores * 2).clamp(2, 16),
             segment_size: 60 << 20,
             credit: 24 << 20,
             memory_runs: 256 << 10,
@@ -228,6 +233,8 @@ impl Volumes for Registry {
 pub struct Appliance {
     pub(crate) shared: Arc<Shared>,
     pub(crate) registry: Arc<Registry>,
+    /// Help with the reads of exports.
+    pub(crate) reads: Arc<ReadPool>,
     listener: Option<Listener>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -284,6 +291,7 @@ impl Appliance {
         let mut history =
             HistoryConfig::new(PageCache::new(config.layer_cache_bytes), Arc::new(Keys(vault.key().clone())));
         history.memory_runs = config.memory_runs;
+        let reads = Arc::new(ReadPool::new(config.read_threads).map_err(system("threads"))?);
         let registry = Arc::new(Registry {
             volumes: Mutex::default(),
             shared: Arc::clone(&shared),
@@ -304,6 +312,7 @@ impl Appliance {
         let mut appliance = Appliance {
             shared,
             registry,
+            reads,
             listener: None,
             stop: Arc::default(),
             threads: Vec::new(),

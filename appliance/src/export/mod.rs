@@ -3,10 +3,12 @@
 //! | module | what |
 //! |---|---|
 //! | [`point`] | the device, read-only |
+//! | [`parallel`] | reads of one connection on several threads |
 //! | [`scratch`] | the same with an overlay that takes writes and is gone when the device is |
 //! | `open` | opening them, and what changed between two seqs, by the volume's name |
 
 mod open;
+pub mod parallel;
 pub mod point;
 pub mod scratch;
 

@@ -1,11 +1,11 @@
 //! Opening a volume at a seq, by name.
 
+use super::parallel::Parallel;
 use super::{PointDevice, ScratchDevice, blocks_of};
 use crate::appliance::{Appliance, ApplianceError};
 use crate::history::{HistoryError, View, diff};
 use crate::ingest::volume::Volume;
 use afterimage_base::block::BlockDevice;
-use afterimage_base::simple::Simple;
 use afterimage_format::BLOCK_SHIFT;
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ impl Appliance {
     /// # Errors
     /// [`ApplianceError::When`] if the seq cannot be chosen, with what can; or a layer is damaged.
     pub fn open_at(&self, volume: &str, seq: u64) -> Result<Arc<dyn BlockDevice>, ApplianceError> {
-        Ok(Arc::new(Simple(Arc::new(self.point_device(volume, seq)?))))
+        Ok(Arc::new(Parallel::new(Arc::new(self.point_device(volume, seq)?), Arc::clone(&self.reads))))
     }
 
     /// The same with an overlay that takes writes and is gone when the device is dropped.
@@ -44,7 +44,7 @@ impl Appliance {
         let base = self.point_device(volume, seq)?;
         let made = ScratchDevice::new(base, self.shared.vault.dir());
         let device = made.map_err(|e| ApplianceError::System("a file for what is written to the export", e))?;
-        Ok(Arc::new(Simple(Arc::new(device))))
+        Ok(Arc::new(Parallel::new(Arc::new(device), Arc::clone(&self.reads))))
     }
 
     /// Ranges of the volume in bytes (offset, length) that differ between two seqs, in order.

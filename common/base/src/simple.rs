@@ -65,28 +65,26 @@ impl<D: SimpleDevice> BlockDevice for Simple<D> {
 
 struct SimpleQueue<D>(Arc<D>);
 
-impl<D: SimpleDevice> SimpleQueue<D> {
-    fn run(&self, request: Request<'_>) -> (Result<(), BlockError>, Option<AlignedBuf>) {
-        let device = &*self.0;
-        if request.is_write() && device.geometry().read_only {
-            return (Err(BlockError::ReadOnly), None);
-        }
-        let (result, fua) = match request {
-            Request::Read { offset, mut buf } => return (device.read_at(offset, &mut buf), Some(buf)),
-            Request::Write { offset, data, fua } => (device.write_at(offset, data), fua),
-            Request::Trim { offset, len, fua } | Request::WriteZeroes { offset, len, fua, .. } => {
-                (device.zero_at(offset, len), fua)
-            }
-            Request::Flush => (Ok(()), true),
-            Request::Cache { .. } => (Ok(()), false),
-        };
-        (result.and_then(|()| if fua { device.flush() } else { Ok(()) }), None)
+/// Does what `request` asks before it returns; also gives the buffer of a read.
+pub fn run_simple(device: &dyn SimpleDevice, request: Request<'_>) -> (Result<(), BlockError>, Option<AlignedBuf>) {
+    if request.is_write() && device.geometry().read_only {
+        return (Err(BlockError::ReadOnly), None);
     }
+    let (result, fua) = match request {
+        Request::Read { offset, mut buf } => return (device.read_at(offset, &mut buf), Some(buf)),
+        Request::Write { offset, data, fua } => (device.write_at(offset, data), fua),
+        Request::Trim { offset, len, fua } | Request::WriteZeroes { offset, len, fua, .. } => {
+            (device.zero_at(offset, len), fua)
+        }
+        Request::Flush => (Ok(()), true),
+        Request::Cache { .. } => (Ok(()), false),
+    };
+    (result.and_then(|()| if fua { device.flush() } else { Ok(()) }), None)
 }
 
 impl<D: SimpleDevice> Queue for SimpleQueue<D> {
     fn submit(&mut self, tag: u64, request: Request<'_>) -> Submitted {
-        let (result, buf) = self.run(request);
+        let (result, buf) = run_simple(&*self.0, request);
         Submitted::Done(Completion { tag, result, buf })
     }
 

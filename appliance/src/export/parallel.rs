@@ -1,0 +1,266 @@
+//! Reads of an export, on several threads.
+//!
+//! A front end owns a queue and hands over what has arrived with each kick. A single request is served on the spot; of several,
+//! the connection's own thread serves what it can, and the threads of the [`ReadPool`] help. Reading from history is decoding, and
+//! waiting for the disk when segments are not in the page cache: both go on side by side, so one connection with several requests
+//! in flight uses all cores and keeps the disk busy. Everything but reads is done on the spot.
+//!
+//! All exports share the pool. A helper takes one request and then looks at the next queue in turn, so nobody waits behind
+//! somebody else's long list.
+
+use afterimage_base::block::{BlockDevice, BlockError, Completion, Extent, Geometry, Queue, Request, Submitted};
+use afterimage_base::buf::AlignedBuf;
+use afterimage_base::simple::{SimpleDevice, run_simple};
+use afterimage_base::world::sync::{Condvar, Event};
+use afterimage_base::world::thread::{self, JoinHandle};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// So many bytes of waiting requests are worth waking a helper,
+const BYTES_PER_HELPER: usize = 64 << 10;
+/// and so many requests, however short.
+const REQUESTS_PER_HELPER: usize = 8;
+/// How often a queue that is being dropped looks again.
+const DROP_TICK: Duration = Duration::from_millis(100);
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A read that waits for its turn.
+struct Job {
+    tag: u64,
+    offset: u64,
+    buf: AlignedBuf,
+}
+
+/// What a queue shares with the helpers.
+struct Work {
+    device: Arc<dyn SimpleDevice>,
+    jobs: Mutex<VecDeque<Job>>,
+    done: Mutex<Vec<Completion>>,
+    event: Event,
+}
+
+impl Work {
+    /// Serves one request that waits; `None` if there is none.
+    fn step(&self) -> Option<Completion> {
+        let Job { tag, offset, mut buf } = lock(&self.jobs).pop_front()?;
+        // A panic fails its request and spares the thread, whose other queues go on.
+        let read = catch_unwind(AssertUnwindSafe(|| self.device.read_at(offset, &mut buf)));
+        let result = read.unwrap_or_else(|_| {
+            tracing::error!("a read at byte {offset} of an export panicked");
+            Err(BlockError::Io(libc::EIO))
+        });
+        Some(Completion { tag, result, buf: Some(buf) })
+    }
+
+    fn help(&self) {
+        if let Some(completion) = self.step() {
+            let mut done = lock(&self.done);
+            done.push(completion);
+            // Under the lock: whoever has emptied the list is not woken for what it has seen.
+            self.event.ring();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Queues that want help; one may be there several times.
+    queues: VecDeque<Arc<Work>>,
+    stop: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+/// Threads that help with reads. See the module.
+pub struct ReadPool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for ReadPool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ReadPool({} threads)", self.threads.len())
+    }
+}
+
+impl ReadPool {
+    /// A pool of `threads` threads.
+    ///
+    /// # Errors
+    /// If the system has no resources for them.
+    pub fn new(threads: usize) -> io::Result<ReadPool> {
+        let shared = Arc::<Shared>::default();
+        let start = |i| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(&format!("export-{i}"), move || help_all(&shared))
+        };
+        let threads = (0..threads).map(start).collect::<Result<_, _>>()?;
+        Ok(ReadPool { shared, threads })
+    }
+
+    /// Asks for the help of up to `helpers` threads.
+    fn call(&self, work: &Arc<Work>, helpers: usize) {
+        let helpers = helpers.min(self.threads.len());
+        if helpers == 0 {
+            return;
+        }
+        lock(&self.shared.waiting).queues.extend((0..helpers).map(|_| Arc::clone(work)));
+        for _ in 0..helpers {
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for ReadPool {
+    fn drop(&mut self) {
+        lock(&self.shared.waiting).stop = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // A helper catches the panics of reads; what else it may die of has been printed.
+            drop(thread.join());
+        }
+    }
+}
+
+fn help_all(shared: &Shared) {
+    loop {
+        let mut waiting = lock(&shared.waiting);
+        let work = loop {
+            if waiting.stop {
+                return;
+            }
+            match waiting.queues.pop_front() {
+                Some(work) => break work,
+                None => waiting = shared.changed.wait(&shared.waiting, waiting),
+            }
+        };
+        drop(waiting);
+        work.help();
+        if !lock(&work.jobs).is_empty() {
+            lock(&shared.waiting).queues.push_back(work);
+        }
+    }
+}
+
+/// A [`SimpleDevice`] of which one connection's reads are served by several threads.
+pub struct Parallel {
+    device: Arc<dyn SimpleDevice>,
+    pool: Arc<ReadPool>,
+}
+
+impl std::fmt::Debug for Parallel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Parallel({:?})", self.pool)
+    }
+}
+
+impl Parallel {
+    /// `device`, with the help of `pool`.
+    #[must_use]
+    pub fn new(device: Arc<dyn SimpleDevice>, pool: Arc<ReadPool>) -> Parallel {
+        Parallel { device, pool }
+    }
+}
+
+impl BlockDevice for Parallel {
+    fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>, BlockError> {
+        let work = Arc::new(Work {
+            device: Arc::clone(&self.device),
+            jobs: Mutex::default(),
+            done: Mutex::default(),
+            event: Event::new()?,
+        });
+        Ok(Box::new(ParallelQueue { work, pool: Arc::clone(&self.pool), ended: Vec::new(), in_flight: 0 }))
+    }
+
+    fn block_status(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>, BlockError> {
+        self.device.block_status(offset, len, max)
+    }
+}
+
+struct ParallelQueue {
+    work: Arc<Work>,
+    pool: Arc<ReadPool>,
+    /// Served by the own thread and not reaped yet.
+    ended: Vec<Completion>,
+    in_flight: usize,
+}
+
+impl Queue for ParallelQueue {
+    fn submit(&mut self, tag: u64, request: Request<'_>) -> Submitted {
+        match request {
+            Request::Read { offset, buf } => {
+                lock(&self.work.jobs).push_back(Job { tag, offset, buf });
+                self.in_flight += 1;
+                Submitted::Pending
+            }
+            other => {
+                let (result, buf) = run_simple(&*self.work.device, other);
+                Submitted::Done(Completion { tag, result, buf })
+            }
+        }
+    }
+
+    fn kick(&mut self) {
+        let (requests, bytes) = {
+            let jobs = lock(&self.work.jobs);
+            (jobs.len(), jobs.iter().map(|j| j.buf.len()).sum::<usize>())
+        };
+        if requests > 1 {
+            let helpers = (bytes / BYTES_PER_HELPER).max(requests / REQUESTS_PER_HELPER).min(requests - 1);
+            self.pool.call(&self.work, helpers);
+        }
+        while let Some(completion) = self.work.step() {
+            self.ended.push(completion);
+        }
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        let before = out.len();
+        out.append(&mut self.ended);
+        // Cleared first: what comes in between leaves the event readable.
+        self.work.event.clear();
+        out.append(&mut lock(&self.work.done));
+        self.in_flight -= out.len() - before;
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.work.event.fd())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl Drop for ParallelQueue {
+    fn drop(&mut self) {
+        let mut out = Vec::new();
+        self.kick();
+        while self.in_flight() != 0 {
+            self.reap(&mut out);
+            if self.in_flight() != 0 {
+                self.work.event.wait(DROP_TICK);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "parallel_tests.rs"]
+mod tests;

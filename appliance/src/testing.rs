@@ -2,6 +2,7 @@
 
 use crate::appliance::{Appliance, ApplianceConfig};
 use crate::store::BlockSource;
+use afterimage_format::compare::Hashes;
 use afterimage_format::place::Place;
 use afterimage_format::record::{Kind, Record};
 use afterimage_format::wire::{Ack, HEADER_LEN, Header, Hello, MessageType, Refuse, VERSION, Welcome};
@@ -82,6 +83,8 @@ pub(crate) struct Agent {
     pub(crate) welcome: Welcome,
     pub(crate) durable: u64,
     pub(crate) credit: u64,
+    /// Answers to queries that came while something else was waited for.
+    pub(crate) answers: Vec<Hashes>,
 }
 
 pub(crate) fn hello() -> Hello {
@@ -117,7 +120,7 @@ impl Agent {
         match read_message(&mut stream).unwrap() {
             (MessageType::Welcome, body) => {
                 let welcome = Welcome::decode(&body).unwrap();
-                Ok(Agent { stream, welcome, durable: welcome.durable, credit: welcome.credit })
+                Ok(Agent { stream, welcome, durable: welcome.durable, credit: welcome.credit, answers: Vec::new() })
             }
             (MessageType::Refuse, body) => Err(Refuse::decode(&body).unwrap()),
             other => panic!("{other:?}"),
@@ -135,6 +138,17 @@ impl Agent {
         drop(self.stream.shutdown(std::net::Shutdown::Write));
     }
 
+    /// The next answer to a query; `None` if the connection ended.
+    pub(crate) fn hashes(&mut self) -> Option<Hashes> {
+        loop {
+            match read_message(&mut self.stream)? {
+                (MessageType::Hashes, body) => return Some(Hashes::decode(&body).unwrap()),
+                (MessageType::Ack | MessageType::Ping, _) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         drop(self.stream.write_all(bytes));
     }
@@ -150,6 +164,7 @@ impl Agent {
                 }
                 Some((MessageType::Refuse, body)) => return Err(Some(Refuse::decode(&body).unwrap())),
                 Some((MessageType::Ping, _)) => {}
+                Some((MessageType::Hashes, body)) => self.answers.push(Hashes::decode(&body).unwrap()),
                 Some(other) => panic!("{other:?}"),
                 None => return Err(None),
             }

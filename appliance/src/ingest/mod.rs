@@ -18,10 +18,12 @@
 //! | [`batch`] | records cut into blocks |
 //! | [`plan`] | the dedupe stage |
 //! | [`write`] | the writing stage |
+//! | [`compare`] | answering hash queries |
 //! | [`replay`] | bringing volumes back at start |
 //! | [`volume`] | what a volume is between sessions |
 
 pub mod batch;
+pub mod compare;
 pub mod listen;
 pub mod plan;
 pub mod replay;

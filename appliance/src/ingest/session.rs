@@ -1,6 +1,7 @@
 //! A session: handshake, receiving, keep-alive.
 
 use super::batch::{Batch, Before, Cursor, HashTask, Newest};
+use super::compare::{Asked, Comparer, QUEUE};
 use super::plan::{Plan, Planner};
 use super::volume::{SessionTurn, Volume};
 use super::write::{BatchWriter, Planned};
@@ -12,9 +13,10 @@ use afterimage_base::world::channel::{Receiver, Sender, bounded};
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread;
 use afterimage_format::BLOCK_SIZE;
+use afterimage_format::compare::{HashQuery, Hashes};
 use afterimage_format::place::Place;
 use afterimage_format::wire::{
-    Ack, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
+    Ack, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
 };
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -289,8 +291,10 @@ fn run(
         granted: AtomicU64::new(shared.credit_now()),
     };
     let lost = volume.forked && progress.ring == [0; 16];
+    // The handshake has found that there is one in common.
+    let version = hello.newest.min(VERSION);
     let welcome = Welcome {
-        version: VERSION,
+        version,
         ring: progress.ring,
         durable: progress.seq,
         digest: progress.digest,
@@ -306,16 +310,19 @@ fn run(
     let (to_write, from_dedupe) = bounded(1);
     // More than can be between the two stages, so that telling what is done never waits.
     let (to_forget, from_write) = bounded(16);
+    // Version 1 has no queries.
+    let (to_compare, queries) = if version >= HASH_VERSION { Some(bounded(QUEUE)).unzip() } else { (None, None) };
     thread::scope(|s| {
         let started = s
             .spawn("dedupe", || dedupe(&stages, from_receive, to_write, &from_write))
-            .and_then(|_| s.spawn("write", || write(&stages, hello.ring, from_dedupe, to_forget)));
+            .and_then(|_| s.spawn("write", || write(&stages, hello.ring, from_dedupe, to_forget)))
+            .and_then(|_| queries.map(|queries| s.spawn("compare", || compare(&stages, queries))).transpose());
         if let Err(e) = started {
             lock(&stages.end).get_or_insert(SessionError::Connection(format!("no thread for it: {e}")));
-        } else if let Err(e) = receive(&stages, input, cursor, &to_dedupe) {
+        } else if let Err(e) = receive(&stages, input, cursor, &to_dedupe, to_compare.as_ref()) {
             lock(&stages.end).get_or_insert(e);
         }
-        drop(to_dedupe);
+        drop((to_dedupe, to_compare));
     });
     if lock(&stages.end).as_ref().is_some_and(|e| matches!(e, SessionError::Full(_) | SessionError::Failed(_))) {
         volume.leave_segment(shared);
@@ -338,6 +345,7 @@ fn receive(
     mut input: Input<'_>,
     mut cursor: Cursor,
     next: &Sender<Received>,
+    compare: Option<&Sender<Asked>>,
 ) -> Result<(), SessionError> {
     let mut batch = Batch::default();
     let mut received = 0u64;
@@ -372,7 +380,8 @@ fn receive(
                 }
                 continue;
             }
-            MessageType::Ping | MessageType::Pong | MessageType::Bye | MessageType::Refuse if len <= 4096 => {}
+            MessageType::Ping | MessageType::Pong | MessageType::Bye | MessageType::Refuse | MessageType::HashQuery
+                if len <= 4096 => {}
             _ => return Err(SessionError::Malformed("a message that an agent does not send".into())),
         }
         // Whatever has been received comes first: nothing waits while the line is busy with other things.
@@ -383,7 +392,32 @@ fn receive(
         match header.kind {
             MessageType::Ping => send(stages.out, MessageType::Pong, &body)?,
             MessageType::Bye | MessageType::Refuse => return Err(SessionError::Gone),
+            MessageType::HashQuery => ask(stages, &body, compare)?,
             _ => {}
+        }
+    }
+}
+
+/// Puts a query into the queue, which has room for all that an agent may have under way.
+fn ask(stages: &Stages<'_>, body: &[u8], compare: Option<&Sender<Asked>>) -> Result<(), SessionError> {
+    let Some(compare) = compare else {
+        return Err(SessionError::Malformed("hash queries are not part of the version agreed on".into()));
+    };
+    let query = HashQuery::decode(body, stages.volume.size).map_err(|e| SessionError::Malformed(e.to_string()))?;
+    let more = || SessionError::Malformed("more hash queries than are allowed".into());
+    compare.try_send(Asked::now(query)).map_err(|_| more())
+}
+
+/// Answers queries until the session ends.
+fn compare(stages: &Stages<'_>, queries: Receiver<Asked>) {
+    let mut comparer = Comparer::new(stages.shared, stages.volume);
+    for asked in queries.iter() {
+        if lock(&stages.end).is_some() {
+            return;
+        }
+        let answer = Hashes { id: asked.id(), told: comparer.answer(&asked) };
+        if let Err(e) = send(stages.out, MessageType::Hashes, &answer.encode()) {
+            return stages.fail(e);
         }
     }
 }

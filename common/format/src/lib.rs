@@ -15,9 +15,11 @@
 //! | [`segment`] | files of sealed frames |
 //! | [`commit`] | the content of a commit frame: records and where their blocks are |
 //! | [`manifest`] | what exists in a vault |
+//! | [`compare`] | comparing blocks by hash, over the wire |
 //! | [`codec`] | the bounds-checked reader and writer that all formats are built with |
 
 pub mod codec;
+pub mod compare;
 pub mod commit;
 pub mod dirtymap;
 pub mod intent;

@@ -18,6 +18,8 @@
 //! | 5 Ping, 6 Pong | both | a number (u64), echoed |
 //! | 7 Refuse | both | code (u16), text (string); the connection is closed behind it |
 //! | 8 Bye | agent | empty: the end, in order |
+//! | 9 HashQuery | agent | since version 2: see [`crate::compare`] |
+//! | 10 Hashes | appliance | since version 2: see [`crate::compare`] |
 //!
 //! **Credit** is the total of Data body bytes that the agent may have sent in this session; it only grows.
 //! **Continuity**: the next record sent is durable seq + 1, or a [`Kind::Gap`](crate::record::Kind::Gap)
@@ -29,9 +31,11 @@ use crate::record::{MAX_NAME, MAX_SEQ};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Newest version of the protocol that this code speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Oldest version of the protocol that this code speaks.
 pub const OLDEST_VERSION: u16 = 1;
+/// First version with HashQuery and Hashes.
+pub const HASH_VERSION: u16 = 2;
 /// First four bytes of a message.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIW1");
 /// Size of a message header in bytes.
@@ -61,6 +65,10 @@ pub enum MessageType {
     Refuse = 7,
     /// The agent ends the session.
     Bye = 8,
+    /// See [`HashQuery`](crate::compare::HashQuery).
+    HashQuery = 9,
+    /// See [`Hashes`](crate::compare::Hashes).
+    Hashes = 10,
 }
 
 /// A checked message header.
@@ -127,6 +135,8 @@ impl Header {
             6 => MessageType::Pong,
             7 => MessageType::Refuse,
             8 => MessageType::Bye,
+            9 => MessageType::HashQuery,
+            10 => MessageType::Hashes,
             _ => return Err(DecodeError::Field { what: WHAT, field: "type", value: u64::from(kind) }),
         };
         let body_len = usize::try_from(len).unwrap_or(usize::MAX);

@@ -118,6 +118,23 @@ pub struct RecoveryReport {
     pub reason: Option<String>,
 }
 
+/// How far an initial sync or a resync is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SyncStatus {
+    /// Bytes of the disk that are done.
+    pub done_bytes: u64,
+    /// All bytes that were dirty when it began.
+    pub total_bytes: u64,
+    /// Bytes of the disk that were compared by hash.
+    pub compared_bytes: u64,
+    /// Bytes of blocks that were sent.
+    pub sent_bytes: u64,
+    /// Bytes of the disk done a second, since it began.
+    pub rate: u64,
+    /// How often a full ring has cut it off, since the volume was live.
+    pub cuts: u32,
+}
+
 /// A volume's figures at one moment.
 #[derive(Debug, Clone, Serialize)]
 pub struct VolumeStatus {
@@ -157,6 +174,12 @@ pub struct VolumeStatus {
     pub sync_done_bytes: u64,
     /// Bytes of the running sync, all in all.
     pub sync_total_bytes: u64,
+    /// The sync that goes on now.
+    pub sync: Option<SyncStatus>,
+    /// When the gap began that goes on now, in nanoseconds since 1970.
+    pub gap_since: Option<u64>,
+    /// Why it began.
+    pub gap_reason: Option<String>,
     /// Whether the appliance is connected.
     pub connected: bool,
     /// Guest writes (trims and zeroes too) since the start of the agent.

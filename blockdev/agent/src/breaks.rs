@@ -29,6 +29,14 @@ pub(crate) enum Break {
     ClearUnsynced = 1024,
     /// Behind a power cut a history that lacks what clean regions rely on is gone on with.
     IgnoreRelied = 2048,
+    /// A comparison counts although the ring was closed meanwhile.
+    ClosedIgnored = 4096,
+    /// The sync compares without having waited for its claim.
+    CompareUnclaimed = 8192,
+    /// The sync compares with an older seq than the Gap's.
+    WrongSeq = 16384,
+    /// The sync sends what it has compared although a live write came in between.
+    OvertakeWrites = 32768,
 }
 
 #[cfg(not(test))]

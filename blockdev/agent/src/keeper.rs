@@ -20,10 +20,15 @@ pub(crate) fn run(shared: &Arc<Shared>, mut sync: Sync) {
         let mode = shared.state().mode;
         let wait = match mode {
             Mode::Live => Some(IDLE),
-            Mode::Dirty => (!shared.try_reopen()).then_some(SOON),
+            Mode::Dirty if shared.try_reopen() => {
+                sync.begin();
+                None
+            }
+            Mode::Dirty => Some(SOON),
             Mode::Sync => match sync.step() {
                 Step::Copied => None,
                 Step::Wait => Some(SOON),
+                Step::Pause(rest) => Some(rest),
                 Step::Empty => (!shared.try_end_sync()).then_some(SOON),
                 Step::Failed => Some(TROUBLE),
             },

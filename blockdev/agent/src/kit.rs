@@ -6,6 +6,7 @@ use crate::disk::CacheMode;
 use crate::{Agent, Volume};
 use afterimage_base::block::{BlockDevice, Completion, Request, Submitted};
 use afterimage_base::clock::SystemClock;
+use afterimage_format::compare::{BlockHasher, HashQuery, Hashes, Told};
 use afterimage_format::record::{FLAG_INITIAL, HEADER_LEN, Kind, Record};
 use afterimage_format::wire::{self, Ack, Header, Hello, MAX_BODY, MessageType, Refuse, RefuseCode, Welcome};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -67,6 +68,21 @@ impl Kept {
     }
 }
 
+/// How questions for hashes are answered.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answers {
+    #[default]
+    Right,
+    CannotTell,
+    Silence,
+    /// One hash less than asked for.
+    Short,
+    /// To another question.
+    OtherId,
+    /// Twice.
+    Twice,
+}
+
 /// The appliance. Shared by its sessions.
 #[derive(Default)]
 pub(crate) struct Appliance {
@@ -79,6 +95,12 @@ pub(crate) struct Appliance {
     pub(crate) break_after: AtomicU64,
     /// Refuse code to greet with; 0 for none.
     pub(crate) refuse: AtomicU64,
+    /// Speaks version 1 only.
+    pub(crate) old: AtomicBool,
+    /// How questions are answered; see [`Answers`].
+    pub(crate) answers: Mutex<Answers>,
+    /// Blocks asked about.
+    pub(crate) asked: AtomicU64,
     sessions: Mutex<Vec<UnixStream>>,
     pub(crate) complaint: Mutex<Option<String>>,
 }
@@ -130,6 +152,22 @@ impl Appliance {
         Arc::default()
     }
 
+    /// Serves agents of other processes at `path`, for as long as the test runs.
+    pub(crate) fn listen(appliance: &Arc<Appliance>, path: &std::path::Path) {
+        let (listener, appliance) = (std::os::unix::net::UnixListener::bind(path).unwrap(), Arc::clone(appliance));
+        thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                appliance.sessions.lock().unwrap().push(stream.try_clone().unwrap());
+                let appliance = Arc::clone(&appliance);
+                thread::spawn(move || {
+                    let end = stream.try_clone().unwrap();
+                    let _ = appliance.serve(stream);
+                    let _ = end.shutdown(std::net::Shutdown::Both);
+                });
+            }
+        });
+    }
+
     /// Ends all sessions.
     pub(crate) fn cut(&self) {
         for s in self.sessions.lock().unwrap().drain(..) {
@@ -154,10 +192,12 @@ impl Appliance {
             let kept = self.kept.lock().unwrap();
             let digest = kept.log.last().map_or(0, |(r, _)| r.digest());
             let ring = if kept.log.is_empty() { [0; 16] } else { kept.ring };
-            Welcome { version: 1, ring, durable: kept.durable(), digest, credit }
+            let version = if self.old.load(Ordering::SeqCst) { 1 } else { hello.newest };
+            Welcome { version, ring, durable: kept.durable(), digest, credit }
         };
         send(&mut s, MessageType::Welcome, &welcome.encode())?;
         let mut messages = 0;
+        let mut seen = Seen { seq: 0, image: Vec::new() };
         loop {
             while self.stalled.load(Ordering::SeqCst) {
                 thread::sleep(Duration::from_millis(1));
@@ -178,9 +218,54 @@ impl Appliance {
                     let durable = self.kept.lock().unwrap().durable();
                     send(&mut s, MessageType::Ack, &Ack { durable, credit }.encode())?;
                 }
+                MessageType::HashQuery => {
+                    if self.old.load(Ordering::SeqCst) {
+                        *self.complaint.lock().unwrap() = Some("a question in version 1".into());
+                        return Ok(());
+                    }
+                    self.tell(&mut s, &body, &mut seen, hello.size)?;
+                }
                 _ => return Ok(()),
             }
         }
+    }
+
+    fn tell(&self, s: &mut UnixStream, body: &[u8], seen: &mut Seen, size: u64) -> io::Result<()> {
+        let q = HashQuery::decode(body, size).map_err(|e| {
+            *self.complaint.lock().unwrap() = Some(e.to_string());
+            io::Error::other(e)
+        })?;
+        self.asked.fetch_add(q.blocks(), Ordering::SeqCst);
+        if seen.seq != q.seq {
+            let mut kept = self.kept();
+            if kept.durable() < q.seq {
+                *self.complaint.lock().unwrap() = Some(format!("{q:?} is not durable yet"));
+            }
+            kept.log.retain(|(r, _)| r.seq <= q.seq);
+            *seen = Seen { seq: q.seq, image: kept.image(usize::try_from(size).unwrap()) };
+        }
+        let from = usize::try_from(q.offset).unwrap();
+        let part = &seen.image[from..from + usize::try_from(q.len).unwrap()];
+        let hasher = BlockHasher::new(q.key);
+        let mut hashes: Vec<_> = part.chunks(4096).map(|b| hasher.hash(b)).collect();
+        let answers = *self.answers.lock().unwrap();
+        let id = if answers == Answers::OtherId { q.id + 1000 } else { q.id };
+        let told = match answers {
+            Answers::Silence => return Ok(()),
+            Answers::CannotTell => Told::Nothing,
+            Answers::Short if hashes.len() == 1 => Told::Each([hashes[0], hashes[0]].to_vec()),
+            Answers::Short => {
+                hashes.pop();
+                Told::Each(hashes)
+            }
+            _ if part.iter().all(|b| *b == 0) => Told::Zero,
+            _ => Told::Each(hashes),
+        };
+        let body = Hashes { id, told }.encode();
+        if answers == Answers::Twice {
+            send(s, MessageType::Hashes, &body)?;
+        }
+        send(s, MessageType::Hashes, &body)
     }
 
     fn take(&self, mut body: &[u8], ring: [u8; 16]) -> Result<(), String> {
@@ -206,6 +291,12 @@ impl Appliance {
         }
         Ok(())
     }
+}
+
+/// The image that questions were last asked about.
+struct Seen {
+    seq: u64,
+    image: Vec<u8>,
 }
 
 /// A folder with a disk, an agent and an appliance.

@@ -10,13 +10,18 @@
 //! | `machine` | what a volume is doing, as a table |
 //! | `continuity` | whether the appliance holds the same history, as a table |
 //! | `keeper`, `sync` | the thread that leaves dirty mode and copies dirty regions |
+//! | `compare`, `asker` | the copy by comparison, and the questions to the appliance |
+//! | `pace` | how a copy gives way to the guest |
+//! | [`verify`] | comparing disk and newest history without stopping the guest |
 //! | `sender`, `session` | the thread that sends the ring to the appliance |
 //! | [`connect`] | how the appliance is reached |
 //! | [`volume`], [`agent`] | opening, recovery, points, status, stop |
 
 pub mod agent;
 pub mod api;
+mod asker;
 mod breaks;
+mod compare;
 pub mod connect;
 mod continuity;
 mod device;
@@ -31,6 +36,7 @@ mod machine;
 mod mailbox;
 mod meta;
 mod open;
+mod pace;
 mod protect;
 mod queue;
 mod ranges;
@@ -39,6 +45,7 @@ mod session;
 mod shared;
 mod slab;
 mod sync;
+pub mod verify;
 pub mod volume;
 
 #[cfg(test)]
@@ -48,9 +55,11 @@ mod tests;
 
 pub use agent::Agent;
 pub use api::{
-    AgentConfig, AgentError, IntentConfig, PointError, RecoveryReport, VolumeConfig, VolumeState, VolumeStatus,
+    AgentConfig, AgentError, IntentConfig, PointError, RecoveryReport, SyncStatus, VolumeConfig, VolumeState,
+    VolumeStatus,
 };
 pub use connect::{Connection, Connector, unix_connector};
 pub use device::PlainDisk;
 pub use disk::{CacheMode, DiskError};
+pub use verify::{VerifyError, VerifyOptions, VerifyProgress, VerifyReport};
 pub use volume::Volume;

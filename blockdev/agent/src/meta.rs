@@ -34,6 +34,17 @@ pub(crate) struct Meta {
     /// Every write so far was marked in the file `intent`.
     #[serde(default)]
     pub(crate) intent: bool,
+    /// The gap that the running sync is to end.
+    #[serde(default)]
+    pub(crate) gap: Option<GapNote>,
+}
+
+/// When and why a gap began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GapNote {
+    /// In nanoseconds since 1970.
+    pub(crate) since: u64,
+    pub(crate) why: Option<String>,
 }
 
 /// Why the file was refused.
@@ -54,6 +65,7 @@ impl Meta {
             syncing: false,
             base: None,
             intent: false,
+            gap: None,
         })
     }
 

@@ -39,6 +39,7 @@ pub(crate) struct Protection {
     pub(crate) bell: Bell,
     pub(crate) breaks: Breaks,
     dirty_writers: AtomicU64,
+    reads: AtomicU64,
     writes: AtomicU64,
     write_bytes: AtomicU64,
     /// Why the ring was closed last.
@@ -71,6 +72,7 @@ impl Protection {
             bell: Bell::default(),
             breaks: Breaks::default(),
             dirty_writers: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             write_bytes: AtomicU64::new(0),
             reason: Mutex::new(None),
@@ -163,6 +165,15 @@ impl Protection {
     pub(crate) fn count(&self, bytes: u64) {
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.write_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Reads and writes of the guest so far.
+    pub(crate) fn requests(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed).wrapping_add(self.writes.load(Ordering::Relaxed))
     }
 
     /// Writes and bytes counted.

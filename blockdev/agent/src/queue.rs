@@ -287,6 +287,9 @@ impl Queue for DiskQueue {
         match request {
             Request::Read { offset, buf } => {
                 let len = buf.len() as u64;
+                if let Some(p) = &self.core.protection {
+                    p.count_read();
+                }
                 let mut job = Job::new(tag, What::Read { buf, offset });
                 job.fit(&self.core.disk, offset, len);
                 self.run(job)

@@ -157,6 +157,14 @@ impl Locked<'_> {
         !self.all().any(|entries| entries.iter().any(|e| e.claim.start < end && start < e.claim.end))
     }
 
+    /// Whether anything stands behind `claim`.
+    pub(crate) fn behind(&mut self, claim: &Claim) -> bool {
+        self.all().any(|entries| {
+            let behind = entries.iter().skip_while(|e| e.claim.id != claim.id).skip(1);
+            behind.into_iter().any(|e| e.claim.overlaps(claim))
+        })
+    }
+
     /// Whether a write that is in the dirty map only stands behind `claim`.
     pub(crate) fn dirty_behind(&mut self, claim: &Claim) -> bool {
         self.all().any(|entries| {

@@ -10,9 +10,10 @@ use crate::shared::Shared;
 use afterimage_base::world;
 use afterimage_base::world::thread;
 use afterimage_format::codec::DecodeError;
+use afterimage_format::compare::{Hashes, MAX_HASHES_BODY};
 use afterimage_format::record::HEADER_LEN as RECORD_LEN;
 use afterimage_format::wire::{
-    Ack, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
+    Ack, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
 };
 use afterimage_journal::{RecordRef, RingError};
 use std::io::{self, IoSlice, Read};
@@ -36,7 +37,7 @@ const ENOUGH: u64 = 128;
 /// Records of one batch: two buffers each and one before them fit the 1024 that one system call takes.
 const MAX_RECORDS: usize = 500;
 /// Longest message of the appliance.
-const MAX_ANSWER: usize = 4096;
+const MAX_ANSWER: usize = if MAX_HASHES_BODY > 4096 { MAX_HASHES_BODY } else { 4096 };
 
 /// Why a session ended.
 #[derive(Debug, Error)]
@@ -120,6 +121,7 @@ pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) 
         dead: AtomicBool::new(false),
         end: Mutex::new(None),
     };
+    shared.asker.begin(welcome.version >= HASH_VERSION);
     shared.connected.store(true, Ordering::Release);
     shared.p.bell.ring();
     if at.is_some_and(|at| at >= shared.p.ring.next()) {
@@ -144,6 +146,7 @@ pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) 
         result
     });
     shared.connected.store(false, Ordering::Release);
+    shared.asker.end();
     *progress = link.acked.load(Ordering::Acquire) > welcome.durable;
     // What the reader saw explains better than the broken pipe that it caused.
     match link.end.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -217,6 +220,9 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
         if world::since(last_ping) >= PING_EVERY {
             last_ping = world::now();
             writer.message(MessageType::Ping, &writer.spent.to_le_bytes())?;
+        }
+        while let Some(query) = shared.asker.outgoing() {
+            writer.message(MessageType::HashQuery, &query.encode())?;
         }
         // Some records may have been waiting for the disk when they became durable.
         shared.free(0);
@@ -307,6 +313,10 @@ fn read_all(shared: &Shared, reader: &mut dyn Read, link: &Link) -> Result<(), S
                 shared.p.ring.wake_sender();
             }
             MessageType::Pong => {}
+            MessageType::Hashes => {
+                shared.asker.answer(Hashes::decode(&body)?).map_err(SessionError::Protocol)?;
+                shared.p.bell.ring();
+            }
             MessageType::Refuse => return Err(SessionError::Refused(Refuse::decode(&body)?)),
             _ => return Err(SessionError::Protocol("it sent a message that is not its to send")),
         }

@@ -9,11 +9,12 @@
 //! | `tail` | one thread at a time gives back places of the ring |
 
 use crate::api::VolumeState;
+use crate::asker::Asker;
 use crate::breaks::Break;
 use crate::continuity::{Base, Continuity, Held, judge};
 use crate::device::Core;
 use crate::machine::{self, Action, Event, Mode};
-use crate::meta::Meta;
+use crate::meta::{GapNote, Meta};
 use crate::protect::Protection;
 use afterimage_base::world;
 use afterimage_base::world::sync::{LongGuard, LongMutex};
@@ -29,6 +30,17 @@ const REOPEN_SHARE: u64 = 4;
 /// Wait between closing and reopening; doubled each time a sync does not get to its end.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A sync that was cut off so often by a full ring is said not to get to its end.
+pub(crate) const MANY_CUTS: u32 = 3;
+
+/// What the running sync has done.
+#[derive(Default)]
+pub(crate) struct SyncCounts {
+    /// Bytes compared by hash.
+    pub(crate) compared: AtomicU64,
+    /// Bytes of blocks that were sent.
+    pub(crate) sent: AtomicU64,
+}
 
 /// The part behind the lock.
 pub(crate) struct State {
@@ -41,8 +53,12 @@ pub(crate) struct State {
     pub(crate) refused: Option<String>,
     /// What the appliance says that will pass.
     pub(crate) appliance_note: Option<String>,
-    /// Dirty bytes when the sync began.
+    /// Dirty bytes when the sync began,
     pub(crate) sync_total: u64,
+    /// and when that was.
+    pub(crate) sync_began: Instant,
+    /// How often a full ring has cut a sync off since the volume was live.
+    pub(crate) cuts: u32,
     pause: Duration,
     not_before: Instant,
 }
@@ -63,6 +79,12 @@ pub(crate) struct Shared {
     pub(crate) connected: AtomicBool,
     pub(crate) durable: AtomicU64,
     pub(crate) stop: AtomicBool,
+    pub(crate) asker: Arc<Asker>,
+    /// The seq with which the sync compares; 0 if it asks nothing.
+    pub(crate) since: AtomicU64,
+    pub(crate) counts: SyncCounts,
+    /// Bytes a second that a sync may deal with; 0 for automatic.
+    pub(crate) sync_rate: AtomicU64,
     state: LongMutex<State>,
     epoch: Mutex<u64>,
     tail: Mutex<()>,
@@ -70,6 +92,11 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(core: Arc<Core>, p: Arc<Protection>, meta: Meta, meta_file: PathBuf, mode: Mode) -> Shared {
+        // What the ring holds is in history before anything that comes now, so a sync that goes on compares with its end.
+        let since = if mode == Mode::Sync { p.ring.next().saturating_sub(1) } else { 0 };
+        if let Some(gap) = meta.gap.as_ref().filter(|_| mode != Mode::Live && p.reason().is_none()) {
+            p.set_reason(gap.why.clone());
+        }
         let state = State {
             mode,
             since: p.clock.wall(),
@@ -77,6 +104,8 @@ impl Shared {
             refused: None,
             appliance_note: None,
             sync_total: p.map.dirty_bytes(),
+            sync_began: Instant::now(),
+            cuts: 0,
             pause: FIRST_PAUSE,
             not_before: world::now(),
             meta,
@@ -87,6 +116,10 @@ impl Shared {
             connected: AtomicBool::new(false),
             durable: AtomicU64::new(p.ring.last_freed().0),
             stop: AtomicBool::new(false),
+            asker: Arc::new(Asker::new()),
+            since: AtomicU64::new(since),
+            counts: SyncCounts::default(),
+            sync_rate: AtomicU64::new(0),
             state: LongMutex::new(state),
             epoch: Mutex::new(0),
             tail: Mutex::new(()),
@@ -148,6 +181,7 @@ impl Shared {
         }
         let mut state = self.state();
         if state.mode != Mode::Dirty {
+            self.count_cut(&mut state);
             let (mode, _) = machine::step(state.mode, Event::Closed);
             state.pause = (state.pause * 2).min(LONGEST_PAUSE);
             state.not_before = world::now() + state.pause;
@@ -175,6 +209,33 @@ impl Shared {
         state.meta.base = Some(Base::of(w));
         self.store(&mut state);
         Some(Continuity::AtNextGap)
+    }
+
+    /// A sync under way is cut off. Said when it happens again and again: then the guest writes faster than the appliance
+    /// takes, and no order of things will end the sync before that changes.
+    fn count_cut(&self, state: &mut State) {
+        if state.mode != Mode::Sync {
+            return;
+        }
+        state.cuts = state.cuts.saturating_add(1);
+        if state.cuts >= MANY_CUTS && state.cuts.is_power_of_two() || state.cuts == MANY_CUTS {
+            tracing::warn!(
+                "volume {}: the ring was full {} times before the resync could end: the guest writes faster than the \
+                 appliance takes. It goes on, and ends when the writes become fewer or the link faster",
+                self.p.name,
+                state.cuts
+            );
+        }
+    }
+
+    /// When and why the gap began that goes on now.
+    pub(crate) fn gap(&self, state: &State) -> Option<GapNote> {
+        let closed = self.p.ring.closed();
+        let now = closed.map(|c| GapNote { since: c.time, why: self.p.reason() });
+        match (&state.meta.gap, now) {
+            (Some(gap), _) => Some(gap.clone()),
+            (None, now) => now,
+        }
     }
 
     /// What the ring and volume.json say to a Welcome.
@@ -238,8 +299,11 @@ impl Shared {
             self.free(closed.seq.saturating_sub(1));
         }
         let initial = state.meta.initial || fork.is_some_and(|b| b.durable == 0);
+        // An appliance that has nothing need not be asked what it has.
+        let theirs = fork.map_or_else(|| self.durable.load(Ordering::Acquire), |b| b.durable);
+        let gap = self.gap(&state);
         let before = state.meta.clone();
-        state.meta.syncing = true;
+        (state.meta.syncing, state.meta.gap) = (true, gap);
         if let Some(base) = state.meta.base.as_mut().filter(|_| fork.is_some()) {
             base.gap = Some(closed.seq.max(at_least));
         }
@@ -247,10 +311,17 @@ impl Shared {
             state.meta = before;
             return false;
         }
+        self.since.store(0, Ordering::Release);
         match ring.reopen(if initial { FLAG_INITIAL } else { 0 }, self.p.clock.wall(), at_least) {
             Ok(seq) => {
-                state.sync_total = self.p.map.dirty_bytes();
-                tracing::info!("volume {}: copying {} dirty bytes, from seq {seq}", self.p.name, state.sync_total);
+                let how = if theirs == 0 { "copying" } else { "comparing" };
+                if theirs != 0 {
+                    self.since.store(seq, Ordering::Release);
+                }
+                (state.sync_total, state.sync_began) = (self.p.map.dirty_bytes(), Instant::now());
+                self.counts.compared.store(0, Ordering::Relaxed);
+                self.counts.sent.store(0, Ordering::Relaxed);
+                tracing::info!("volume {}: {how} {} dirty bytes, from seq {seq}", self.p.name, state.sync_total);
                 self.enter(&mut state, mode);
                 ring.wake_sender();
                 true
@@ -278,10 +349,15 @@ impl Shared {
         let seq = place.publish(self.p.clock.wall());
         self.p.ring.wake_sender();
         self.enter(&mut state, mode);
-        state.pause = FIRST_PAUSE;
+        (state.pause, state.cuts) = (FIRST_PAUSE, 0);
         self.p.set_reason(None);
-        tracing::info!("volume {}: live, every write from seq {seq} on can be chosen", self.p.name);
-        (state.meta.syncing, state.meta.initial) = (false, false);
+        tracing::info!(
+            "volume {}: live, every write from seq {seq} on can be chosen; {} bytes compared, {} sent",
+            self.p.name,
+            self.counts.compared.load(Ordering::Relaxed),
+            self.counts.sent.load(Ordering::Relaxed)
+        );
+        (state.meta.syncing, state.meta.initial, state.meta.gap) = (false, false, None);
         self.store(&mut state);
         true
     }

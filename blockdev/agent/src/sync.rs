@@ -1,5 +1,8 @@
 //! Copies dirty regions through the ring, in order with live writes.
 //!
+//! Where the appliance can be asked for hashes, regions are compared, and only blocks that differ are sent
+//! ([`crate::compare`]). Everything else is sent as it is:
+//!
 //! A chunk is first read without any lock, to see which of its 4 KiB blocks are zero. Then its range is claimed
 //! like a write's, and seqs are taken while the stripes are locked: Write records for the blocks with data, Zero records
 //! for the rest. When the writes before it have reached the disk, the chunk is read again, data straight into the ring, and
@@ -11,7 +14,9 @@
 //! the claim and nobody has marked everything meanwhile.
 
 use crate::breaks::Break;
+use crate::compare::{Ahead, Compared, Plan};
 use crate::mailbox::{Mail, Mailbox};
+use crate::pace::Pace;
 use crate::ranges::Claim;
 use crate::shared::Shared;
 use afterimage_base::block::BlockError;
@@ -23,14 +28,13 @@ use afterimage_journal::Reservation;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// Regions with data copied as one chunk: long enough for batches, short enough that a live write hardly waits.
-const CHUNK_REGIONS: u64 = 4;
+pub(crate) const CHUNK_REGIONS: u64 = 4;
 /// Regions of a hole sent as one record.
 const HOLE_REGIONS: u64 = 1 << 14;
-/// The sync leaves this part of the ring to live writes.
-const LIVE_SHARE: u64 = 2;
 const WAIT_TICK: Duration = Duration::from_millis(200);
 
 /// What became of a step.
@@ -38,8 +42,10 @@ const WAIT_TICK: Duration = Duration::from_millis(200);
 pub(crate) enum Step {
     /// A chunk was copied.
     Copied,
-    /// There is no room in the ring now, or dirty writers have not left yet.
+    /// There is no room in the ring now, dirty writers have not left yet, or an answer of the appliance is not there.
     Wait,
+    /// It gives way to the guest for so long.
+    Pause(Duration),
     /// Nothing is marked.
     Empty,
     /// The disk cannot be read there; the region stays marked.
@@ -49,16 +55,21 @@ pub(crate) enum Step {
 /// See the module.
 pub(crate) struct Sync {
     shared: Arc<Shared>,
-    mailbox: Arc<Mailbox>,
+    pub(crate) mailbox: Arc<Mailbox>,
     next_claim: u64,
     at: u64,
     failed: bool,
-    buf: AlignedBuf,
+    pub(crate) buf: AlignedBuf,
+    ahead: Ahead,
+    /// A chunk that live writes came to while it was compared.
+    contended: Option<Range<u64>>,
+    pace: Pace,
 }
 
-struct Run {
-    bytes: Range<u64>,
-    zero: bool,
+/// Neighbouring blocks with data, or without.
+pub(crate) struct Run {
+    pub(crate) bytes: Range<u64>,
+    pub(crate) zero: bool,
 }
 
 impl Sync {
@@ -70,6 +81,9 @@ impl Sync {
             at: 0,
             failed: false,
             buf: AlignedBuf::zeroed(chunk),
+            ahead: Ahead::default(),
+            contended: None,
+            pace: Pace::new(Instant::now()),
             shared,
         })
     }
@@ -78,24 +92,57 @@ impl Sync {
     pub(crate) fn step(&mut self) -> Step {
         let shared = Arc::clone(&self.shared);
         let (ring, map) = (&shared.p.ring, &shared.p.map);
-        if shared.p.dirty_writers() != 0 || ring.used_bytes() > ring.capacity_bytes() / LIVE_SHARE {
+        let began = Instant::now();
+        if let Some(rest) = self.pace.pause(began) {
+            return Step::Pause(rest);
+        }
+        let room = self.pace.room(ring.capacity_bytes(), shared.p.requests(), began);
+        if shared.p.dirty_writers() != 0 || ring.used_bytes() > room {
             return Step::Wait;
         }
         let Some(run) = map.run_dirty(self.at, HOLE_REGIONS) else {
             let empty = self.at == 0;
             self.at = 0;
+            self.ahead.restart();
             if !std::mem::take(&mut self.failed) {
                 shared.state().disk_trouble = None;
                 return if empty { Step::Empty } else { self.step_from_start() };
             }
             return Step::Failed;
         };
-        let chunk = self.chunk(run);
+        let plan = match self.contended.take().filter(|c| c.contains(&run.start)) {
+            Some(c) => Plan::Send(run.start..run.end.min(c.end)),
+            None => self.ahead.plan(&shared, &run),
+        };
+        let (chunk, result) = match plan {
+            Plan::Wait => return Step::Wait,
+            Plan::Compare(chunk, theirs) => (chunk.clone(), self.compare(&shared, &chunk, &theirs)),
+            Plan::Send(run) => {
+                let chunk = self.chunk(run);
+                let copied = self.copy(&shared, chunk.clone());
+                (chunk, copied.map(|there| if there { Compared::Done } else { Compared::NoRoom }))
+            }
+        };
         self.at = chunk.end;
-        match self.copy(&shared, chunk) {
-            Ok(true) => Step::Copied,
-            Ok(false) => {
-                self.at = 0;
+        match result {
+            Ok(Compared::Done) => {
+                let bytes = map.region_range(chunk.end - 1).end - map.region_range(chunk.start).start;
+                self.pace.done(
+                    bytes,
+                    began,
+                    Instant::now(),
+                    shared.p.requests(),
+                    shared.sync_rate.load(Ordering::Relaxed),
+                );
+                Step::Copied
+            }
+            Ok(Compared::Contended) => {
+                self.at = chunk.start;
+                self.contended = Some(chunk);
+                Step::Copied
+            }
+            Ok(Compared::NoRoom) => {
+                self.at = chunk.start;
                 Step::Wait
             }
             Err(e) => {
@@ -106,6 +153,13 @@ impl Sync {
                 Step::Copied
             }
         }
+    }
+
+    /// A sync begins (again).
+    pub(crate) fn begin(&mut self) {
+        (self.at, self.failed) = (0, false);
+        self.ahead.restart();
+        self.pace.begin(Instant::now());
     }
 
     fn step_from_start(&self) -> Step {
@@ -130,8 +184,8 @@ impl Sync {
         if len > self.buf.capacity() as u64 {
             return Ok(vec![Run { bytes: bytes.clone(), zero: true }]);
         }
-        self.buf.set_len(usize::try_from(len).unwrap_or(0));
-        self.shared.core.disk.read_at(bytes.start, &mut self.buf)?;
+        let shared = Arc::clone(&self.shared);
+        self.read(&shared, bytes)?;
         let mut runs: Vec<Run> = Vec::new();
         let mut at = bytes.start;
         for block in self.buf.chunks(BLOCK_SIZE) {
@@ -145,6 +199,17 @@ impl Sync {
         Ok(runs)
     }
 
+    /// Fills the buffer with these bytes of the disk, at most a chunk.
+    pub(crate) fn read(&mut self, shared: &Shared, bytes: &Range<u64>) -> Result<(), BlockError> {
+        self.buf.set_len(usize::try_from(bytes.end - bytes.start).unwrap_or(0));
+        shared.core.disk.read_at(bytes.start, &mut self.buf)
+    }
+
+    pub(crate) fn next_claim(&mut self, start: u64, end: u64) -> Claim {
+        self.next_claim += 1;
+        Claim { id: self.next_claim, start, end, dirty: false }
+    }
+
     /// True if the chunk is in the ring, false if there is no room.
     fn copy(&mut self, shared: &Shared, regions: Range<u64>) -> Result<bool, BlockError> {
         let (p, map) = (&shared.p, &shared.p.map);
@@ -156,8 +221,7 @@ impl Sync {
         }
         let epoch = *shared.epoch();
         let (start, end) = shared.core.disk.span(bytes.start, bytes.end - bytes.start);
-        self.next_claim += 1;
-        let claim = Claim { id: self.next_claim, start, end, dirty: false };
+        let claim = self.next_claim(start, end);
         let mut locked = shared.core.ranges.lock(start, end);
         let Some(places) = reserve(shared, &runs) else { return Ok(false) };
         let granted = locked.register(claim, &self.mailbox, 0);
@@ -180,7 +244,7 @@ impl Sync {
         copied.map(|_| true)
     }
 
-    fn wait_for_claim(&self) {
+    pub(crate) fn wait_for_claim(&self) {
         let mut mail = Vec::new();
         while !mail.contains(&Mail::Granted(0)) {
             self.mailbox.wait(WAIT_TICK);
@@ -227,17 +291,22 @@ impl Sync {
     }
 }
 
-fn reserve<'a>(shared: &'a Shared, runs: &[Run]) -> Option<Vec<Reservation<'a>>> {
+/// Seqs and places for copies, with the stripes of their range locked; all or none.
+pub(crate) fn reserve<'a>(shared: &'a Shared, runs: &[Run]) -> Option<Vec<Reservation<'a>>> {
     let mut places = Vec::with_capacity(runs.len());
     for run in runs {
         let len = run.bytes.end - run.bytes.start;
         let (kind, payload) = if run.zero { (Kind::Zero, 0) } else { (Kind::Write, usize::try_from(len).ok()?) };
         places.push(shared.p.ring.reserve(kind, FLAG_SYNC, run.bytes.start, len, payload).ok()?);
     }
+    for run in runs {
+        let len = run.bytes.end - run.bytes.start;
+        shared.counts.sent.fetch_add(if run.zero { 0 } else { len }, Ordering::Relaxed);
+    }
     Some(places)
 }
 
-fn is_zero(block: &[u8]) -> bool {
+pub(crate) fn is_zero(block: &[u8]) -> bool {
     // SAFETY: any bytes are a valid u128.
     let (head, middle, tail) = unsafe { block.align_to::<u128>() };
     head.iter().all(|b| *b == 0) && middle.iter().all(|w| *w == 0) && tail.iter().all(|b| *b == 0)

@@ -6,4 +6,6 @@ mod order;
 mod overflow;
 mod power;
 mod restart;
+mod resync;
 mod trouble;
+mod verify;

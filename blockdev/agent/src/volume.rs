@@ -1,13 +1,14 @@
 //! A protected volume, as the tools see it.
 
 use crate::api::{
-    AgentConfig, AgentError, IntentConfig, PointError, RecoveryReport, VolumeConfig, VolumeState, VolumeStatus,
+    AgentConfig, AgentError, IntentConfig, PointError, RecoveryReport, SyncStatus, VolumeConfig, VolumeState,
+    VolumeStatus,
 };
 use crate::device::{Core, Device};
 use crate::intent::{Intent, clear};
 use crate::machine::Mode;
 use crate::open::{self, Opened};
-use crate::shared::{Shared, State};
+use crate::shared::{MANY_CUTS, Shared, State};
 use crate::sync::Sync;
 use crate::{keeper, sender};
 use afterimage_base::block::BlockDevice;
@@ -149,6 +150,8 @@ impl Volume {
         let (ring_used, dirty_bytes) = (ring.used_bytes(), p.map.dirty_bytes());
         let seq_acked = ring.next().saturating_sub(1);
         let seq_durable = shared.durable.load(Ordering::Acquire).min(seq_acked);
+        let sync = self.sync_status(&state, dirty_bytes);
+        let gap = shared.gap(&state).filter(|_| shown != VolumeState::Live);
         VolumeStatus {
             name: p.name.clone(),
             id: shared.id,
@@ -168,11 +171,35 @@ impl Volume {
             intent_syncs: p.intent.as_ref().map_or(0, |i| i.map.syncs()),
             sync_done_bytes: if state.mode == Mode::Sync { state.sync_total.saturating_sub(dirty_bytes) } else { 0 },
             sync_total_bytes: if state.mode == Mode::Sync { state.sync_total } else { 0 },
+            sync,
+            gap_since: gap.as_ref().map(|g| g.since),
+            gap_reason: gap.and_then(|g| g.why),
             connected: shared.connected.load(Ordering::Acquire),
             writes,
             write_bytes,
             recovered: self.recovered.clone(),
         }
+    }
+
+    /// Bytes of the disk that a sync may deal with in a second; 0 lets it find out by itself how much the guest leaves it.
+    pub fn set_sync_rate(&self, bytes_per_second: u64) {
+        self.shared.sync_rate.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    fn sync_status(&self, state: &State, dirty: u64) -> Option<SyncStatus> {
+        if state.mode != Mode::Sync {
+            return None;
+        }
+        let (done, counts) = (state.sync_total.saturating_sub(dirty), &self.shared.counts);
+        let nanos = state.sync_began.elapsed().as_nanos().max(1);
+        Some(SyncStatus {
+            done_bytes: done,
+            total_bytes: state.sync_total,
+            compared_bytes: counts.compared.load(Ordering::Relaxed),
+            sent_bytes: counts.sent.load(Ordering::Relaxed),
+            rate: u64::try_from(u128::from(done) * 1_000_000_000 / nanos).unwrap_or(u64::MAX),
+            cuts: state.cuts,
+        })
     }
 
     /// Age in seconds of the oldest thing that the appliance lacks.
@@ -246,13 +273,22 @@ impl Volume {
         }
     }
 
-    #[cfg(test)]
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 }
 
 fn reason(state: &State, shown: VolumeState, closed: Option<String>) -> Option<String> {
+    let cuts = (state.cuts >= MANY_CUTS).then(|| {
+        format!(
+            "the ring was full {} times before the resync could end: the guest writes faster than the appliance takes",
+            state.cuts
+        )
+    });
+    let closed = match (closed, cuts) {
+        (Some(a), Some(b)) => Some(format!("{a}; {b}")),
+        (a, b) => a.or(b),
+    };
     let trouble = state.disk_trouble.clone().or_else(|| state.refused.clone());
     let why = if shown == VolumeState::Live { None } else { closed };
     trouble.or_else(|| match (why, state.appliance_note.clone()) {

@@ -120,14 +120,16 @@ impl<'a> Comparer<'a> {
         }
         self.places.clear();
         for (count, place) in &self.runs {
-            self.places.extend((0..*count).map(|i| if place.is_zero() { *place } else { place.advance(i).unwrap_or(*place) }));
+            self.places
+                .extend((0..*count).map(|i| if place.is_zero() { *place } else { place.advance(i).unwrap_or(*place) }));
         }
         let mut hashes = Vec::with_capacity(self.places.len());
         for places in self.places.chunks(BATCH) {
             self.bytes.resize(places.len() * BLOCK_SIZE, 0);
             self.shared.store.read_blocks(places, &mut self.bytes).map_err(|e| e.to_string())?;
             let each = places.iter().zip(self.bytes.chunks_exact(BLOCK_SIZE));
-            hashes.extend(each.map(|(place, b)| if place.is_zero() { self.hasher.zero() } else { self.hasher.hash(b) }));
+            hashes
+                .extend(each.map(|(place, b)| if place.is_zero() { self.hasher.zero() } else { self.hasher.hash(b) }));
         }
         Ok(Told::Each(hashes))
     }

@@ -34,7 +34,9 @@ fn expected(image: &[u8], q: &HashQuery) -> Told {
 }
 
 fn records() -> Vec<Write1> {
-    let write = |seq, offset: u64, len: u64, byte| record(Kind::Write, seq, offset, len, vec![byte; usize::try_from(len).unwrap()]);
+    let write = |seq, offset: u64, len: u64, byte| {
+        record(Kind::Write, seq, offset, len, vec![byte; usize::try_from(len).unwrap()])
+    };
     vec![
         record(Kind::Gap, 1, 0, 0, Vec::new()),
         write(2, 0, 3 * 4096, 1),
@@ -58,7 +60,9 @@ fn every_range_at_every_seq_is_answered_as_the_model_says() {
     agent.wait(7).unwrap();
     for round in 0..2 {
         for seq in 1..=7u64 {
-            for (offset, len) in [(0, SIZE), (0, 4096), (4096, 8192), (20 * 4096, 4 * 4096), (24 * 4096, SIZE - 24 * 4096)] {
+            for (offset, len) in
+                [(0, SIZE), (0, 4096), (4096, 8192), (20 * 4096, 4 * 4096), (24 * 4096, SIZE - 24 * 4096)]
+            {
                 id += 1;
                 let q = query(id, seq, offset, len);
                 assert_eq!(ask(&mut agent, &q), expected(&images[usize::try_from(seq).unwrap()], &q), "{q:?}");

@@ -221,7 +221,15 @@ mod tests {
         for good in [query(0, 4096), query(4096, 4 << 20), query(8 << 20, 777), query((8 << 20) - 4096, 4096 + 777)] {
             assert_eq!(HashQuery::decode(&good.encode(), SIZE), Ok(good));
         }
-        let bad = [(1, 4096), (0, 0), (0, 4097), (0, (4 << 20) + 4096), (8 << 20, 778), (8 << 20, 700), (u64::MAX - 4095, 4096)];
+        let bad = [
+            (1, 4096),
+            (0, 0),
+            (0, 4097),
+            (0, (4 << 20) + 4096),
+            (8 << 20, 778),
+            (8 << 20, 700),
+            (u64::MAX - 4095, 4096),
+        ];
         for (offset, len) in bad {
             assert!(HashQuery::decode(&query(offset, len).encode(), SIZE).is_err(), "{offset}+{len}");
         }

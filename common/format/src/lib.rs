@@ -19,8 +19,8 @@
 //! | [`codec`] | the bounds-checked reader and writer that all formats are built with |
 
 pub mod codec;
-pub mod compare;
 pub mod commit;
+pub mod compare;
 pub mod dirtymap;
 pub mod intent;
 pub mod layer;

@@ -5,6 +5,7 @@ use crate::lines::{LineError, LineReader, MAX_REPLY, write_line};
 use crate::protocol::{
     DiffEnd, Envelope, Extents, Failure, PointInfo, PointList, Position, Reply, Request, Status, VERSION,
 };
+use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use crate::when::When;
 use serde::de::DeserializeOwned;
 use std::io::{self, Write};
@@ -170,6 +171,26 @@ impl ControlClient {
             }
             let part: Extents = serde_json::from_value(value).map_err(ClientError::Answer)?;
             part.extents.iter().for_each(|(offset, len)| each(*offset, *len));
+        }
+    }
+
+    /// See [`Request::Verify`]. `each` gets the progress.
+    ///
+    /// # Errors
+    /// If the volume cannot be verified now.
+    pub fn verify(
+        &mut self,
+        volume: &str,
+        options: VerifyOptions,
+        mut each: impl FnMut(VerifyProgress),
+    ) -> Result<VerifyReport, ClientError> {
+        self.send(Request::Verify { volume: volume.to_owned(), options })?;
+        loop {
+            let (value, more) = self.receive_value()?;
+            if !more {
+                return serde_json::from_value(value).map_err(ClientError::Answer);
+            }
+            each(serde_json::from_value(value).map_err(ClientError::Answer)?);
         }
     }
 

@@ -9,6 +9,7 @@
 //! | [`units`] | sizes, durations and times as people write them |
 //! | [`protocol`] | requests and replies of the control socket, and the shapes that `--json` prints |
 //! | [`server`], [`client`] | the two ends of that socket |
+//! | [`verify`] | what a verification is asked for and finds |
 //! | [`lines`], [`fdpass`] | its lines and its file descriptors |
 //! | [`schedule`] | when automatic points are due |
 
@@ -19,4 +20,5 @@ pub mod protocol;
 pub mod schedule;
 pub mod server;
 pub mod units;
+pub mod verify;
 pub mod when;

@@ -22,6 +22,7 @@
 //! added within a version; readers ignore those that they do not know.
 
 use crate::units::Time;
+use crate::verify::VerifyOptions;
 use crate::when::When;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -77,6 +78,15 @@ pub enum Request {
         from: When,
         /// The later one.
         to: When,
+    },
+    /// Parts of [`VerifyProgress`](crate::verify::VerifyProgress) with `more`, then
+    /// [`VerifyReport`](crate::verify::VerifyReport). Ends when the client goes away.
+    Verify {
+        /// Name of the volume.
+        volume: String,
+        /// What and how.
+        #[serde(flatten)]
+        options: VerifyOptions,
     },
     /// [`Position`]; after one byte of the client this connection speaks NBD for the volume as it was.
     Nbd {
@@ -269,6 +279,12 @@ pub struct VolumeStatus {
     pub ring_used: u64,
     /// Bytes that the initial sync or resync has still to copy.
     pub dirty_bytes: u64,
+    /// The initial sync or resync that goes on; null if none does.
+    #[serde(default)]
+    pub sync: Option<SyncInfo>,
+    /// The gap that goes on; null if none does.
+    #[serde(default)]
+    pub gap: Option<GapNow>,
     /// Recovery points that can be chosen.
     pub points: u64,
     /// Bytes that the history takes in the store.
@@ -281,6 +297,32 @@ pub struct VolumeStatus {
     pub first_time: Option<Time>,
     /// Time of the newest durable write.
     pub durable_time: Option<Time>,
+}
+
+/// How far an initial sync or a resync is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncInfo {
+    /// Bytes of the disk that are done.
+    pub done_bytes: u64,
+    /// All bytes that were dirty when it began.
+    pub total_bytes: u64,
+    /// Bytes of the disk that were compared with the appliance's by hash.
+    pub compared_bytes: u64,
+    /// Bytes of blocks that were sent.
+    pub sent_bytes: u64,
+    /// Bytes of the disk done a second, since it began.
+    pub bytes_per_second: u64,
+    /// How often a full ring has cut it off since the volume was live.
+    pub cuts: u32,
+}
+
+/// The gap that goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapNow {
+    /// When it began.
+    pub since: Time,
+    /// Why; null if that is not known any more.
+    pub reason: Option<String>,
 }
 
 /// Recovery points of a volume, and the window within which any write can be chosen.

@@ -5,6 +5,7 @@ use crate::lines::{LineError, LineReader, MAX_REQUEST, write_line};
 use crate::protocol::{
     Code, DiffEnd, Envelope, Extents, Failure, PointInfo, PointList, Position, Reply, Request, Status, VERSION,
 };
+use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use crate::when::When;
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -59,6 +60,20 @@ pub trait Site: Send + Sync + 'static {
     /// # Errors
     /// As [`When::resolve`], or if the store cannot be read.
     fn diff(&self, volume: &str, from: &When, to: &When) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure>;
+
+    /// Compares disk and newest history while the guest goes on. `each` hears of the progress and ends it with `false`.
+    ///
+    /// # Errors
+    /// [`Code::NotReady`] if the volume is not live, or there is no disk or no appliance here.
+    fn verify(
+        &self,
+        volume: &str,
+        options: &VerifyOptions,
+        each: &mut dyn FnMut(VerifyProgress) -> bool,
+    ) -> Result<VerifyReport, Failure> {
+        let _ = (options, each);
+        Err(Failure::new(Code::NotReady, format!("this process has no disk of volume {volume} to verify")))
+    }
 
     /// Opens a volume as it was, to be served.
     ///
@@ -226,6 +241,7 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
             Ok(Request::CreatePoint { volume, name }) => finish(&stream, site.create_point(&volume, &name))?,
             Ok(Request::Resolve { volume, at }) => finish(&stream, site.resolve(&volume, &at))?,
             Ok(Request::Diff { volume, from, to }) => diff(&stream, site.diff(&volume, &from, &to))?,
+            Ok(Request::Verify { volume, options }) => verify(&stream, site, &volume, &options)?,
             Ok(Request::Watch { interval_ms }) => {
                 return watch(&stream, shared, site, Duration::from_millis(interval_ms).max(MIN_INTERVAL));
             }
@@ -280,6 +296,25 @@ fn diff(stream: &UnixStream, result: Result<(DiffEnd, Vec<(u64, u64)>), Failure>
         answer(stream, &Extents { extents: part.to_vec() }, true)?;
     }
     answer(stream, &end, false)
+}
+
+/// Between two lines of progress.
+const PROGRESS: Duration = Duration::from_millis(200);
+
+fn verify(stream: &UnixStream, site: &dyn Site, volume: &str, options: &VerifyOptions) -> Result<(), LineError> {
+    let mut said = std::time::Instant::now();
+    let mut gone = None;
+    let report = site.verify(volume, options, &mut |progress| {
+        if said.elapsed() >= PROGRESS {
+            said = std::time::Instant::now();
+            gone = answer(stream, &progress, true).err();
+        }
+        gone.is_none()
+    });
+    match gone {
+        Some(e) => Err(e),
+        None => finish(stream, report),
+    }
 }
 
 type OpenResult = Result<(Position, Box<dyn Opened>), Failure>;

@@ -50,6 +50,8 @@ fn toy_volume() -> VolumeStatus {
         ring_bytes: 64 << 20,
         ring_used: 4096,
         dirty_bytes: 0,
+        sync: None,
+        gap: None,
         points: 1,
         stored_bytes: 1,
         logical_bytes: 2,

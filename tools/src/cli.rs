@@ -2,6 +2,7 @@
 
 use crate::restore::Format;
 use crate::show::Goal;
+use crate::verify::parse_range;
 use afterimage_mgmt::units::{parse_duration, parse_size};
 use afterimage_mgmt::when::When;
 use afterimage_nbd::Address;
@@ -42,6 +43,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Wait until a volume is live or durable
     Wait(WaitArgs),
+    /// Compare a volume's disk with its newest history, while the guest goes on
+    Verify(VerifyArgs),
     /// Verify a data folder that is not in use: every checksum, seal and reference
     Check(CheckArgs),
     /// Look into the files of a data folder, read-only
@@ -97,6 +100,9 @@ pub struct UpArgs {
     /// How the disks are used
     #[arg(long, value_enum, default_value = "writeback")]
     pub cache: Cache,
+    /// Bytes of a disk that a sync may deal with in a second; 0 gives way to the guest by itself
+    #[arg(long, default_value = "0", value_parser = parse_size, value_name = "SIZE")]
+    pub sync_rate: u64,
     /// Time between automatic points; 0 makes none
     #[arg(long, default_value = "5m", value_parser = parse_duration, value_name = "TIME")]
     pub point_every: Duration,
@@ -232,6 +238,28 @@ pub struct WaitArgs {
     /// Give up after this time
     #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub timeout: Option<Duration>,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The volume
+    pub volume: String,
+    /// Only this part of the disk, such as 1GiB+64MiB
+    #[arg(long, value_parser = parse_range, value_name = "OFFSET+LENGTH")]
+    pub range: Option<(u64, u64)>,
+    /// Copy what differs from the disk to the appliance: a gap in the history begins
+    #[arg(long)]
+    pub repair: bool,
+    /// Bytes of the disk a second; 0 gives way to the guest by itself
+    #[arg(long, default_value = "0", value_parser = parse_size, value_name = "SIZE")]
+    pub rate: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `check`.

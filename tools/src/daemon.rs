@@ -43,6 +43,8 @@ pub struct Settings {
     pub ring: u64,
     /// How the disks are used.
     pub cache: CacheMode,
+    /// Bytes of a disk that a sync may deal with in a second; 0 for automatic.
+    pub sync_rate: u64,
     /// Time between automatic points.
     pub point_every: Option<Duration>,
     /// Whether there is a journal and an appliance at all.
@@ -95,6 +97,7 @@ fn open_protected(data: &DataDir, settings: &Settings, socket: PathBuf) -> Resul
             cache: settings.cache,
         };
         let volume = agent.add_volume(config).map_err(|e| Problem::failed(e.to_string()))?;
+        volume.set_sync_rate(settings.sync_rate);
         served.push(Served::Protected(volume));
     }
     Ok((agent, served))

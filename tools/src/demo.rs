@@ -129,6 +129,7 @@ impl<'a> Demo<'a> {
             window: Duration::from_secs(24 * 3600),
             ring: 16 << 20,
             cache: CacheMode::Writeback,
+            sync_rate: 0,
             point_every: None,
             protect: true,
             key: KeySource::File(data.path().join("vault/key")),

@@ -8,6 +8,7 @@
 //! | [`data`] | the data folder: lock and version |
 //! | [`show`], [`restore`], [`export`] | the user's commands |
 //! | [`check`], [`dump`], [`ring_file`] | verification of, and a look into, the files of a data folder |
+//! | [`verify`] | `afterimage verify`, both ends |
 //! | [`demo`] | `afterimage demo` |
 //! | [`load`] | the load generator and its judgement |
 //! | [`image`] | a volume as it was, read as a whole |
@@ -34,3 +35,4 @@ pub mod show;
 pub mod signals;
 pub mod site;
 pub mod up;
+pub mod verify;

@@ -2,7 +2,8 @@
 
 use afterimage::cli::{Cli, Command, DataArgs, PointCommand};
 use afterimage::problem::Problem;
-use afterimage::{check, data, demo, dump, export, restore, show, up};
+use afterimage::{check, data, demo, dump, export, restore, show, up, verify};
+use afterimage_mgmt::verify::VerifyOptions;
 use afterimage_nbd::Address;
 use clap::Parser;
 use std::path::PathBuf;
@@ -35,6 +36,10 @@ fn run(command: Command) -> Result<(), Problem> {
         }
         Command::Diff(a) => show::diff(&folder(a.data)?, &a.volume, &a.from, &a.to, a.json),
         Command::Wait(a) => show::wait(&folder(a.data)?, &a.volume, a.goal, a.timeout),
+        Command::Verify(a) => {
+            let options = VerifyOptions { range: a.range, repair: a.repair, rate: a.rate };
+            verify::run(&folder(a.data)?, &a.volume, &options, a.json)
+        }
         Command::Check(a) => check::run(&folder(a.data)?, &a.key, a.json),
         Command::Dump(a) => dump::run(&folder(a.data)?, a.what, a.which.as_deref(), a.json),
         Command::Demo(a) => demo::run(a.keep),

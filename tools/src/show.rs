@@ -2,7 +2,7 @@
 
 use crate::problem::Problem;
 use afterimage_mgmt::client::ControlClient;
-use afterimage_mgmt::protocol::{PointList, State, Status, VolumeStatus};
+use afterimage_mgmt::protocol::{PointList, State, Status, SyncInfo, VolumeStatus};
 use afterimage_mgmt::units::{Time, format_duration, format_size};
 use afterimage_mgmt::when::When;
 use serde::Serialize;
@@ -92,11 +92,32 @@ fn status_text(status: &Status) -> String {
         if let Some(reason) = &v.reason {
             let _ = writeln!(out, "{}: {reason}", v.name);
         }
+        if let Some(gap) = &v.gap {
+            let why = gap.reason.as_deref().unwrap_or("the reason is not known any more");
+            let _ = writeln!(out, "{}: a gap in the history since {}: {why}", v.name, gap.since.short());
+        }
+        if let Some(s) = &v.sync {
+            let _ = writeln!(out, "{}: {}", v.name, sync(s));
+        }
         if !v.connected && !matches!(v.state, State::Unprotected | State::Offline) {
             let _ = writeln!(out, "{}: not connected to the appliance", v.name);
         }
     }
     out
+}
+
+/// How far a sync is, in one phrase.
+fn sync(s: &SyncInfo) -> String {
+    let left = s.total_bytes.saturating_sub(s.done_bytes).checked_div(s.bytes_per_second);
+    let left = left.map_or_else(String::new, |t| format!(", {} left", format_duration(Duration::from_secs(t.max(1)))));
+    format!(
+        "{} of {} done at {}/s{left}; {} compared, {} sent",
+        format_size(s.done_bytes),
+        format_size(s.total_bytes),
+        format_size(s.bytes_per_second),
+        format_size(s.compared_bytes),
+        format_size(s.sent_bytes)
+    )
 }
 
 /// `afterimage status`.

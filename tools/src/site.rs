@@ -8,11 +8,13 @@ use afterimage_appliance::history::timeline::{Wish, WishError};
 use afterimage_appliance::{Appliance, ApplianceError, VolumeInfo};
 use afterimage_base::block::BlockDevice;
 use afterimage_mgmt::protocol::{
-    Code, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, State, Status, VERSION, VolumeStatus, Window,
+    Code, DiffEnd, Failure, GapInfo, GapNow, PointInfo, PointList, Position, State, Status, SyncInfo, VERSION,
+    VolumeStatus, Window,
 };
 use afterimage_mgmt::schedule::{Schedule, Seen};
 use afterimage_mgmt::server::{Opened, Site};
 use afterimage_mgmt::units::Time;
+use afterimage_mgmt::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use afterimage_mgmt::when::{Timeline, When, check_point_name};
 use afterimage_nbd::{Address, Export, ExportTable, Limits, Listen, Server, Stop, serve_connection};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -286,6 +288,8 @@ fn blank(name: &str, path: &Path, size: u64, state: State) -> VolumeStatus {
         ring_bytes: 0,
         ring_used: 0,
         dirty_bytes: 0,
+        sync: None,
+        gap: None,
         points: 0,
         stored_bytes: 0,
         logical_bytes: 0,
@@ -304,6 +308,15 @@ fn with_agent(volume: &Volume) -> VolumeStatus {
     (out.seq_acked, out.seq_durable) = (s.seq_acked, s.seq_durable);
     (out.lag_seconds, out.lag_bytes) = (s.lag_seconds, s.lag_bytes);
     (out.ring_bytes, out.ring_used, out.dirty_bytes) = (s.ring_bytes, s.ring_used, s.dirty_bytes);
+    out.sync = s.sync.map(|s| SyncInfo {
+        done_bytes: s.done_bytes,
+        total_bytes: s.total_bytes,
+        compared_bytes: s.compared_bytes,
+        sent_bytes: s.sent_bytes,
+        bytes_per_second: s.rate,
+        cuts: s.cuts,
+    });
+    out.gap = s.gap_since.map(|since| GapNow { since: Time(since), reason: s.gap_reason });
     out
 }
 
@@ -456,6 +469,15 @@ impl Site for Local {
         }
         let extents = appliance.diff(volume, from.seq, to.seq).map_err(|e| failure(Some(e)))?;
         Ok((DiffEnd { volume: volume.to_owned(), from: from.seq, to: to.seq }, extents))
+    }
+
+    fn verify(
+        &self,
+        volume: &str,
+        options: &VerifyOptions,
+        each: &mut dyn FnMut(VerifyProgress) -> bool,
+    ) -> Result<VerifyReport, Failure> {
+        crate::verify::serve(self.protected(volume)?, options, each)
     }
 
     fn open(&self, volume: &str, at: &When, writable: bool) -> Result<(Position, Box<dyn Opened>), Failure> {

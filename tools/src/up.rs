@@ -211,6 +211,7 @@ pub fn run(args: UpArgs) -> Result<(), Problem> {
             Cache::Writeback => CacheMode::Writeback,
             Cache::None => CacheMode::None,
         },
+        sync_rate: args.sync_rate,
         point_every: Some(args.point_every).filter(|d| !d.is_zero()),
         protect: !args.no_protect,
         key: key_source(&args.key, data.path())?,

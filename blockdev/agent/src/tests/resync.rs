@@ -192,7 +192,7 @@ fn a_comparison_without_the_claim_sends_what_is_old() {
         };
         volume.shared().core.disk.faults.set(Some(Box::new(hook)));
         thread::scope(|scope| {
-            scope.spawn(|| write(&volume, 0, &[0x77; 256 << 10]));
+            scope.spawn(|| write(&volume, 0, &vec![0x77; 256 << 10]));
             wait(&volume, |s| submitted.load(Ordering::SeqCst) && s.seq_durable == s.seq_acked);
             volume.shared().p.map.mark(0, lab.size);
             volume.shared().p.close("the test closes it");

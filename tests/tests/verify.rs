@@ -27,7 +27,8 @@ fn behind_the_back(lab: &Lab, offset: u64) {
 fn a_disk_is_compared_with_its_history_while_it_is_written() {
     let lab = Lab::with(SIZE, &["--ring", "256MiB"]);
     let load = ours("afterimage-load").args(["run", "--uri", &lab.uri(), "--journal"]).arg(lab.path("journal"));
-    let load = load.args(["--duration", "6s", "--connections", "2", "--depth", "16", "--max-size", "64KiB", "--rate", "2000"]);
+    let load =
+        load.args(["--duration", "6s", "--connections", "2", "--depth", "16", "--max-size", "64KiB", "--rate", "2000"]);
     let mut load = Process::start(load.into_command(), &lab.path("load.log"));
     lab.daemon.wait_volume(DISK, "written to", |v| number(v, "seq_acked") > 100);
     for options in [&[][..], &["--range", "1MiB+5000"], &["--rate", "40MiB"]] {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | the guest is idle | half | none |
 //! | the guest is busy (a request in the last 200 ms) | an eighth | three times what the chunk took, at most 100 ms |
-//! | nothing was copied for a second | all of it | - |
+//! | nothing was copied for a second | three quarters | - |
 //! | a rate is set | as above | what the rate says |
 //!
 //! So beside a busy guest it takes a quarter of one thread's time, live writes find most of the ring empty, and a ring that
@@ -54,7 +54,7 @@ impl Pace {
     /// How much of a ring of `capacity` bytes may be in use for another chunk to go in.
     pub(crate) fn room(&mut self, capacity: u64, requests: u64, now: Instant) -> u64 {
         if now.saturating_duration_since(self.last) >= STARVED {
-            return capacity;
+            return capacity / 4 * 3;
         }
         capacity / if self.busy(requests, now) { BUSY_SHARE } else { IDLE_SHARE }
     }
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(pace.pause(now + 1000 * MS), Some(LONGEST_PAUSE));
         let late = now + 1000 * MS + BUSY;
         assert_eq!(pace.room(800, 7, late), 400, "idle again");
-        assert_eq!(pace.room(800, 7, late + STARVED), 800, "starved");
+        assert_eq!(pace.room(800, 7, late + STARVED), 600, "starved");
         pace.begin(late + STARVED);
         assert_eq!(pace.room(800, 7, late + STARVED), 400);
     }

@@ -404,6 +404,32 @@ fn a_restart_inside_a_sync_goes_on_where_it_was() {
     assert_eq!(lab.appliance.kept().gaps().len(), 2);
 }
 
+/// A ring that is full again and again before the resync can end is said, and forgotten when it has ended.
+#[test]
+fn a_resync_that_is_cut_off_again_and_again_says_so() {
+    let mut lab = Lab::new(4 * MIB);
+    lab.ring_bytes = 64 * MIB;
+    let (_agent, volume) = lab.open();
+    one_percent(&lab, &volume);
+    let since = volume.status().gap_since.unwrap();
+    set(&lab, Answers::Silence);
+    come_back(&lab);
+    for cuts in 0..4 {
+        let status = wait(&volume, |s| s.sync.is_some_and(|s| s.cuts == cuts));
+        assert_eq!(status.reason.unwrap().contains("full 3 times"), cuts == 3);
+        assert_eq!(status.gap_since, Some(since), "it is one gap for the user");
+        assert_eq!(status.gap_reason.as_deref(), Some("the test closes it"));
+        if cuts < 3 {
+            volume.shared().p.close("the ring is full");
+        }
+    }
+    set(&lab, Answers::Right);
+    lab.appliance.cut();
+    lab.settle(&volume);
+    assert_eq!(volume.status().reason, None);
+    assert!(volume.status().sync.is_none() && volume.status().gap_since.is_none());
+}
+
 /// Every way of answering, changing all the time, beside a load, cuts and a ring that is too small.
 #[test]
 fn whatever_the_appliance_answers_disk_and_history_agree_in_the_end() {

@@ -19,8 +19,8 @@ fn verify(lab: &Lab, exit: i32, options: &[&str]) -> Value {
 }
 
 fn behind_the_back(lab: &Lab, offset: u64) {
-    let disk = std::fs::File::options().write(true).open(&lab.image).unwrap();
-    disk.write_all_at(b"not by the guest", offset).unwrap();
+    let disk = std::fs::File::options().write(true).open(&lab.image).expect("open the disk");
+    disk.write_all_at(b"not by the guest", offset).expect("write to the disk");
 }
 
 #[test]
@@ -61,12 +61,14 @@ fn kills_inside_a_whole_comparison_leave_disk_and_history_equal() {
     let mut chance = Chance::seeded();
     let mut lab = Lab::with(SIZE, &["--sync-rate", "30MiB", "--ring", "64MiB"]);
     let source = lab.path("source");
-    std::fs::write(&source, Chance::seeded().bytes(usize::try_from(SIZE).unwrap())).unwrap();
+    std::fs::write(&source, Chance::seeded().bytes(usize::try_from(SIZE).expect("it fits"))).expect("write a file");
     tool("nbdcopy").arg("--flush").arg(&source).arg(lab.uri()).run();
     lab.daemon.wait_live(DISK);
     lab.daemon.wait_durable(DISK);
     lab.daemon.kill();
-    std::fs::remove_file(lab.daemon.data().join("agent").join(DISK).join("ring")).unwrap();
+    for file in ["ring", "intent"] {
+        std::fs::remove_file(lab.daemon.data().join("agent").join(DISK).join(file)).expect("remove a file");
+    }
     behind_the_back(&lab, 1_000_000);
     behind_the_back(&lab, 60_000_000);
     let mut least = SIZE;

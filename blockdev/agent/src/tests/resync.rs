@@ -143,7 +143,9 @@ fn after_a_lost_ring_the_whole_disk_is_compared_and_hardly_anything_sent() {
     lab.settle(&volume);
     agent.stop(Duration::from_secs(30));
     drop((agent, volume));
-    std::fs::remove_file(lab.dir.path().join("agent/vol/ring")).unwrap();
+    for file in ["ring", "intent"] {
+        std::fs::remove_file(lab.dir.path().join("agent/vol").join(file)).unwrap();
+    }
     // A power cut may lose what the appliance has, and what it does not.
     let disk = std::fs::File::options().write(true).open(lab.disk()).unwrap();
     disk.write_all_at(&[9; 5000], 3 * MIB + 100).unwrap();

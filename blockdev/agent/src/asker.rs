@@ -6,11 +6,12 @@
 //! bounded whatever the appliance does. It may answer only what was asked, once, with the number of hashes
 //! asked for. With the end of a session all its questions are lost and can be asked again in the next.
 
+use afterimage_base::world;
+use afterimage_base::world::sync::Condvar;
 use afterimage_format::compare::{BlockHasher, HashQuery, Hashes, MAX_HASHES, MAX_QUERIES, Told};
-use ring::rand::{SecureRandom, SystemRandom};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A question without answer for so long counts as answered with "cannot tell".
@@ -75,7 +76,7 @@ impl Asker {
             known: BTreeMap::new(),
             out: VecDeque::new(),
         };
-        Asker { inner: Mutex::new(inner), changed: Condvar::new() }
+        Asker { inner: Mutex::new(inner), changed: Condvar::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -85,11 +86,10 @@ impl Asker {
     /// A session begins, with a key of its own.
     pub(crate) fn begin(&self, knows_hashes: bool) {
         let mut inner = self.lock();
-        let mut key = [0; 32];
         // Without randomness nothing is compared, as with an old appliance.
-        let random = SystemRandom::new().fill(&mut key).is_ok();
-        inner.hasher = Arc::new(BlockHasher::new(key));
-        inner.reach = if knows_hashes && random { Reach::Open } else { Reach::Old };
+        let key = world::random_array();
+        inner.reach = if knows_hashes && key.is_ok() { Reach::Open } else { Reach::Old };
+        inner.hasher = Arc::new(BlockHasher::new(key.unwrap_or_default()));
         self.changed.notify_all();
     }
 
@@ -124,7 +124,7 @@ impl Asker {
         inner.next += 1;
         inner.known.insert(id, Question { blocks, dropped: false, told: None });
         inner.out.push_back(query);
-        Some(Ticket { asker: Arc::clone(self), id, asked: Instant::now(), hasher })
+        Some(Ticket { asker: Arc::clone(self), id, asked: world::now(), hasher })
     }
 
     /// What the sender has to send next.
@@ -155,7 +155,7 @@ impl Asker {
 
     /// Waits until something has changed, or for `timeout`.
     pub(crate) fn wait(&self, timeout: Duration) {
-        drop(self.changed.wait_timeout(self.lock(), timeout).unwrap_or_else(PoisonError::into_inner));
+        drop(self.changed.wait_timeout(&self.inner, self.lock(), timeout));
     }
 }
 
@@ -165,7 +165,7 @@ impl Ticket {
         match inner.known.get(&self.id) {
             None => Answer::Lost,
             Some(Question { told: Some(told), .. }) => Answer::Told(told.clone()),
-            Some(_) if self.asked.elapsed() > PATIENCE => Answer::Told(Told::Nothing),
+            Some(_) if world::since(self.asked) > PATIENCE => Answer::Told(Told::Nothing),
             Some(_) => Answer::Pending,
         }
     }

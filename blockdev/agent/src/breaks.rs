@@ -56,6 +56,10 @@ impl Break {
             Break::ClearUndurable => "clear-undurable",
             Break::ClearUnsynced => "clear-unsynced",
             Break::IgnoreRelied => "ignore-relied",
+            Break::ClosedIgnored => "closed-ignored",
+            Break::CompareUnclaimed => "compare-unclaimed",
+            Break::WrongSeq => "wrong-seq",
+            Break::OvertakeWrites => "overtake-writes",
         }
     }
 }

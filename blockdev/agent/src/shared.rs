@@ -104,7 +104,7 @@ impl Shared {
             refused: None,
             appliance_note: None,
             sync_total: p.map.dirty_bytes(),
-            sync_began: Instant::now(),
+            sync_began: world::now(),
             cuts: 0,
             pause: FIRST_PAUSE,
             not_before: world::now(),
@@ -318,7 +318,7 @@ impl Shared {
                 if theirs != 0 {
                     self.since.store(seq, Ordering::Release);
                 }
-                (state.sync_total, state.sync_began) = (self.p.map.dirty_bytes(), Instant::now());
+                (state.sync_total, state.sync_began) = (self.p.map.dirty_bytes(), world::now());
                 self.counts.compared.store(0, Ordering::Relaxed);
                 self.counts.sent.store(0, Ordering::Relaxed);
                 tracing::info!("volume {}: {how} {} dirty bytes, from seq {seq}", self.p.name, state.sync_total);

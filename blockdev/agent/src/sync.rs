@@ -29,7 +29,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Regions with data copied as one chunk: long enough for batches, short enough that a live write hardly waits.
 pub(crate) const CHUNK_REGIONS: u64 = 4;
@@ -83,7 +83,7 @@ impl Sync {
             buf: AlignedBuf::zeroed(chunk),
             ahead: Ahead::default(),
             contended: None,
-            pace: Pace::new(Instant::now()),
+            pace: Pace::new(world::now()),
             shared,
         })
     }
@@ -92,7 +92,7 @@ impl Sync {
     pub(crate) fn step(&mut self) -> Step {
         let shared = Arc::clone(&self.shared);
         let (ring, map) = (&shared.p.ring, &shared.p.map);
-        let began = Instant::now();
+        let began = world::now();
         if let Some(rest) = self.pace.pause(began) {
             return Step::Pause(rest);
         }
@@ -130,7 +130,7 @@ impl Sync {
                 self.pace.done(
                     bytes,
                     began,
-                    Instant::now(),
+                    world::now(),
                     shared.p.requests(),
                     shared.sync_rate.load(Ordering::Relaxed),
                 );
@@ -159,7 +159,7 @@ impl Sync {
     pub(crate) fn begin(&mut self) {
         (self.at, self.failed) = (0, false);
         self.ahead.restart();
-        self.pace.begin(Instant::now());
+        self.pace.begin(world::now());
     }
 
     fn step_from_start(&self) -> Step {

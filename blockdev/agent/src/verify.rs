@@ -22,13 +22,13 @@ use crate::sync::is_zero;
 use crate::volume::Volume;
 use afterimage_base::block::BlockError;
 use afterimage_base::buf::AlignedBuf;
+use afterimage_base::world;
 use afterimage_format::compare::{BlockHash, BlockHasher, MAX_HASHES, Told};
 use afterimage_format::{BLOCK_SHIFT, BLOCK_SIZE};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
@@ -204,7 +204,7 @@ impl Volume {
             mailbox: Arc::new(Mailbox::new().map_err(system)?),
             next_claim: shared.core.number() << 40,
             buf: AlignedBuf::zeroed(usize::try_from(CHUNK).unwrap_or(0)),
-            pace: Pace::new(Instant::now()),
+            pace: Pace::new(world::now()),
             rate: options.rate,
             chunks: VecDeque::new(),
             report: VerifyReport { total: range.end - range.start, ..VerifyReport::default() },
@@ -228,7 +228,7 @@ impl Verifier<'_> {
         let mut at = range.start;
         self.live()?;
         while at < range.end || !self.chunks.is_empty() {
-            let now = Instant::now();
+            let now = world::now();
             let room = self.chunks.len() < WINDOW && at < range.end;
             let read = room && self.pace.pause(now).is_none();
             if read {
@@ -237,7 +237,7 @@ impl Verifier<'_> {
                 let chunk = self.hash(bytes.clone(), 1)?;
                 self.chunks.push_back(chunk);
                 let requests = self.shared.p.requests();
-                self.pace.done(bytes.end - bytes.start, now, Instant::now(), requests, self.rate);
+                self.pace.done(bytes.end - bytes.start, now, world::now(), requests, self.rate);
             }
             self.ask();
             let settled = self.settle()?;
@@ -265,14 +265,14 @@ impl Verifier<'_> {
             Reach::Old => return Err(VerifyError::Old(self.name())),
             Reach::Open => self.away = None,
             Reach::Away => {
-                if self.away.get_or_insert_with(Instant::now).elapsed() > AWAY {
+                if world::since(*self.away.get_or_insert_with(world::now)) > AWAY {
                     return Err(VerifyError::Away(self.name()));
                 }
             }
         }
         self.live()?;
         if self.chunks.is_empty() {
-            thread::sleep(self.pace.pause(Instant::now()).map_or(TICK, |p| p.min(Duration::from_millis(200))));
+            world::sleep(self.pace.pause(world::now()).map_or(TICK, |p| p.min(Duration::from_millis(200))));
         } else {
             self.shared.asker.wait(TICK);
         }

@@ -191,7 +191,7 @@ impl Volume {
             return None;
         }
         let (done, counts) = (state.sync_total.saturating_sub(dirty), &self.shared.counts);
-        let nanos = state.sync_began.elapsed().as_nanos().max(1);
+        let nanos = world::since(state.sync_began).as_nanos().max(1);
         Some(SyncStatus {
             done_bytes: done,
             total_bytes: state.sync_total,

@@ -111,14 +111,15 @@ impl Chance {
     }
 }
 
-fn write_all(volume: &Volume, size: u64, change: bool) -> Result<(), Failed> {
+/// Writes noise, always the same but for a byte of every hundredth block.
+fn write_all(volume: &Volume, size: u64, change: u8) -> Result<(), Failed> {
     let (mut chance, mut queue) = (Chance(7), volume.device().open_queue()?);
     let mut buf = vec![0; 1 << 20];
     for at in (0..size).step_by(1 << 20) {
         chance.fill(&mut buf);
         let first = at / BLOCK as u64;
         for (i, block) in (first..).zip(buf.as_chunks_mut::<BLOCK>().0) {
-            block[0] ^= u8::from(change && i % 100 == 0);
+            block[0] ^= if i % 100 == 0 { change } else { 0 };
         }
         call(&mut *queue, Request::Write { offset: at, data: &buf, fua: false })?;
     }
@@ -176,25 +177,26 @@ fn beside(volume: &Volume, size: u64, what: &str, work: impl FnOnce() -> Result<
     Ok(())
 }
 
-fn leave(link: &Link, volume: &Volume, size: u64) -> Result<(), Failed> {
+fn leave(link: &Link, volume: &Volume, size: u64, round: u8) -> Result<(), Failed> {
     link.away.store(true, Ordering::SeqCst);
     if let Some(close) = &*link.close.lock().map_err(|_| "a lock")? {
         close();
     }
     wait(volume, |s| !s.connected);
     // What fills the ring is sent from there in any case.
-    write_all(volume, size.min(RING + (32 << 20)), false)?;
+    write_all(volume, size.min(RING + (32 << 20)), round - 1)?;
     wait(volume, |s| s.state == VolumeState::Dirty);
-    write_all(volume, size, true)
+    write_all(volume, size, round)
 }
 
-fn resync(link: &Link, volume: &Volume, old: bool, with_guest: bool, size: u64) -> Result<(), Failed> {
-    leave(link, volume, size)?;
+fn resync(link: &Link, volume: &Volume, old: bool, with_guest: bool, (size, round): (u64, u8)) -> Result<(), Failed> {
+    leave(link, volume, size, round)?;
     link.old.store(old, Ordering::SeqCst);
     let dirty = volume.status().dirty_bytes;
     link.away.store(false, Ordering::SeqCst);
     // The ring drains first; from then on it is the sync.
     wait(volume, |s| s.sync.is_some());
+    let rest = volume.status().ring_used;
     let (out, back, start) = (link.out.load(Ordering::Relaxed), link.back.load(Ordering::Relaxed), Instant::now());
     let how = if old { "everything sent" } else { "compared by hash" };
     if with_guest {
@@ -206,11 +208,12 @@ fn resync(link: &Link, volume: &Volume, old: bool, with_guest: bool, size: u64) 
         settled(volume);
     }
     println!(
-        "resync of {} MiB, {how}{}: {:.2} s, {:.1} MiB to the appliance, {:.1} MiB back",
+        "resync of {} MiB, {how}{}: {:.2} s, {:.1} MiB to the appliance ({:.1} MiB of it were in the ring), {:.1} MiB back",
         dirty >> 20,
         if with_guest { ", beside a guest" } else { "" },
         start.elapsed().as_secs_f64(),
         (link.out.load(Ordering::Relaxed) - out) as f64 / 1048576.0,
+        rest as f64 / 1048576.0,
         (link.back.load(Ordering::Relaxed) - back) as f64 / 1048576.0,
     );
     Ok(())
@@ -239,11 +242,11 @@ fn run(dir: &Path, size: u64) -> Result<(), Failed> {
     let config = VolumeConfig { name: "disk".into(), path: disk, ring_bytes: RING, cache: CacheMode::Writeback };
     let volume = agent.add_volume(config)?;
     wait(&volume, |s| s.state == VolumeState::Live);
-    write_all(&volume, size, false)?;
+    write_all(&volume, size, 0)?;
     settled(&volume);
 
-    for old in [true, false] {
-        resync(&link, &volume, old, false, size)?;
+    for (round, old) in [(1, true), (2, false)] {
+        resync(&link, &volume, old, false, (size, round))?;
     }
     let start = Instant::now();
     let report = volume.verify(&VerifyOptions::default(), &mut |_| true)?;
@@ -260,8 +263,8 @@ fn run(dir: &Path, size: u64) -> Result<(), Failed> {
         println!("verify beside a guest: {} bytes differ", report.differing);
         Ok(())
     })?;
-    for old in [true, false] {
-        resync(&link, &volume, old, true, size)?;
+    for (round, old) in [(3, true), (4, false)] {
+        resync(&link, &volume, old, true, (size, round))?;
     }
     let churn = || -> Result<(), Failed> {
         let mut queue = volume.device().open_queue()?;

@@ -88,7 +88,7 @@ fn ingest(images: &[String]) -> Result<()> {
         config.threads = threads.parse()?;
     }
     let appliance = Appliance::start(config.clone())?;
-    let mut stream = UnixStream::connect(&config.listen)?;
+    let mut stream = UnixStream::connect(dir.path().join("sock"))?;
     let size = images.iter().map(|i| std::fs::metadata(i).map_or(0, |m| m.len())).max().unwrap_or(0);
     let hello = Hello {
         oldest: VERSION,

@@ -4,7 +4,7 @@ use crate::collect::{CollectError, CollectReport, Collector, Round, Step};
 use crate::export::parallel::ReadPool;
 use crate::history::timeline::{Choices, Gap, Window, Wish, WishError};
 use crate::history::{HistoryConfig, HistoryError, LayerKeys, PageCache, VolumeHistory};
-use crate::ingest::listen::{Acceptor, Listener, UnixAcceptor};
+use crate::ingest::listen::{Acceptor, Doors, Listener, SocketAcceptor};
 use crate::ingest::replay::{end_open_segments, rebuild_index, replay};
 use crate::ingest::session::Volumes;
 use crate::ingest::volume::{Volume, seal_segments};
@@ -15,6 +15,7 @@ use crate::reduce::pool::Pool;
 use crate::store::{IoHook, Store, StoreError, file_name};
 use crate::vault::{Vault, VaultError};
 use afterimage_base::clock::{Clock, SystemClock};
+use afterimage_base::net::{Endpoint, StreamListener};
 use afterimage_base::world;
 use afterimage_base::world::channel::bounded;
 use afterimage_base::world::sync::LongMutex;
@@ -22,6 +23,7 @@ use afterimage_base::world::thread::{self, JoinHandle};
 use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta};
 use afterimage_format::wire::Hello;
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,10 +40,12 @@ const MAINTENANCE: Duration = Duration::from_millis(250);
 pub struct ApplianceConfig {
     /// The vault's folder.
     pub dir: PathBuf,
-    /// Path of the unix socket for agents.
-    pub listen: PathBuf,
-    /// Where agents come from, instead of that socket.
+    /// Where agents connect.
+    pub listen: Vec<Endpoint>,
+    /// Where agents come from besides.
     pub acceptor: Option<Arc<dyn Acceptor>>,
+    /// Connections taken from one IP address at most.
+    pub per_address: usize,
     /// Where the vault key is. [`ApplianceConfig::new`] sets the file `key` in the vault's folder.
     pub key: KeySource,
     /// How far back any write can be chosen.
@@ -71,15 +75,16 @@ pub struct ApplianceConfig {
 }
 
 impl ApplianceConfig {
-    /// The defaults, for the vault in `dir` and a socket at `listen`.
+    /// The defaults, for the vault in `dir` and a unix socket at `listen`.
     #[must_use]
     pub fn new(dir: PathBuf, listen: PathBuf) -> Self {
         let key = KeySource::File(dir.join("key"));
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Self {
             dir,
-            listen,
+            listen: vec![Endpoint::Unix(listen)],
             acceptor: None,
+            per_address: 128,
             key,
             window: Duration::from_secs(24 * 3600),
             dedupe_bytes: 128 << 20,
@@ -115,9 +120,9 @@ pub enum ApplianceError {
     /// The layers of a volume.
     #[error("volume {0}: {1}")]
     History(String, Box<HistoryError>),
-    /// The socket for agents.
+    /// An address for agents.
     #[error("{0}: cannot listen there: {1}")]
-    Listen(PathBuf, std::io::Error),
+    Listen(String, std::io::Error),
     /// Threads or memory.
     #[error("the system refuses {0}: {1}")]
     System(&'static str, std::io::Error),
@@ -161,6 +166,8 @@ pub struct VolumeInfo {
     pub layers: usize,
     /// Why it takes no more, if so.
     pub failure: Option<String>,
+    /// Whether an agent is connected for it.
+    pub connected: bool,
 }
 
 /// The vault key as layers use it.
@@ -235,7 +242,9 @@ pub struct Appliance {
     pub(crate) registry: Arc<Registry>,
     /// Help with the reads of exports.
     pub(crate) reads: Arc<ReadPool>,
-    listener: Option<Listener>,
+    pub(crate) doors: Arc<Doors>,
+    listeners: Vec<Listener>,
+    addresses: Vec<Endpoint>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     sealer: Option<JoinHandle<()>>,
@@ -313,19 +322,50 @@ impl Appliance {
             shared,
             registry,
             reads,
-            listener: None,
+            doors: Doors::new(config.per_address),
+            listeners: Vec::new(),
+            addresses: Vec::new(),
             stop: Arc::default(),
             threads: Vec::new(),
             sealer: Some(seal.map_err(system("a thread"))?),
             started,
         };
         appliance.start_threads(config.collect_every, &config.clock).map_err(system("a thread"))?;
-        let volumes: Arc<dyn Volumes> = Arc::clone(&appliance.registry) as _;
-        let acceptor = config.acceptor.map_or_else(|| UnixAcceptor::bind(&config.listen).map(|a| Arc::new(a) as _), Ok);
-        let acceptor = acceptor.map_err(|e| ApplianceError::Listen(config.listen.clone(), e))?;
-        let listener = Listener::start(acceptor, Arc::clone(&appliance.shared), volumes);
-        appliance.listener = Some(listener.map_err(system("a thread"))?);
+        for endpoint in &config.listen {
+            let failed = |e| ApplianceError::Listen(endpoint.to_string(), e);
+            for acceptor in SocketAcceptor::bind(endpoint).map_err(failed)? {
+                appliance.addresses.push(acceptor.endpoint().map_err(failed)?);
+                appliance.accept_from(Arc::new(acceptor))?;
+            }
+        }
+        if let Some(acceptor) = config.acceptor {
+            appliance.accept_from(acceptor)?;
+        }
         Ok(appliance)
+    }
+
+    fn accept_from(&mut self, acceptor: Arc<dyn Acceptor>) -> Result<(), ApplianceError> {
+        let volumes: Arc<dyn Volumes> = Arc::clone(&self.registry) as _;
+        let listener = Listener::start(acceptor, Arc::clone(&self.doors), Arc::clone(&self.shared), volumes);
+        self.listeners.push(listener.map_err(|e| ApplianceError::System("a thread", e))?);
+        Ok(())
+    }
+
+    /// Takes agents at a socket that somebody else made, too.
+    ///
+    /// # Errors
+    /// [`ApplianceError::Listen`] if it is no socket that listens.
+    pub fn listen_at(&mut self, socket: OwnedFd) -> Result<(), ApplianceError> {
+        let failed = |e| ApplianceError::Listen("a socket passed in".to_owned(), e);
+        let acceptor = StreamListener::adopt(socket).and_then(|s| SocketAcceptor::new(s, None)).map_err(failed)?;
+        self.addresses.push(acceptor.endpoint().map_err(failed)?);
+        self.accept_from(Arc::new(acceptor))
+    }
+
+    /// Where agents can connect.
+    #[must_use]
+    pub fn addresses(&self) -> &[Endpoint] {
+        &self.addresses
     }
 
     fn start_threads(&mut self, every: Duration, clock: &Arc<dyn Clock>) -> std::io::Result<()> {
@@ -384,6 +424,7 @@ impl Appliance {
             segments,
             layers: volume.history.layers().len(),
             failure: volume.failure(),
+            connected: volume.has_session(),
         }
     }
 
@@ -481,7 +522,9 @@ impl Appliance {
         for volume in self.registry.all() {
             volume.close();
         }
-        self.listener = None;
+        self.listeners.clear();
+        // Those still in their handshake are cut off; sessions have been ended by the volumes.
+        self.doors.empty();
         for thread in self.threads.drain(..) {
             // Maintenance need not wait for its next look.
             thread.unpark();

@@ -2,13 +2,14 @@
 
 use crate::appliance::{Appliance, ApplianceConfig};
 use crate::store::BlockSource;
+use afterimage_base::net::{Endpoint, Half};
 use afterimage_format::compare::Hashes;
 use afterimage_format::place::Place;
 use afterimage_format::record::{Kind, Record};
 use afterimage_format::wire::{Ack, HEADER_LEN, Header, Hello, MessageType, Refuse, VERSION, Welcome};
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Size of the test volume: no multiple of the grid.
@@ -79,7 +80,7 @@ pub(crate) fn read_at(appliance: &Appliance, seq: u64) -> Vec<u8> {
 
 /// A small agent.
 pub(crate) struct Agent {
-    stream: UnixStream,
+    stream: Half,
     pub(crate) welcome: Welcome,
     pub(crate) durable: u64,
     pub(crate) credit: u64,
@@ -100,7 +101,7 @@ pub(crate) fn hello() -> Hello {
     }
 }
 
-fn read_message(stream: &mut UnixStream) -> Option<(MessageType, Vec<u8>)> {
+fn read_message(stream: &mut Half) -> Option<(MessageType, Vec<u8>)> {
     let mut header = [0; HEADER_LEN];
     stream.read_exact(&mut header).ok()?;
     let header = Header::decode(&header).unwrap();
@@ -112,8 +113,8 @@ fn read_message(stream: &mut UnixStream) -> Option<(MessageType, Vec<u8>)> {
 
 impl Agent {
     /// Says hello; an error is the refusal.
-    pub(crate) fn connect(path: &Path, hello: &Hello) -> Result<Agent, Refuse> {
-        let mut stream = UnixStream::connect(path).unwrap();
+    pub(crate) fn connect(at: &[Endpoint], hello: &Hello) -> Result<Agent, Refuse> {
+        let mut stream = Half(Arc::new(at[0].connect(true).unwrap()));
         let body = hello.encode();
         stream.write_all(&Header::of(MessageType::Hello, &body).encode()).unwrap();
         stream.write_all(&body).unwrap();

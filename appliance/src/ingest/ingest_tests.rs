@@ -1,10 +1,10 @@
 use crate::appliance::Appliance;
 use crate::store::IoOp;
 use crate::testing::*;
+use afterimage_base::net::Endpoint;
 use afterimage_format::record::Kind;
 use afterimage_format::wire::RefuseCode;
 use proptest::prelude::*;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -220,7 +220,7 @@ fn a_newer_session_supersedes_the_older_one() {
     new.wait(2).unwrap();
 }
 
-fn refused(path: &Path, body: &[u8]) -> RefuseCode {
+fn refused(path: &[Endpoint], body: &[u8]) -> RefuseCode {
     let mut agent = Agent::connect(path, &hello()).unwrap();
     agent.send(body);
     agent.wait(u64::MAX).unwrap_err().unwrap().code

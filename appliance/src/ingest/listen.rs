@@ -1,23 +1,29 @@
-//! Accepting connections.
+//! Accepting connections, at any number of unix and TCP addresses.
+//!
+//! All listeners of an appliance share one count of what is open ([`Doors`]): so many connections in all, and so many
+//! from one address, so that no peer can take the places of the others.
 
 use super::Shared;
 use super::session::{Connection, TICK, Volumes, WRITE_LIMIT, serve};
-use afterimage_base::world;
+use afterimage_base::net::{Endpoint, Half, Stream, StreamListener};
+use afterimage_base::world::sync::Condvar;
 use afterimage_base::world::thread::{self, JoinHandle};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
-use std::io;
-use std::net::Shutdown;
+use std::io::{self, Read};
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Connections served at once, handshakes included: three threads each.
 const MAX_CONNECTIONS: usize = 512;
+/// Rest after an accept that failed, for instance because there are no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where the connections of agents come from.
 pub trait Acceptor: Send + Sync + std::fmt::Debug {
@@ -31,71 +37,115 @@ pub trait Acceptor: Send + Sync + std::fmt::Debug {
     fn close(&self);
 }
 
-/// What cuts off the connections under way.
-type Open = Arc<Mutex<HashMap<u64, Arc<dyn Fn() + Send + Sync>>>>;
+/// What is open.
+#[derive(Debug)]
+pub struct Doors {
+    open: Mutex<Open>,
+    left: Condvar,
+    per_address: usize,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    guests: HashMap<u64, Guest>,
+}
+
+struct Guest {
+    interrupt: Arc<dyn Fn() + Send + Sync>,
+    from: Option<IpAddr>,
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Guest({:?})", self.from)
+    }
+}
+
+/// Who counts as one peer: an IPv6 host has its whole /64.
+fn origin(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V6(v6) => {
+            v6.to_ipv4_mapped().map_or_else(|| IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()), IpAddr::V4)
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+impl Doors {
+    /// Takes at most `per_address` connections from one IP address. Unix sockets have none: only the owner reaches them.
+    #[must_use]
+    pub fn new(per_address: usize) -> Arc<Doors> {
+        Arc::new(Doors { open: Mutex::default(), left: Condvar::default(), per_address })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a peer in, under a number; or says why not.
+    fn enter(&self, connection: &Connection) -> Result<u64, String> {
+        let from = connection.address.map(origin);
+        let mut open = self.lock();
+        if open.guests.len() >= MAX_CONNECTIONS {
+            return Err(format!("there are {MAX_CONNECTIONS} connections"));
+        }
+        if let Some(ip) = from
+            && open.guests.values().filter(|g| g.from == from).count() >= self.per_address
+        {
+            return Err(format!("{ip} has {} connections (connections_per_address)", self.per_address));
+        }
+        open.next += 1;
+        let number = open.next;
+        open.guests.insert(number, Guest { interrupt: Arc::clone(&connection.interrupt), from });
+        Ok(number)
+    }
+
+    fn leave(&self, number: u64) {
+        self.lock().guests.remove(&number);
+        self.left.notify_all();
+    }
+
+    /// Cuts off whoever is in, and waits until all have left. To be called when nobody comes in any more.
+    pub fn empty(&self) {
+        let mut open = self.lock();
+        while !open.guests.is_empty() {
+            for guest in open.guests.values() {
+                (guest.interrupt)();
+            }
+            open = self.left.wait(&self.open, open);
+        }
+    }
+}
 
 /// Serves agents until it is dropped.
+#[derive(Debug)]
 pub struct Listener {
     acceptor: Arc<dyn Acceptor>,
     thread: Option<JoinHandle<()>>,
-    open: Open,
-    count: Arc<AtomicUsize>,
-}
-
-impl std::fmt::Debug for Listener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Listener({:?})", self.acceptor)
-    }
 }
 
 impl Listener {
-    /// Serves whoever comes through `acceptor`.
+    /// Serves whoever comes through `acceptor` and is let in.
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub fn start(acceptor: Arc<dyn Acceptor>, shared: Arc<Shared>, volumes: Arc<dyn Volumes>) -> io::Result<Listener> {
-        let (open, count): (Open, Arc<AtomicUsize>) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
-        let (source, streams, served) = (Arc::clone(&acceptor), Arc::clone(&open), Arc::clone(&count));
+    pub fn start(
+        acceptor: Arc<dyn Acceptor>,
+        doors: Arc<Doors>,
+        shared: Arc<Shared>,
+        volumes: Arc<dyn Volumes>,
+    ) -> io::Result<Listener> {
+        let (source, door) = (Arc::clone(&acceptor), Door { doors, shared, volumes });
         let accept = move || {
-            for number in 0u64.. {
-                let connection = match source.accept() {
-                    Ok(Some(connection)) => connection,
-                    Ok(None) => continue,
-                    Err(_) => break,
-                };
-                if served.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
-                    served.fetch_sub(1, Ordering::AcqRel);
-                    tracing::warn!("more than {MAX_CONNECTIONS} connections; one was turned away");
-                    continue;
+            while let Ok(next) = source.accept() {
+                if let Some(connection) = next {
+                    door.open(connection);
                 }
-                spawn(number, connection, &shared, &volumes, &streams, &served);
             }
         };
         let thread = thread::spawn("listen", accept)?;
-        Ok(Listener { acceptor, thread: Some(thread), open, count })
-    }
-}
-
-fn spawn(
-    number: u64,
-    connection: Connection,
-    shared: &Arc<Shared>,
-    volumes: &Arc<dyn Volumes>,
-    open: &Open,
-    served: &Arc<AtomicUsize>,
-) {
-    let (shared, volumes, served) = (Arc::clone(shared), Arc::clone(volumes), Arc::clone(served));
-    open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::clone(&connection.interrupt));
-    let (end, streams) = (Arc::clone(&served), Arc::clone(open));
-    let session = move || {
-        serve(&shared, &*volumes, connection);
-        streams.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        served.fetch_sub(1, Ordering::AcqRel);
-    };
-    if let Err(e) = thread::spawn("session", session) {
-        open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        end.fetch_sub(1, Ordering::AcqRel);
-        tracing::error!("no thread for a connection: {e}");
+        Ok(Listener { acceptor, thread: Some(thread) })
     }
 }
 
@@ -105,80 +155,163 @@ impl Drop for Listener {
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
-        // Those still in their handshake are cut off; sessions have been ended by the volumes.
-        for interrupt in self.open.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            interrupt();
-        }
-        while self.count.load(Ordering::Acquire) > 0 {
-            world::sleep(Duration::from_millis(1));
+    }
+}
+
+struct Door {
+    doors: Arc<Doors>,
+    shared: Arc<Shared>,
+    volumes: Arc<dyn Volumes>,
+}
+
+impl Door {
+    fn open(&self, connection: Connection) {
+        let number = match self.doors.enter(&connection) {
+            Ok(number) => number,
+            Err(why) => return tracing::warn!("{} was turned away: {why}", connection.peer),
+        };
+        let (shared, volumes, doors) = (Arc::clone(&self.shared), Arc::clone(&self.volumes), Arc::clone(&self.doors));
+        let session = move || {
+            serve(&shared, &*volumes, connection);
+            doors.leave(number);
+        };
+        if let Err(e) = thread::spawn("session", session) {
+            self.doors.leave(number);
+            tracing::error!("no thread for a connection: {e}");
         }
     }
 }
 
-/// A unix socket.
-#[derive(Debug)]
-pub struct UnixAcceptor {
-    path: PathBuf,
-    listener: UnixListener,
-    closed: AtomicBool,
+/// Binds a unix socket for the owner only. A socket that nobody listens at is replaced.
+fn bind_unix(path: &Path) -> io::Result<StreamListener> {
+    if UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(StreamListener::Unix(listener))
 }
 
-impl UnixAcceptor {
-    /// Listens at `path`, a socket for the owner only. A socket that nobody listens at is replaced.
+/// A listening socket.
+#[derive(Debug)]
+pub struct SocketAcceptor {
+    socket: StreamListener,
+    /// Its file, to be removed at the end.
+    made: Option<PathBuf>,
+    wake: UnixStream,
+    woken: UnixStream,
+}
+
+impl SocketAcceptor {
+    /// Listens at all addresses that `endpoint` stands for.
     ///
     /// # Errors
-    /// If somebody listens there, or the system refuses.
-    pub fn bind(path: &Path) -> io::Result<UnixAcceptor> {
-        if UnixStream::connect(path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
+    /// If somebody listens there, the name is unknown, or the system refuses.
+    pub fn bind(endpoint: &Endpoint) -> io::Result<Vec<SocketAcceptor>> {
+        if let Endpoint::Unix(path) = endpoint {
+            return Ok(vec![Self::new(bind_unix(path)?, Some(path.clone()))?]);
         }
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(UnixAcceptor { path: path.into(), listener, closed: AtomicBool::new(false) })
+        endpoint.resolve()?.into_iter().map(|address| Self::new(StreamListener::tcp(address)?, None)).collect()
+    }
+
+    /// Accepts at a socket that listens already. `made` is its file, to be removed at the end.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn new(socket: StreamListener, made: Option<PathBuf>) -> io::Result<SocketAcceptor> {
+        socket.set_nonblocking(true)?;
+        let (wake, woken) = UnixStream::pair()?;
+        Ok(SocketAcceptor { socket, made, wake, woken })
+    }
+
+    /// Where it listens, with the port that the system chose.
+    ///
+    /// # Errors
+    /// If the socket has no name.
+    pub fn endpoint(&self) -> io::Result<Endpoint> {
+        self.socket.endpoint()
     }
 }
 
-impl Acceptor for UnixAcceptor {
+impl Acceptor for SocketAcceptor {
     fn accept(&self) -> io::Result<Option<Connection>> {
-        let (stream, _) = self.listener.accept()?;
-        if self.closed.load(Ordering::Acquire) {
+        let of = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = [of(self.socket.as_fd()), of(self.woken.as_fd())];
+        // An error here is an interruption by a signal.
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        if fds[1].revents().is_some_and(|r| !r.is_empty()) {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
-        let connection = connection(stream);
-        Ok(connection.inspect_err(|e| tracing::warn!("a connection could not be set up: {e}")).ok())
+        match self.socket.accept().and_then(connection) {
+            Ok(connection) => Ok(Some(connection)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(e) => {
+                tracing::warn!("a connection could not be accepted: {e}");
+                afterimage_base::world::sleep(ACCEPT_PAUSE);
+                Ok(None)
+            }
+        }
     }
 
     fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        // Wakes the thread from its accept.
-        drop(UnixStream::connect(&self.path));
-        drop(std::fs::remove_file(&self.path));
+        // Who waits in accept sees the end of this.
+        drop(self.wake.shutdown(Shutdown::Both));
+        if let Some(path) = &self.made {
+            drop(std::fs::remove_file(path));
+        }
     }
 }
 
-/// A unix stream as a connection.
+/// The receiving side, which ends when it is told to: TCP goes on delivering after a shutdown of one direction.
+struct Incoming {
+    stream: Half,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.interrupted.load(Ordering::Acquire) {
+            return Ok(0);
+        }
+        self.stream.read(buf)
+    }
+}
+
+/// A stream as a connection.
 ///
 /// # Errors
-/// If the system refuses another descriptor or the time limits.
-pub fn connection(stream: UnixStream) -> io::Result<Connection> {
+/// If the system refuses the time limits.
+pub fn connection(stream: Stream) -> io::Result<Connection> {
+    let stream = Arc::new(stream);
+    let address = stream.peer();
     stream.set_read_timeout(Some(TICK))?;
     stream.set_write_timeout(Some(WRITE_LIMIT))?;
-    let (writer, poller, stopper) = (stream.try_clone()?, stream.try_clone()?, stream.try_clone()?);
+    let (poller, stopper) = (Arc::clone(&stream), Arc::clone(&stream));
     let readable = move |limit: Duration| {
         let mut fds = [PollFd::new(poller.as_fd(), PollFlags::POLLIN)];
         let limit = u16::try_from(limit.as_millis()).unwrap_or(u16::MAX);
         poll(&mut fds, PollTimeout::from(limit)).is_ok_and(|n| n > 0)
     };
-    let interrupt = move || drop(stopper.shutdown(Shutdown::Read));
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    let interrupt = move || {
+        flag.store(true, Ordering::Release);
+        drop(stopper.shutdown(Shutdown::Read));
+    };
     Ok(Connection {
-        peer: "unix socket".into(),
-        reader: Box::new(stream),
-        writer: Box::new(writer),
+        peer: address.map_or_else(|| "unix socket".to_owned(), |a| a.to_string()),
+        address: address.map(|a| a.ip()),
+        reader: Box::new(Incoming { stream: Half(Arc::clone(&stream)), interrupted }),
+        writer: Box::new(Half(stream)),
         readable: Box::new(readable),
         interrupt: Arc::new(interrupt),
     })
 }
+
+#[cfg(test)]
+#[path = "listen_tests.rs"]
+mod tests;

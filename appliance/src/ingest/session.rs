@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a peer may take for its Hello.
-const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// How long a peer may take for its whole Hello, however steadily it sends.
+const HELLO_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
 /// After this long without a message the peer is asked for a sign of life.
 const PING_AFTER: Duration = Duration::from_secs(10);
 /// A peer that is silent for this long, or stalls in a message, is gone.
@@ -33,7 +33,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 /// How long a message may stay unsent because the peer does not read.
 pub const WRITE_LIMIT: Duration = Duration::from_secs(20);
 /// Reads give up this often to look at the clock.
-pub const TICK: Duration = Duration::from_secs(2);
+pub const TICK: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 2 });
 /// While the next stage is busy, this long is waited for more to join a batch.
 const GATHER: Duration = Duration::from_millis(2);
 /// Largest body of a batch: what one message may have.
@@ -47,6 +47,8 @@ const SPARE: usize = 3;
 pub struct Connection {
     /// Who is at the other end, for the log.
     pub peer: String,
+    /// Its address, if it has one; what is open is limited for each.
+    pub address: Option<std::net::IpAddr>,
     /// The receiving side.
     pub reader: Box<dyn Read + Send>,
     /// The sending side.
@@ -85,9 +87,9 @@ fn send(out: &Out, kind: MessageType, body: &[u8]) -> Result<(), SessionError> {
 
 /// Serves one connection until it ends.
 pub fn serve(shared: &Shared, volumes: &dyn Volumes, connection: Connection) {
-    let Connection { peer, reader, writer, readable, interrupt } = connection;
+    let Connection { peer, address: _, reader, writer, readable, interrupt } = connection;
     let out: Out = LongMutex::new(writer);
-    let mut input = Input { reader, readable, out: &out, heard: world::now(), asked: false };
+    let mut input = Input { reader, readable, out: &out, heard: world::now(), asked: false, until: None };
     let end = match handshake(&mut input, volumes) {
         Ok((hello, volume)) => {
             shared.sessions.fetch_add(1, Ordering::Relaxed);
@@ -109,12 +111,14 @@ pub fn serve(shared: &Shared, volumes: &dyn Volumes, connection: Connection) {
 
 fn handshake(input: &mut Input<'_>, volumes: &dyn Volumes) -> Result<(Hello, Arc<Volume>), SessionError> {
     let malformed = |e: afterimage_format::codec::DecodeError| SessionError::Malformed(e.to_string());
+    input.until = Some(world::now() + HELLO_LIMIT);
     let header = input.header(HELLO_LIMIT, false)?.ok_or(SessionError::Gone)?;
     if header.kind != MessageType::Hello || header.body_len > 4096 {
         return Err(SessionError::Malformed("the first message is no Hello".into()));
     }
     let mut body = Vec::new();
     input.body(header.body_len, &mut body, HELLO_LIMIT)?;
+    input.until = None;
     header.verify(&body).map_err(malformed)?;
     let hello = Hello::decode(&body).map_err(malformed)?;
     if hello.oldest > VERSION || hello.newest < OLDEST_VERSION || hello.oldest > hello.newest {
@@ -144,6 +148,8 @@ struct Input<'a> {
     out: &'a Out,
     heard: Instant,
     asked: bool,
+    /// When what is being received must be complete.
+    until: Option<Instant>,
 }
 
 impl Input<'_> {
@@ -152,6 +158,7 @@ impl Input<'_> {
         let (mut bytes, mut done) = ([0; HEADER_LEN], 0);
         self.heard = world::now();
         while done < HEADER_LEN {
+            self.in_time()?;
             match self.reader.read(&mut bytes[done..]) {
                 Ok(0) if done == 0 => return Ok(None),
                 Ok(0) => return Err(SessionError::Connection("it was closed inside a message".into())),
@@ -170,17 +177,26 @@ impl Input<'_> {
         let end = out.len() + len;
         out.reserve(len);
         while out.len() < end {
+            self.in_time()?;
             let before = out.len();
-            let rest = (end - before) as u64;
-            let result = self.reader.by_ref().take(rest).read_to_end(out);
+            // With a limit of time, one read of the system at a time; otherwise as many as it takes.
+            let piece = if self.until.is_some() { 1 } else { end - before };
+            let result = self.reader.by_ref().take(piece as u64).read_to_end(out);
             if out.len() > before {
                 self.heard = world::now();
             }
             match result {
-                Ok(_) if out.len() == end => {}
+                Ok(n) if n == piece => {}
                 Ok(_) => return Err(SessionError::Connection("it was closed inside a message".into())),
                 Err(e) => self.waited(&e, limit, false)?,
             }
+        }
+        Ok(())
+    }
+
+    fn in_time(&self) -> Result<(), SessionError> {
+        if self.until.is_some_and(|until| world::now() >= until) {
+            return Err(SessionError::Connection("its Hello took too long".into()));
         }
         Ok(())
     }

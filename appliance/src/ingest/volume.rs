@@ -103,6 +103,8 @@ struct Turn {
     interrupt: Option<Interrupt>,
     superseded: bool,
     closed: bool,
+    /// Of the newest session that has asked.
+    number: u64,
 }
 
 /// See the module.
@@ -191,13 +193,15 @@ impl Volume {
         lock(&self.failed).clone()
     }
 
-    /// Takes the volume for a session, ending the one that has it.
+    /// Takes the volume for a session, ending the one that has it. Of several that wait, the last to ask has it.
     ///
     /// # Errors
-    /// [`SessionError::Superseded`] if the appliance is stopping.
+    /// [`SessionError::Superseded`] if the appliance is stopping, or a newer session has asked meanwhile.
     pub fn take_turn(&self, interrupt: Interrupt) -> Result<SessionTurn<'_>, SessionError> {
         let mut turn = lock(&self.turn);
-        while turn.interrupt.is_some() && !turn.closed {
+        turn.number += 1;
+        let number = turn.number;
+        while turn.interrupt.is_some() && !turn.closed && turn.number == number {
             turn.superseded = true;
             if let Some(interrupt) = &turn.interrupt {
                 interrupt();
@@ -207,9 +211,18 @@ impl Volume {
         if turn.closed {
             return Err(SessionError::Superseded("the appliance is stopping".into()));
         }
+        if turn.number != number {
+            return Err(SessionError::Superseded("a newer session of this volume was there first".into()));
+        }
         turn.interrupt = Some(interrupt);
         drop(turn);
         Ok(SessionTurn(self))
+    }
+
+    /// Whether a session has the volume.
+    #[must_use]
+    pub fn has_session(&self) -> bool {
+        lock(&self.turn).interrupt.is_some()
     }
 
     /// Ends the session and lets none begin.

@@ -5,9 +5,10 @@
 //! One thread, interleaved rounds of both on files of their own, in the page cache. The appliance is a thread that reads and
 //! acknowledges, so that the figure includes forwarding.
 
-use afterimage_agent::{Agent, AgentConfig, CacheMode, PlainDisk, VolumeConfig, VolumeState, unix_connector};
+use afterimage_agent::{Agent, AgentConfig, CacheMode, PlainDisk, VolumeConfig, VolumeState, connector};
 use afterimage_base::block::{BlockDevice, Queue, Request, Submitted};
 use afterimage_base::clock::{Clock, SystemClock};
+use afterimage_base::net::Endpoint;
 use afterimage_format::record::{self, Record};
 use afterimage_format::wire::{self, Ack, Header, MAX_BODY, MessageType, Welcome};
 use std::fs::File;
@@ -120,7 +121,8 @@ fn main() -> io::Result<()> {
         }
     });
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let config = AgentConfig { state_dir: dir.path().join("agent"), connector: unix_connector(&socket), clock };
+    let config =
+        AgentConfig { state_dir: dir.path().join("agent"), connector: connector(Endpoint::Unix(socket), true), clock };
     let agent = Agent::new(config);
     let config = VolumeConfig { name: "v".into(), path: protected, ring_bytes: 1 << 30, cache: CacheMode::Writeback };
     let volume = agent.add_volume(config).map_err(io::Error::other)?;

@@ -1,9 +1,8 @@
 //! How the agent reaches the appliance: a stream in two halves, for a thread each.
 
+use afterimage_base::net::{Endpoint, Half, Stream};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,35 +49,39 @@ impl<W: Write + Send> VectoredWrite for W {
     }
 }
 
-/// A connection over a unix stream.
+/// A connection over a stream socket.
 ///
 /// # Errors
 /// If the system has no descriptors left.
-pub fn over_unix(stream: UnixStream) -> io::Result<Connection> {
+pub fn over(stream: Stream) -> io::Result<Connection> {
     stream.set_read_timeout(Some(READ_TICK))?;
     stream.set_write_timeout(Some(SEND_TIMEOUT))?;
-    let (reader, closing) = (stream.try_clone()?, stream.try_clone()?);
+    let stream = Half(Arc::new(stream));
+    let (reader, closing) = (stream.clone(), stream.clone());
     let closer = move || {
         // It may be closed already.
-        let _ = closing.shutdown(Shutdown::Both);
+        let _ = closing.0.shutdown(Shutdown::Both);
     };
     Ok(Connection { reader: Box::new(reader), writer: Box::new(stream), closer: Arc::new(closer) })
 }
 
-struct UnixConnector(PathBuf);
+struct SocketConnector {
+    endpoint: Endpoint,
+    local_only: bool,
+}
 
-impl Connector for UnixConnector {
+impl Connector for SocketConnector {
     fn connect(&self) -> io::Result<Connection> {
-        over_unix(UnixStream::connect(&self.0)?)
+        over(self.endpoint.connect(self.local_only)?)
     }
 
     fn describe(&self) -> String {
-        format!("unix:{}", self.0.display())
+        self.endpoint.to_string()
     }
 }
 
-/// Connects to the appliance's socket at `path`.
+/// Connects to the appliance at `endpoint`. With `local_only`, never to another machine: the stream is plain text.
 #[must_use]
-pub fn unix_connector(path: impl AsRef<Path>) -> Arc<dyn Connector> {
-    Arc::new(UnixConnector(path.as_ref().to_path_buf()))
+pub fn connector(endpoint: Endpoint, local_only: bool) -> Arc<dyn Connector> {
+    Arc::new(SocketConnector { endpoint, local_only })
 }

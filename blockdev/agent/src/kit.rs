@@ -1,11 +1,12 @@
 //! For tests: an appliance that only remembers, and a load that knows what it did.
 
 use crate::api::{AgentConfig, VolumeConfig, VolumeState, VolumeStatus};
-use crate::connect::{Connection, Connector, over_unix};
+use crate::connect::{Connection, Connector, over};
 use crate::disk::CacheMode;
 use crate::{Agent, Volume};
 use afterimage_base::block::{BlockDevice, Completion, Request, Submitted};
 use afterimage_base::clock::SystemClock;
+use afterimage_base::net::Stream;
 use afterimage_format::compare::{BlockHasher, HashQuery, Hashes, Told};
 use afterimage_format::record::{FLAG_INITIAL, HEADER_LEN, Kind, Record};
 use afterimage_format::wire::{self, Ack, Header, Hello, MAX_BODY, MessageType, Refuse, RefuseCode, Welcome};
@@ -122,7 +123,7 @@ impl Connector for To {
                 let _ = end.shutdown(std::net::Shutdown::Both);
             }
         });
-        over_unix(ours)
+        over(Stream::Unix(ours))
     }
 
     fn describe(&self) -> String {

@@ -8,6 +8,7 @@
 //! | [`clock`] | time as an injected thing |
 //! | [`gate`] | the gate that a barrier closes |
 //! | [`crashsafe`] | files that are whole or not there |
+//! | [`net`] | stream sockets between the roles, unix or TCP |
 //! | [`world`] | time, threads, chance and files, so that a simulation can own them |
 
 pub mod block;
@@ -15,5 +16,6 @@ pub mod buf;
 pub mod clock;
 pub mod crashsafe;
 pub mod gate;
+pub mod net;
 pub mod simple;
 pub mod world;

@@ -27,5 +27,6 @@ mod appliance;
 #[cfg(test)]
 mod testing;
 
+pub use afterimage_format::manifest::PointMeta;
 pub use appliance::{Appliance, ApplianceConfig, ApplianceError, StartReport, VolumeInfo};
 pub use keys::KeySource;

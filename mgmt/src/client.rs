@@ -23,7 +23,7 @@ const ANSWER: Duration = Duration::from_secs(120);
 pub enum ClientError {
     /// Nobody listens.
     #[error(
-        "no afterimage is running on data folder {0}: start one with `afterimage up`, or name its folder with --data"
+        "no afterimage is running on data folder {0}: start one with `afterimage up` (or agent, or appliance), or name its folder with --data"
     )]
     NotRunning(PathBuf),
     /// The socket cannot be reached.

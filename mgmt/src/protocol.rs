@@ -149,6 +149,8 @@ pub enum Code {
     NotReady,
     /// It contradicts what is there.
     Conflict,
+    /// The other role has to be asked: the message says where.
+    OtherRole,
     /// It was tried and failed.
     Failed,
     /// A code of a newer version.
@@ -223,6 +225,22 @@ impl fmt::Display for State {
     }
 }
 
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Everything (`afterimage up`).
+    #[default]
+    All,
+    /// It protects disks (`afterimage agent`).
+    Agent,
+    /// It keeps their history (`afterimage appliance`).
+    Appliance,
+    /// A role of a newer version.
+    #[serde(other)]
+    Other,
+}
+
 /// The whole process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -238,7 +256,16 @@ pub struct Status {
     pub started: Time,
     /// When this was taken.
     pub time: Time,
-    /// How far back any write can be chosen, in seconds.
+    /// What the process does.
+    #[serde(default)]
+    pub role: Role,
+    /// For an agent, the address of its appliance.
+    #[serde(default)]
+    pub appliance: Option<String>,
+    /// For an appliance, where agents connect.
+    #[serde(default)]
+    pub listen: Vec<String>,
+    /// How far back any write can be chosen, in seconds; 0 for an agent, which has no history.
     pub window_seconds: u64,
     /// NBD connections to the volumes open now.
     pub clients: u64,
@@ -261,6 +288,9 @@ pub struct VolumeStatus {
     pub size: u64,
     /// What it is doing.
     pub state: State,
+    /// Since when; null if that is not known.
+    #[serde(default)]
+    pub state_since: Option<Time>,
     /// Why it is not live, when the gap began; null when live.
     pub reason: Option<String>,
     /// Whether the agent has a session with the appliance.
@@ -285,6 +315,9 @@ pub struct VolumeStatus {
     /// The gap that goes on; null if none does.
     #[serde(default)]
     pub gap: Option<GapNow>,
+    /// Gaps that have begun since the agent started, the initial sync not counted.
+    #[serde(default)]
+    pub gaps: u64,
     /// Recovery points that can be chosen.
     pub points: u64,
     /// Bytes that the history takes in the store.

@@ -10,7 +10,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 /// What the appliance has to catch up with is small; what takes longer than this does not come.
-const DEADLINE: Duration = Duration::from_secs(300);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
 
 /// How a daemon is to be started.
 #[derive(Debug)]
@@ -279,6 +279,6 @@ pub fn number(value: &Value, field: &str) -> u64 {
 }
 
 #[track_caller]
-fn parse(finished: &Finished) -> Value {
+pub(crate) fn parse(finished: &Finished) -> Value {
     serde_json::from_str(&finished.stdout).unwrap_or_else(|e| panic!("not JSON ({e}): {}", finished.describe()))
 }

@@ -7,6 +7,7 @@
 //! | [`process`] | a program that runs on, and dies with its owner |
 //! | [`binary`] | finds, and if need be builds, our own programs |
 //! | [`daemon`] | `afterimage up`: start, status, kill -9, restart, restore, export |
+//! | [`pair`] | agent and appliance as two processes |
 //! | [`peer`] | other NBD servers, to check the harness with and to measure against |
 //! | [`guest`] | a QEMU guest whose disk is an NBD export, driven by its serial console |
 //! | [`ext4`] | is this image a sound ext4 after journal replay? |
@@ -21,6 +22,7 @@ pub mod data;
 pub mod ext4;
 pub mod guest;
 pub mod lab;
+pub mod pair;
 pub mod peer;
 pub mod process;
 pub mod tool;

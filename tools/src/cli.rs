@@ -1,12 +1,18 @@
 //! The command line.
 
+use crate::config::RingSize;
+use crate::data;
+use crate::problem::Problem;
 use crate::restore::Format;
 use crate::show::Goal;
 use crate::verify::parse_range;
+use afterimage_agent::CacheMode;
+use afterimage_base::net::Endpoint;
 use afterimage_mgmt::units::{parse_duration, parse_size};
 use afterimage_mgmt::when::When;
 use afterimage_nbd::Address;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,6 +36,10 @@ pub struct Cli {
 pub enum Command {
     /// Protect disks and serve them over NBD; without a PATH, only their history
     Up(UpArgs),
+    /// Protect disks and serve them over NBD; the appliance is another process, here or elsewhere
+    Agent(AgentArgs),
+    /// Keep the history of disks for agents, and show it
+    Appliance(ApplianceArgs),
     /// Show what each volume is doing
     Status(StatusArgs),
     /// Recovery points
@@ -61,6 +71,16 @@ pub struct DataArgs {
     pub data: Option<PathBuf>,
 }
 
+impl DataArgs {
+    /// The folder, named or by default.
+    ///
+    /// # Errors
+    /// If no variable says where folders are.
+    pub fn folder(&self) -> Result<PathBuf, Problem> {
+        self.data.clone().map_or_else(data::default_path, Ok)
+    }
+}
+
 /// Where the vault key comes from.
 #[derive(Debug, Clone, Args)]
 pub struct KeyArgs {
@@ -73,12 +93,22 @@ pub struct KeyArgs {
 }
 
 /// How the disks are used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Cache {
     /// Through the page cache
     Writeback,
     /// Past the page cache (O_DIRECT)
     None,
+}
+
+impl From<Cache> for CacheMode {
+    fn from(cache: Cache) -> CacheMode {
+        match cache {
+            Cache::Writeback => CacheMode::Writeback,
+            Cache::None => CacheMode::None,
+        }
+    }
 }
 
 /// Arguments of `up`.
@@ -94,9 +124,9 @@ pub struct UpArgs {
     /// How far back any write can be chosen
     #[arg(long, default_value = "24h", value_parser = parse_duration, value_name = "TIME")]
     pub window: Duration,
-    /// Size of each new volume's ring
-    #[arg(long, default_value = "128MiB", value_parser = parse_size, value_name = "SIZE")]
-    pub ring: u64,
+    /// Size of each new volume's ring, or how long it holds out at a rate of writing (10m@20MiB/s)
+    #[arg(long, default_value = "128MiB", value_name = "SIZE")]
+    pub ring: RingSize,
     /// How the disks are used
     #[arg(long, value_enum, default_value = "writeback")]
     pub cache: Cache,
@@ -117,6 +147,80 @@ pub struct UpArgs {
     pub disks: Vec<String>,
 }
 
+/// Arguments of `agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Configuration file (examples/agent.toml); flags override it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where the appliance is: unix:PATH or tcp:HOST[:PORT]
+    #[arg(long, value_name = "ADDRESS")]
+    pub appliance: Option<Endpoint>,
+    /// Let the stream leave this machine as plain text
+    #[arg(long)]
+    pub insecure: bool,
+    /// Where to serve: unix:DIR puts the socket DIR/nbd.sock there, tcp:ADDR:PORT; may be given several times
+    /// [default: unix:DATA]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Vec<Address>,
+    /// Size of each new volume's ring, or how long it holds out at a rate of writing (10m@20MiB/s) [default: 128MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub ring: Option<RingSize>,
+    /// How the disks are used [default: writeback]
+    #[arg(long, value_enum)]
+    pub cache: Option<Cache>,
+    /// Bytes of a disk that a sync may deal with in a second; 0 gives way to the guest by itself [default: 0]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub sync_rate: Option<u64>,
+    /// Time between automatic points; 0 makes none [default: 5m]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub point_every: Option<Duration>,
+    /// Raw images or block devices, besides those of the file
+    #[arg(value_name = "[NAME=]PATH")]
+    pub disks: Vec<String>,
+}
+
+/// Arguments of `appliance`.
+#[derive(Debug, Args)]
+pub struct ApplianceArgs {
+    /// Configuration file (examples/appliance.toml); flags override it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where agents connect: unix:PATH or tcp:HOST[:PORT], port 9443 if left out; may be given several times
+    /// [default: unix:DATA/appliance.sock]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Vec<Endpoint>,
+    /// Let agents of other machines connect in plain text, whoever they are
+    #[arg(long)]
+    pub insecure: bool,
+    /// How far back any write can be chosen [default: 24h]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub window: Option<Duration>,
+    /// Threads that hash, compress and seal [default: one per processor]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// The key.
+    #[command(flatten)]
+    pub key: KeyArgs,
+}
+
+/// What `status` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StatusFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+    /// Metrics in the text format of Prometheus
+    Prometheus,
+}
+
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
@@ -126,6 +230,9 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Print this: a table, JSON, or the text format of Prometheus
+    #[arg(long, value_enum, default_value = "table", conflicts_with = "json")]
+    pub format: StatusFormat,
     /// Go on until interrupted
     #[arg(long)]
     pub watch: bool,

@@ -1,4 +1,4 @@
-//! All roles in one process: started in the order in which they need one another, stopped in the reverse.
+//! The roles of a process, one or both: started in the order in which they need one another, stopped in the reverse.
 //!
 //! ```text
 //! appliance  (DATA/vault, listens at DATA/appliance.sock)
@@ -9,15 +9,16 @@
 
 use crate::data::DataDir;
 use crate::problem::Problem;
-use crate::site::{Local, Served};
-use crate::up::DiskArg;
-use afterimage_agent::{Agent, AgentConfig, CacheMode, PlainDisk, RecoveryReport, VolumeConfig, unix_connector};
-use afterimage_appliance::{Appliance, ApplianceConfig, KeySource};
+use crate::site::{About, Local, Served};
+use afterimage_agent::{Agent, AgentConfig, CacheMode, Connector, PlainDisk, RecoveryReport, VolumeConfig, connector};
+use afterimage_appliance::{Appliance, ApplianceConfig, ApplianceError, KeySource};
 use afterimage_base::block::BlockDevice;
 use afterimage_base::clock::SystemClock;
-use afterimage_mgmt::protocol::Status;
+use afterimage_base::net::Endpoint;
+use afterimage_mgmt::protocol::{Role, Status};
 use afterimage_mgmt::server::{ControlServer, Site};
 use afterimage_nbd::{Export, ExportTable, Limits, Listen, Server};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -30,45 +31,137 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// How long answers of the control socket that are under way may hold up the stop.
 const CONTROL_GRACE: Duration = Duration::from_secs(10);
 
-/// What is to be run.
+/// A disk to be protected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The volume's name.
+    pub name: String,
+    /// The raw image or block device.
+    pub path: PathBuf,
+    /// Size of a new ring in bytes.
+    pub ring: u64,
+    /// How the disk is used.
+    pub cache: CacheMode,
+}
+
+/// Where the protected side sends its writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// Nowhere: disks are served without protection.
+    Nowhere,
+    /// To the appliance in this process.
+    Here,
+    /// To an appliance elsewhere.
+    At {
+        /// Its address.
+        endpoint: Endpoint,
+        /// Never to another machine.
+        local_only: bool,
+    },
+}
+
+/// The protected side.
 #[derive(Debug)]
-pub struct Settings {
+pub struct AgentSettings {
     /// The disks.
-    pub disks: Vec<DiskArg>,
+    pub disks: Vec<Disk>,
     /// Where to serve them.
     pub listen: Vec<Listen>,
-    /// How far back any write can be chosen.
-    pub window: Duration,
-    /// Size of each new ring.
-    pub ring: u64,
-    /// How the disks are used.
-    pub cache: CacheMode,
     /// Bytes of a disk that a sync may deal with in a second; 0 for automatic.
     pub sync_rate: u64,
     /// Time between automatic points.
     pub point_every: Option<Duration>,
-    /// Whether there is a journal and an appliance at all.
-    pub protect: bool,
+    /// Its appliance.
+    pub reach: Reach,
+}
+
+/// The appliance.
+#[derive(Debug)]
+pub struct ApplianceSettings {
+    /// Where agents connect; if nothing is named and nothing passed, at a unix socket in the data folder.
+    pub listen: Vec<Endpoint>,
+    /// Sockets that somebody else made, where they connect too.
+    pub passed: Vec<OwnedFd>,
+    /// Connections from one address at most; `None` for the default.
+    pub per_address: Option<usize>,
+    /// How far back any write can be chosen.
+    pub window: Duration,
     /// Where the vault key comes from.
     pub key: KeySource,
+    /// Threads that hash, compress and seal; `None` for one per processor.
+    pub threads: Option<usize>,
+    /// Memory of the dedupe index, for decompressed frames, and for pages of layers, in bytes; `None` for the default.
+    pub memory: [Option<usize>; 3],
+}
+
+impl ApplianceSettings {
+    /// At the data folder's own socket, with defaults.
+    #[must_use]
+    pub const fn new(window: Duration, key: KeySource) -> ApplianceSettings {
+        ApplianceSettings {
+            listen: Vec::new(),
+            passed: Vec::new(),
+            per_address: None,
+            window,
+            key,
+            threads: None,
+            memory: [None; 3],
+        }
+    }
+}
+
+/// What is to be run: one role, or both.
+#[derive(Debug)]
+pub struct Settings {
+    /// The protected side.
+    pub agent: Option<AgentSettings>,
+    /// The appliance.
+    pub appliance: Option<ApplianceSettings>,
+}
+
+impl Settings {
+    /// What this process is called.
+    #[must_use]
+    pub const fn role(&self) -> Role {
+        match (&self.agent, &self.appliance) {
+            (Some(AgentSettings { reach: Reach::At { .. }, .. }), None) => Role::Agent,
+            (None, Some(_)) => Role::Appliance,
+            _ => Role::All,
+        }
+    }
 }
 
 /// The running roles.
 pub struct Daemon {
     site: Arc<Local>,
     agent: Option<Arc<Agent>>,
-    server: Arc<Server>,
+    server: Option<Arc<Server>>,
     control: ControlServer,
     /// Last, so that the folder's lock is given back when all is over.
     data: DataDir,
 }
 
-fn start_appliance(data: &DataDir, settings: &Settings) -> Result<(Appliance, PathBuf), Problem> {
-    let socket = data.path().join("appliance.sock");
-    let mut config = ApplianceConfig::new(data.path().join("vault"), socket.clone());
-    config.key = settings.key.clone();
-    config.window = settings.window;
-    let appliance = Appliance::start(config).map_err(|e| Problem::failed(e.to_string()))?;
+fn local_socket(data: &DataDir) -> PathBuf {
+    data.path().join("appliance.sock")
+}
+
+fn start_appliance(data: &DataDir, settings: ApplianceSettings) -> Result<Appliance, Problem> {
+    let mut config = ApplianceConfig::new(data.path().join("vault"), local_socket(data));
+    (config.key, config.window) = (settings.key, settings.window);
+    config.per_address = settings.per_address.unwrap_or(config.per_address);
+    if !settings.listen.is_empty() || !settings.passed.is_empty() {
+        config.listen = settings.listen;
+    }
+    config.threads = settings.threads.unwrap_or(config.threads);
+    let [dedupe, frames, layers] = settings.memory;
+    config.dedupe_bytes = dedupe.unwrap_or(config.dedupe_bytes);
+    config.cache_bytes = frames.unwrap_or(config.cache_bytes);
+    config.layer_cache_bytes = layers.unwrap_or(config.layer_cache_bytes);
+    let failed = |e: ApplianceError| Problem::failed(e.to_string());
+    let mut appliance = Appliance::start(config).map_err(failed)?;
+    for socket in settings.passed {
+        appliance.listen_at(socket).map_err(failed)?;
+    }
     let found = &appliance.started;
     if found.open_segments > 0 {
         tracing::info!(
@@ -79,36 +172,48 @@ fn start_appliance(data: &DataDir, settings: &Settings) -> Result<(Appliance, Pa
     for name in &found.damaged_volumes {
         tracing::warn!("volume {name}: records are missing in the vault; `afterimage check` says which");
     }
-    Ok((appliance, socket))
+    Ok(appliance)
 }
 
-fn open_protected(data: &DataDir, settings: &Settings, socket: PathBuf) -> Result<(Arc<Agent>, Vec<Served>), Problem> {
+fn open_protected(
+    data: &DataDir,
+    disks: Vec<Disk>,
+    sync_rate: u64,
+    connector: Arc<dyn Connector>,
+) -> Result<(Arc<Agent>, Vec<Served>), Problem> {
     let agent = Arc::new(Agent::new(AgentConfig {
         state_dir: data.path().join("agent"),
-        connector: unix_connector(socket),
+        connector,
         clock: Arc::new(SystemClock::new()),
     }));
     let mut served = Vec::new();
-    for disk in &settings.disks {
-        let config = VolumeConfig {
-            name: disk.name.clone(),
-            path: disk.path.clone(),
-            ring_bytes: settings.ring,
-            cache: settings.cache,
-        };
+    for Disk { name, path, ring, cache } in disks {
+        let config = VolumeConfig { name, path, ring_bytes: ring, cache };
         let volume = agent.add_volume(config).map_err(|e| Problem::failed(e.to_string()))?;
-        volume.set_sync_rate(settings.sync_rate);
+        volume.set_sync_rate(sync_rate);
         served.push(Served::Protected(volume));
     }
     Ok((agent, served))
 }
 
-fn open_plain(settings: &Settings) -> Result<Vec<Served>, Problem> {
-    let open = |disk: &DiskArg| {
-        let device = PlainDisk::open(&disk.path, settings.cache).map_err(|e| Problem::failed(e.to_string()))?;
-        Ok(Served::Plain { name: disk.name.clone(), path: disk.path.clone(), device })
+fn open_plain(disks: Vec<Disk>) -> Result<Vec<Served>, Problem> {
+    let open = |disk: Disk| {
+        let device = PlainDisk::open(&disk.path, disk.cache).map_err(|e| Problem::failed(e.to_string()))?;
+        Ok(Served::Plain { name: disk.name, path: disk.path, device })
     };
-    settings.disks.iter().map(open).collect()
+    disks.into_iter().map(open).collect()
+}
+
+fn serve(listen: Vec<Listen>, served: &[Served]) -> Result<Arc<Server>, Problem> {
+    let table = Arc::new(ExportTable::new());
+    for volume in served {
+        let device: Arc<dyn BlockDevice> = volume.device();
+        table.insert(Export { name: volume.name().to_owned(), description: String::new(), device });
+    }
+    if let [only] = served {
+        table.set_default(Some(only.name().to_owned()));
+    }
+    Ok(Arc::new(Server::start(listen, table, Limits::default())?))
 }
 
 impl Daemon {
@@ -116,30 +221,39 @@ impl Daemon {
     ///
     /// # Errors
     /// What is in the way, with its object.
-    pub fn start(data: DataDir, mut settings: Settings) -> Result<Daemon, Problem> {
-        let (mut appliance, mut agent, served);
-        if settings.protect {
-            let (started, socket) = start_appliance(&data, &settings)?;
-            let (opened, volumes) = open_protected(&data, &settings, socket)?;
-            (appliance, agent, served) = (Some(Arc::new(started)), Some(opened), volumes);
-        } else {
-            (appliance, agent, served) = (None, None, open_plain(&settings)?);
+    pub fn start(data: DataDir, settings: Settings) -> Result<Daemon, Problem> {
+        let role = settings.role();
+        let mut about = About {
+            role,
+            window: settings.appliance.as_ref().map(|a| a.window),
+            point_every: settings.agent.as_ref().and_then(|a| a.point_every),
+            appliance: None,
+        };
+        let appliance = settings.appliance.map(|s| start_appliance(&data, s)).transpose()?;
+        let (mut agent, mut served, mut server) = (None, Vec::new(), None);
+        if let Some(AgentSettings { disks, listen, sync_rate, reach, .. }) = settings.agent {
+            let to = match reach {
+                Reach::Nowhere => None,
+                Reach::Here => Some(connector(Endpoint::Unix(local_socket(&data)), true)),
+                Reach::At { endpoint, local_only } => {
+                    about.appliance = Some(endpoint.to_string());
+                    Some(connector(endpoint, local_only))
+                }
+            };
+            match to {
+                None => served = open_plain(disks)?,
+                Some(to) => {
+                    let (opened, volumes) = open_protected(&data, disks, sync_rate, to)?;
+                    (agent, served) = (Some(opened), volumes);
+                }
+            }
+            server = Some(serve(listen, &served)?);
         }
-        let table = Arc::new(ExportTable::new());
-        for volume in &served {
-            let device: Arc<dyn BlockDevice> = volume.device();
-            table.insert(Export { name: volume.name().to_owned(), description: String::new(), device });
-        }
-        if let [only] = &served[..] {
-            table.set_default(Some(only.name().to_owned()));
-        }
-        let listen = std::mem::take(&mut settings.listen);
-        let server = Arc::new(Server::start(listen, table, Limits::default())?);
-        let site = Arc::new(Local::new(data.path(), served, appliance.take(), Arc::clone(&server), &settings)?);
+        let site = Arc::new(Local::new(data.path(), served, appliance.map(Arc::new), server.clone(), about)?);
         let control = data.path().join("control.sock");
         let control = ControlServer::start(&control, Arc::clone(&site) as Arc<dyn Site>)
             .map_err(|e| Problem::failed(format!("{}: {e}", control.display())))?;
-        Ok(Daemon { site, agent: agent.take(), server, control, data })
+        Ok(Daemon { site, agent, server, control, data })
     }
 
     /// What `status` shows.
@@ -172,8 +286,7 @@ impl Daemon {
     pub fn stop(self) -> bool {
         let Daemon { site, agent, server, mut control, data } = self;
         site.stop_serving();
-        let server = sole(server, CONTROL_GRACE);
-        if let Some(server) = server {
+        if let Some(server) = server.and_then(|s| sole(s, CONTROL_GRACE)) {
             server.stop(NBD_GRACE);
         }
         let complete = agent.is_none_or(|agent| agent.stop(DRAIN));

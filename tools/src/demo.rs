@@ -3,13 +3,12 @@
 //! Nothing is pretended: a file system made by mke2fs, every change written block by block through the NBD socket, ring,
 //! wire and store as in `up`, the restore that users run, and e2fsck and a byte compare at the end.
 
-use crate::daemon::{Daemon, Settings};
+use crate::daemon::{AgentSettings, ApplianceSettings, Daemon, Disk, Reach, Settings};
 use crate::data::DataDir;
 use crate::problem::Problem;
 use crate::restore::{self, Format};
 use crate::screen;
 use crate::show::put;
-use crate::up::DiskArg;
 use afterimage_agent::CacheMode;
 use afterimage_appliance::KeySource;
 use afterimage_mgmt::protocol::State;
@@ -123,17 +122,17 @@ impl<'a> Demo<'a> {
 
         let data = DataDir::create(&folder.join("data"))?;
         let socket = data.path().join("nbd.sock");
-        let settings = Settings {
-            disks: vec![DiskArg { name: NAME.to_owned(), path: disk.clone() }],
+        let key = KeySource::File(data.path().join("vault/key"));
+        let cache = CacheMode::Writeback;
+        let agent = AgentSettings {
+            disks: vec![Disk { name: NAME.to_owned(), path: disk.clone(), ring: 16 << 20, cache }],
             listen: vec![Listen::Unix(socket.clone())],
-            window: Duration::from_secs(24 * 3600),
-            ring: 16 << 20,
-            cache: CacheMode::Writeback,
             sync_rate: 0,
             point_every: None,
-            protect: true,
-            key: KeySource::File(data.path().join("vault/key")),
+            reach: Reach::Here,
         };
+        let appliance = ApplianceSettings::new(Duration::from_secs(24 * 3600), key);
+        let settings = Settings { agent: Some(agent), appliance: Some(appliance) };
         let daemon = Daemon::start(data, settings)?;
         let uri = Address::Unix(socket).uri(NAME);
         put(&format!("   It is served at {uri}\n"))?;

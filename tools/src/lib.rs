@@ -3,10 +3,12 @@
 //! | module | what |
 //! |---|---|
 //! | [`cli`] | the command line |
-//! | [`up`], [`daemon`] | `afterimage up`: all roles in one process |
-//! | [`site`] | what the control socket can do, done by agent and appliance |
+//! | [`up`], [`roles`], [`config`] | `afterimage up`, `agent` and `appliance`: flags and files become settings |
+//! | [`daemon`], [`serve`] | the roles of a process, started, run, stopped |
+//! | [`site`] | what the control socket can do, done by the roles |
 //! | [`data`] | the data folder: lock and version |
 //! | [`show`], [`restore`], [`export`] | the user's commands |
+//! | [`metrics`] | the status as metrics |
 //! | [`check`], [`dump`], [`ring_file`] | verification of, and a look into, the files of a data folder |
 //! | [`verify`] | `afterimage verify`, both ends |
 //! | [`demo`] | `afterimage demo` |
@@ -17,6 +19,7 @@
 
 pub mod check;
 pub mod cli;
+pub mod config;
 pub mod daemon;
 pub mod data;
 pub mod demo;
@@ -24,13 +27,16 @@ pub mod dump;
 pub mod export;
 pub mod image;
 pub mod load;
+pub mod metrics;
 pub mod notify;
 pub mod problem;
 pub mod progress;
 pub mod qcow2;
 pub mod restore;
 pub mod ring_file;
+pub mod roles;
 pub mod screen;
+pub mod serve;
 pub mod show;
 pub mod signals;
 pub mod site;

@@ -1,8 +1,8 @@
 //! The `afterimage` command.
 
-use afterimage::cli::{Cli, Command, DataArgs, PointCommand};
+use afterimage::cli::{Cli, Command, DataArgs, PointCommand, StatusFormat};
 use afterimage::problem::Problem;
-use afterimage::{check, data, demo, dump, export, restore, show, up, verify};
+use afterimage::{check, demo, dump, export, restore, roles, show, up, verify};
 use afterimage_mgmt::verify::VerifyOptions;
 use afterimage_nbd::Address;
 use clap::Parser;
@@ -10,13 +10,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn folder(args: DataArgs) -> Result<PathBuf, Problem> {
-    args.data.map_or_else(data::default_path, Ok)
+    args.folder()
 }
 
 fn run(command: Command) -> Result<(), Problem> {
     match command {
         Command::Up(args) => up::run(args),
-        Command::Status(a) => show::status(&folder(a.data)?, a.json, a.watch.then_some(a.interval)),
+        Command::Agent(args) => roles::agent(args),
+        Command::Appliance(args) => roles::appliance(args),
+        Command::Status(a) => {
+            let format = if a.json { StatusFormat::Json } else { a.format };
+            show::status(&folder(a.data)?, format, a.watch.then_some(a.interval))
+        }
         Command::Point(PointCommand::Ls { data, volume, json }) => show::points(&folder(data)?, &volume, json),
         Command::Point(PointCommand::Create { data, volume, name, json }) => {
             show::create_point(&folder(data)?, &volume, &name, json)

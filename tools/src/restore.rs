@@ -11,10 +11,10 @@ use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::protocol::Position;
 use afterimage_mgmt::units::format_size;
 use afterimage_mgmt::when::When;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -86,6 +86,12 @@ fn is_same_disk(a: &Metadata, b: &Metadata) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
+/// An agent holds a lock on each of its disks, and this process may be asking an appliance that knows nothing of them.
+fn is_locked(path: &Path) -> bool {
+    let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) else { return false };
+    matches!(Flock::lock(file, FlockArg::LockExclusiveNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
+}
+
 fn check_target(options: &Options, protected: &[PathBuf]) -> Result<(), Problem> {
     let name = options.to.display();
     let there = match std::fs::metadata(&options.to) {
@@ -98,6 +104,12 @@ fn check_target(options: &Options, protected: &[PathBuf]) -> Result<(), Problem>
         return Err(Problem::failed(format!(
             "{name} is the disk of a volume that is protected right now: restore to another path, stop `afterimage up`, and \
              put it in place then"
+        )));
+    }
+    if is_locked(&options.to) {
+        return Err(Problem::failed(format!(
+            "{name} is in use by another process, which holds a lock on it (the disk of a volume that is protected right now?): \
+             restore to another path"
         )));
     }
     let kind = there.file_type();

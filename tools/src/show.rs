@@ -1,5 +1,7 @@
 //! What the commands print: tables for people, JSON for programs.
 
+use crate::cli::StatusFormat;
+use crate::metrics;
 use crate::problem::Problem;
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::protocol::{PointList, State, Status, SyncInfo, VolumeStatus};
@@ -124,17 +126,22 @@ fn sync(s: &SyncInfo) -> String {
 ///
 /// # Errors
 /// If no process answers.
-pub fn status(data: &Path, json: bool, watch: Option<Duration>) -> Result<(), Problem> {
+pub fn status(data: &Path, format: StatusFormat, watch: Option<Duration>) -> Result<(), Problem> {
     let mut control = ControlClient::connect(data)?;
     let Some(interval) = watch else {
         let status = control.status()?;
-        return if json { put_json(&status) } else { put(&status_text(&status)) };
+        return match format {
+            StatusFormat::Table => put(&status_text(&status)),
+            StatusFormat::Json => put_json(&status),
+            StatusFormat::Prometheus => put(&metrics::text(&status)),
+        };
     };
     let mut failed = None;
-    let clear = !json && io::stdout().is_terminal();
+    let clear = format == StatusFormat::Table && io::stdout().is_terminal();
     control.watch(interval, |status| {
-        let text = match serde_json::to_string(&status) {
-            Ok(line) if json => line + "\n",
+        let text = match (format, serde_json::to_string(&status)) {
+            (StatusFormat::Json, Ok(line)) => line + "\n",
+            (StatusFormat::Prometheus, _) => metrics::text(&status) + "\n",
             _ => format!(
                 "{}{}  {}\n{}",
                 if clear { "\x1b[H\x1b[2J" } else { "" },

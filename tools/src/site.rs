@@ -1,23 +1,26 @@
-//! What the control socket can do, done by agent and appliance of this process.
+//! What the control socket can do, done by the roles of this process.
+//!
+//! A process with one role answers what that role knows; for the rest it says which other process to ask.
 
-use crate::daemon::Settings;
+mod figures;
+mod past;
+
 use crate::problem::Problem;
 use crate::show::now;
 use afterimage_agent::{PointError, RecoveryReport, Volume, VolumeState};
-use afterimage_appliance::history::timeline::{Wish, WishError};
-use afterimage_appliance::{Appliance, ApplianceError, VolumeInfo};
+use afterimage_appliance::Appliance;
 use afterimage_base::block::BlockDevice;
 use afterimage_mgmt::protocol::{
-    Code, DiffEnd, Failure, GapInfo, GapNow, PointInfo, PointList, Position, State, Status, SyncInfo, VERSION,
-    VolumeStatus, Window,
+    Code, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, State, Status, VERSION, VolumeStatus,
 };
 use afterimage_mgmt::schedule::{Schedule, Seen};
 use afterimage_mgmt::server::{Opened, Site};
 use afterimage_mgmt::units::Time;
 use afterimage_mgmt::verify::{VerifyOptions, VerifyProgress, VerifyReport};
-use afterimage_mgmt::when::{Timeline, When, check_point_name};
-use afterimage_nbd::{Address, Export, ExportTable, Limits, Listen, Server, Stop, serve_connection};
-use std::os::unix::net::{UnixListener, UnixStream};
+use afterimage_mgmt::when::{When, check_point_name};
+use afterimage_nbd::{Address, Export, ExportTable, Server, Stop};
+use figures::{blank, of_agent, of_appliance, uuid, window, with_history};
+use past::{OfVolume, Past, failure};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -61,10 +64,23 @@ impl Served {
     }
 }
 
+/// What this process is.
+#[derive(Debug)]
+pub struct About {
+    /// Its role.
+    pub role: Role,
+    /// How far back any write can be chosen, if it has the history.
+    pub window: Option<Duration>,
+    /// Time between automatic points.
+    pub point_every: Option<Duration>,
+    /// The address of an appliance elsewhere.
+    pub appliance: Option<String>,
+}
+
 /// See the module.
 pub struct Local {
     data: PathBuf,
-    window: Duration,
+    about: About,
     started: Time,
     clock: Instant,
     served: Vec<Served>,
@@ -88,10 +104,10 @@ impl Local {
         data: &Path,
         served: Vec<Served>,
         appliance: Option<Arc<Appliance>>,
-        server: Arc<Server>,
-        settings: &Settings,
+        server: Option<Arc<Server>>,
+        about: About,
     ) -> Result<Local, Problem> {
-        let mut schedule = Schedule::new(settings.point_every);
+        let mut schedule = Schedule::new(about.point_every);
         for volume in &served {
             if let Served::Protected(volume) = volume {
                 let status = volume.status();
@@ -103,13 +119,13 @@ impl Local {
         }
         Ok(Local {
             data: data.to_owned(),
-            window: settings.window,
+            about,
             started: now(),
             clock: Instant::now(),
             served,
-            addresses: server.addresses().to_vec(),
+            addresses: server.as_ref().map_or_else(Vec::new, |s| s.addresses().to_vec()),
             appliance: Mutex::new(appliance),
-            server: Mutex::new(Some(server)),
+            server: Mutex::new(server),
             schedule: Mutex::new(schedule),
             stop: Stop::new()?,
         })
@@ -134,11 +150,18 @@ impl Local {
     }
 
     fn appliance(&self) -> Result<Arc<Appliance>, Failure> {
-        let none = || {
-            Failure::new(
+        let none = || match &self.about.appliance {
+            Some(address) => Failure::new(
+                Code::OtherRole,
+                format!(
+                    "this is the agent's data folder, and its history is with the appliance at {address}: run the command \
+                     there, with --data of the appliance"
+                ),
+            ),
+            None => Failure::new(
                 Code::NotReady,
                 "there is no history here: this process runs with --no-protect, or is stopping",
-            )
+            ),
         };
         lock(&self.appliance).clone().ok_or_else(none)
     }
@@ -149,6 +172,13 @@ impl Local {
             Some(Served::Plain { .. }) => {
                 Err(Failure::new(Code::NotReady, format!("volume {name} is not protected (--no-protect)")))
             }
+            None if self.about.role == Role::Appliance => Err(Failure::new(
+                Code::OtherRole,
+                format!(
+                    "this is the appliance's data folder, and the disk of volume {name} is with its agent: run the command \
+                     there, with --data of the agent"
+                ),
+            )),
             None => Err(self.unknown(name)),
         }
     }
@@ -172,7 +202,7 @@ impl Local {
                 continue;
             }
             match volume.create_point(&format!("auto-{}", whole_seconds(now())), true) {
-                Ok(seq) => lock(&self.schedule).made(time, &status.name, seq),
+                Ok((seq, _)) => lock(&self.schedule).made(time, &status.name, seq),
                 Err(e) => {
                     tracing::warn!("no automatic point: {e}");
                     lock(&self.schedule).failed(time, &status.name);
@@ -213,147 +243,6 @@ fn whole_seconds(t: Time) -> Time {
     Time(t.0 / 1_000_000_000 * 1_000_000_000)
 }
 
-struct OfVolume<'a> {
-    appliance: &'a Appliance,
-    volume: &'a str,
-}
-
-impl OfVolume<'_> {
-    fn choose(&self, wish: Wish) -> Result<u64, Failure> {
-        self.appliance.choose(self.volume, wish).map_err(|e| failure(Some(e)))
-    }
-}
-
-impl Timeline for OfVolume<'_> {
-    fn newest(&self) -> Result<u64, Failure> {
-        self.choose(Wish::Latest)
-    }
-
-    fn at_time(&self, time: Time) -> Result<u64, Failure> {
-        self.choose(Wish::Time(time.0))
-    }
-
-    fn point(&self, name: &str) -> Result<Option<u64>, Failure> {
-        let points = self.appliance.points(self.volume).map_err(|e| failure(Some(e)))?;
-        Ok(points.iter().rev().find(|p| p.name == name).map(|p| p.seq))
-    }
-
-    fn check(&self, seq: u64) -> Result<(), Failure> {
-        self.choose(Wish::Seq(seq)).map(drop)
-    }
-}
-
-/// The appliance's error in the words of the control socket.
-fn failure(error: Option<ApplianceError>) -> Failure {
-    let Some(error) = error else { return Failure::new(Code::Failed, "the appliance gave no answer") };
-    let code = match &error {
-        ApplianceError::NoVolume(..) => Code::NotFound,
-        ApplianceError::When(_, WishError::InGap { .. }) => Code::Gap,
-        ApplianceError::When(_, WishError::BeforeFirst { .. }) => Code::NotReady,
-        ApplianceError::When(..) => Code::OutsideWindow,
-        _ => Code::Failed,
-    };
-    Failure::new(code, error.to_string())
-}
-
-fn uuid(id: [u8; 16]) -> String {
-    uuid::Uuid::from_bytes(id).to_string()
-}
-
-fn state(state: VolumeState) -> State {
-    match state {
-        VolumeState::InitialSync => State::InitialSync,
-        VolumeState::Live => State::Live,
-        VolumeState::Dirty => State::Dirty,
-        VolumeState::Resync => State::Resync,
-        VolumeState::Error => State::Error,
-    }
-}
-
-/// A volume without figures.
-fn blank(name: &str, path: &Path, size: u64, state: State) -> VolumeStatus {
-    VolumeStatus {
-        name: name.to_owned(),
-        id: String::new(),
-        path: path.display().to_string(),
-        uri: Vec::new(),
-        size,
-        state,
-        reason: None,
-        connected: false,
-        seq_acked: 0,
-        seq_durable: 0,
-        lag_seconds: 0.0,
-        lag_bytes: 0,
-        ring_bytes: 0,
-        ring_used: 0,
-        dirty_bytes: 0,
-        sync: None,
-        gap: None,
-        points: 0,
-        stored_bytes: 0,
-        logical_bytes: 0,
-        first_seq: None,
-        first_time: None,
-        durable_time: None,
-    }
-}
-
-fn with_agent(volume: &Volume) -> VolumeStatus {
-    let s = volume.status();
-    let mut out = blank(&s.name, &s.path, s.size, state(s.state));
-    out.id = uuid(s.id);
-    out.reason = s.reason;
-    out.connected = s.connected;
-    (out.seq_acked, out.seq_durable) = (s.seq_acked, s.seq_durable);
-    (out.lag_seconds, out.lag_bytes) = (s.lag_seconds, s.lag_bytes);
-    (out.ring_bytes, out.ring_used, out.dirty_bytes) = (s.ring_bytes, s.ring_used, s.dirty_bytes);
-    out.sync = s.sync.map(|s| SyncInfo {
-        done_bytes: s.done_bytes,
-        total_bytes: s.total_bytes,
-        compared_bytes: s.compared_bytes,
-        sent_bytes: s.sent_bytes,
-        bytes_per_second: s.rate,
-        cuts: s.cuts,
-    });
-    out.gap = s.gap_since.map(|since| GapNow { since: Time(since), reason: s.gap_reason });
-    out
-}
-
-fn with_history(out: &mut VolumeStatus, appliance: &Appliance, info: &VolumeInfo) {
-    out.points = info.points as u64;
-    (out.stored_bytes, out.logical_bytes) = (info.stored_bytes, info.logical_bytes);
-    if info.durable_seq > 0 {
-        out.durable_time = Some(Time(info.durable_time));
-    }
-    if let Some(w) = window(appliance, info) {
-        out.first_seq = Some(w.first_seq);
-        out.first_time = Some(w.first_time);
-    }
-    if let Some(text) = &info.failure {
-        out.state = State::Error;
-        out.reason = Some(format!("the appliance: {text}"));
-    }
-}
-
-/// The window; `None` while nothing can be chosen.
-fn window(appliance: &Appliance, info: &VolumeInfo) -> Option<Window> {
-    let last_seq = appliance.choose(&info.name, Wish::Latest).ok()?;
-    let gaps = appliance.gaps(&info.name).unwrap_or_default();
-    let hidden = |seq: u64| gaps.iter().find(|g| seq >= g.from_seq && g.to_seq.is_none_or(|to| seq < to));
-    let mut first = (info.first_seq.max(1), info.first_time);
-    // A gap at the beginning of the window hides what is before its end.
-    while let Some(gap) = hidden(first.0) {
-        first = (gap.to_seq?, gap.to_time);
-    }
-    (first.0 <= last_seq).then_some(Window {
-        first_seq: first.0,
-        first_time: Time(first.1),
-        last_seq,
-        last_time: Time(info.durable_time),
-    })
-}
-
 impl Site for Local {
     fn status(&self) -> Result<Status, Failure> {
         let appliance = lock(&self.appliance).clone();
@@ -361,7 +250,7 @@ impl Site for Local {
         let mut volumes: Vec<VolumeStatus> = Vec::new();
         for served in &self.served {
             let mut v = match served {
-                Served::Protected(volume) => with_agent(volume),
+                Served::Protected(volume) => of_agent(volume),
                 Served::Plain { name, path, device } => blank(name, path, device.geometry().size, State::Unprotected),
             };
             v.uri = self.uris(&v.name);
@@ -375,9 +264,7 @@ impl Site for Local {
             if volumes.iter().all(|v| v.name != info.name)
                 && let Some(appliance) = &appliance
             {
-                let mut v = blank(&info.name, Path::new(""), info.size, State::Offline);
-                v.id = uuid(info.id);
-                (v.seq_acked, v.seq_durable) = (info.durable_seq, info.durable_seq);
+                let mut v = of_appliance(appliance, info);
                 with_history(&mut v, appliance, info);
                 volumes.push(v);
             }
@@ -390,7 +277,10 @@ impl Site for Local {
             data: self.data.display().to_string(),
             started: self.started,
             time: now(),
-            window_seconds: self.window.as_secs(),
+            role: self.about.role,
+            appliance: self.about.appliance.clone(),
+            listen: appliance.map_or_else(Vec::new, |a| a.addresses().iter().map(ToString::to_string).collect()),
+            window_seconds: self.about.window.map_or(0, |w| w.as_secs()),
             clients: lock(&self.server).as_ref().map_or(0, |s| s.stats().connections),
             volumes,
         })
@@ -427,24 +317,22 @@ impl Site for Local {
     }
 
     fn create_point(&self, name: &str, point: &str) -> Result<PointInfo, Failure> {
-        let appliance = self.appliance()?;
         check_point_name(point).map_err(|e| Failure::new(Code::BadRequest, e.to_string()))?;
         let volume = self.protected(name)?;
-        if appliance.points(name).is_ok_and(|all| all.iter().any(|p| p.name == point)) {
+        let appliance = lock(&self.appliance).clone();
+        let there = |p: &afterimage_appliance::PointMeta| p.name == point;
+        if appliance.as_ref().is_some_and(|a| a.points(name).is_ok_and(|all| all.iter().any(there))) {
             let text = format!("volume {name} has a point '{point}' already: take another name");
             return Err(Failure::new(Code::Conflict, text));
         }
-        let seq = volume.create_point(point, false).map_err(|e| match e {
+        let (seq, time) = volume.create_point(point, false).map_err(|e| match e {
             PointError::Name(_) => Failure::new(Code::BadRequest, e.to_string()),
             _ => Failure::new(Code::NotReady, e.to_string()),
         })?;
         lock(&self.schedule).made(self.clock.elapsed(), name, seq);
         let start = Instant::now();
-        loop {
-            let points = appliance.points(name).unwrap_or_default();
-            if let Some(p) = points.iter().find(|p| p.seq == seq) {
-                return Ok(PointInfo { name: p.name.clone(), seq, time: Time(p.time), auto: p.auto });
-            }
+        // An appliance acknowledges a point when it can be chosen.
+        while volume.durable() < seq {
             if start.elapsed() > POINT_WAIT {
                 let text = format!(
                     "point '{point}' is in the journal at @{seq} and shows once the appliance has caught up: see `afterimage status`"
@@ -453,6 +341,7 @@ impl Site for Local {
             }
             thread::sleep(Duration::from_millis(5));
         }
+        Ok(PointInfo { name: point.to_owned(), seq, time: Time(time), auto: false })
     }
 
     fn resolve(&self, volume: &str, at: &When) -> Result<Position, Failure> {
@@ -492,25 +381,5 @@ impl Site for Local {
         let description = format!("{volume} as it was after write @{}", position.seq);
         let export = Export { name: volume.to_owned(), description, device };
         Ok((position, Box::new(Past { table: ExportTable::single(export), stop: self.stop.clone() })))
-    }
-}
-
-/// A volume as it was, ready to be served.
-struct Past {
-    table: ExportTable,
-    stop: Stop,
-}
-
-impl Opened for Past {
-    fn serve_stream(self: Box<Self>, stream: UnixStream) {
-        if let Err(e) = serve_connection(stream.into(), Arc::new(self.table), &Limits::default(), &self.stop) {
-            tracing::debug!("a connection to an export ended: {e}");
-        }
-    }
-
-    fn serve_listener(self: Box<Self>, listener: UnixListener) -> Result<Box<dyn Send>, Failure> {
-        let started = Server::start(vec![Listen::Fd(listener.into())], Arc::new(self.table), Limits::default());
-        let server = started.map_err(|e| Failure::new(Code::Failed, format!("the export cannot be served: {e}")))?;
-        Ok(Box::new(server))
     }
 }

@@ -182,6 +182,8 @@ pub struct VolumeStatus {
     pub gap_reason: Option<String>,
     /// Whether the appliance is connected.
     pub connected: bool,
+    /// Gaps that have begun since the volume was opened, the initial sync not counted.
+    pub gaps: u64,
     /// Guest writes (trims and zeroes too) since the start of the agent.
     pub writes: u64,
     /// Bytes of data that they carried.

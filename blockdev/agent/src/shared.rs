@@ -59,6 +59,8 @@ pub(crate) struct State {
     pub(crate) sync_began: Instant,
     /// How often a full ring has cut a sync off since the volume was live.
     pub(crate) cuts: u32,
+    /// Gaps that began, but for the initial sync.
+    pub(crate) gaps: u64,
     pause: Duration,
     not_before: Instant,
 }
@@ -106,6 +108,7 @@ impl Shared {
             sync_total: p.map.dirty_bytes(),
             sync_began: world::now(),
             cuts: 0,
+            gaps: 0,
             pause: FIRST_PAUSE,
             not_before: world::now(),
             meta,
@@ -150,6 +153,7 @@ impl Shared {
 
     fn enter(&self, state: &mut State, mode: Mode) {
         if state.mode != mode {
+            state.gaps += u64::from(mode == Mode::Dirty && !state.meta.initial);
             state.since = self.p.clock.wall();
             state.mode = mode;
         }

@@ -104,11 +104,11 @@ impl Volume {
         Arc::new(Device(Arc::clone(&self.shared.core)))
     }
 
-    /// Makes a recovery point at this instant and returns its seq. It can be shown once that seq is durable.
+    /// Makes a recovery point at this instant and returns its seq and time. It can be shown once that seq is durable.
     ///
     /// # Errors
     /// [`PointError`]: between a gap and its end there is no consistent point to be made (I6).
-    pub fn create_point(&self, name: &str, auto: bool) -> Result<u64, PointError> {
+    pub fn create_point(&self, name: &str, auto: bool) -> Result<(u64, u64), PointError> {
         if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
             return Err(PointError::Name(name.to_owned()));
         }
@@ -122,10 +122,11 @@ impl Volume {
         let hold = shared.p.gate.close();
         let flags = if auto { FLAG_AUTO } else { 0 };
         let place = shared.p.ring.reserve(Kind::Point, flags, 0, name.len() as u64, name.len());
-        let seq = match place {
+        let made = match place {
             Ok(mut place) => {
                 place.payload_mut().copy_from_slice(name.as_bytes());
-                place.publish(shared.p.clock.wall())
+                let time = shared.p.clock.wall();
+                (place.publish(time), time)
             }
             Err(ReserveError::Full) => return Err(PointError::Full { volume: volume() }),
             Err(ReserveError::Closed) => {
@@ -136,7 +137,13 @@ impl Volume {
         drop(hold);
         drop(state);
         shared.p.ring.wake_sender();
-        Ok(seq)
+        Ok(made)
+    }
+
+    /// Everything up to this seq is durable at the appliance.
+    #[must_use]
+    pub fn durable(&self) -> u64 {
+        self.shared.durable.load(Ordering::Acquire)
     }
 
     /// Its figures now.
@@ -175,6 +182,7 @@ impl Volume {
             gap_since: gap.as_ref().map(|g| g.since),
             gap_reason: gap.and_then(|g| g.why),
             connected: shared.connected.load(Ordering::Acquire),
+            gaps: state.gaps,
             writes,
             write_bytes,
             recovered: self.recovered.clone(),
@@ -227,7 +235,7 @@ impl Volume {
         shared.core.stop();
         let settled = self.wait_for_writes(deadline.max(world::now() + SETTLE));
         match self.create_point(LAST_POINT, true) {
-            Ok(seq) => tracing::debug!("volume {}: point {LAST_POINT} at seq {seq}", self.name()),
+            Ok((seq, _)) => tracing::debug!("volume {}: point {LAST_POINT} at seq {seq}", self.name()),
             Err(e) => tracing::warn!("volume {}: no last point: {e}", self.name()),
         }
         let complete = || shared.durable.load(Ordering::Acquire) + 1 >= shared.p.ring.next();

@@ -117,7 +117,7 @@ fn a_point_is_a_cut_through_all_queues() {
     let device: Arc<dyn BlockDevice> = volume.device();
     let (seqs, done) = thread::scope(|scope| {
         let busy = scope.spawn(|| loads(&device, 3, |n| Load { zeroes: 1000, ..Load::small(n + 1) }));
-        let seqs: Vec<u64> = (0..50).map(|i| volume.create_point(&format!("p{i}"), i % 2 == 0).unwrap()).collect();
+        let seqs: Vec<u64> = (0..50).map(|i| volume.create_point(&format!("p{i}"), i % 2 == 0).unwrap().0).collect();
         (seqs, busy.join().unwrap())
     });
     lab.settle(&volume);

@@ -1,0 +1,140 @@
+//! The status as metrics, in the text exposition format of Prometheus: for the textfile collector of its node exporter.
+//!
+//! One family after the other, each with its help and type; `volume` is the label that all of a volume have. docs/cli.md
+//! names the families, which are stable as the fields of `--json` are.
+
+use afterimage_mgmt::protocol::{State, Status, VolumeStatus};
+use std::fmt::Write as _;
+
+const STATES: [State; 7] =
+    [State::InitialSync, State::Live, State::Dirty, State::Resync, State::Error, State::Unprotected, State::Offline];
+
+/// A value and its labels beside the volume.
+type Sample = (String, f64);
+
+/// How a family's samples come from a volume.
+type Of = fn(&VolumeStatus) -> Vec<Sample>;
+
+#[expect(clippy::cast_precision_loss, reason = "a metric is a float; counts past 2^53 lose what nobody reads")]
+fn one(value: u64) -> Vec<Sample> {
+    vec![(String::new(), value as f64)]
+}
+
+fn labelled(label: &str, text: &str, value: f64) -> Sample {
+    (format!(",{label}=\"{}\"", escaped(text)), value)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "seconds since 1970 as a float are good to a microsecond")]
+fn seconds(t: Option<afterimage_mgmt::units::Time>) -> Vec<Sample> {
+    t.map(|t| (String::new(), t.0 as f64 / 1e9)).into_iter().collect()
+}
+
+const FAMILIES: &[(&str, &str, &str, Of)] =
+    &[
+        ("state", "gauge", "1 for the state that the volume is in, 0 for the others", |v| {
+            STATES.iter().map(|s| labelled("state", s.as_str(), f64::from(u8::from(*s == v.state)))).collect()
+        }),
+        ("state_since_seconds", "gauge", "When the volume came into its state, in seconds since 1970", |v| {
+            seconds(v.state_since)
+        }),
+        ("connected", "gauge", "Whether agent and appliance are connected for the volume", |v| one(v.connected.into())),
+        ("size_bytes", "gauge", "Size of the volume", |v| one(v.size)),
+        ("acked_seq", "counter", "Seq of the newest write", |v| one(v.seq_acked)),
+        ("durable_seq", "counter", "Seq up to which everything is durable at the appliance", |v| one(v.seq_durable)),
+        ("lag_seconds", "gauge", "Age of the oldest write that the appliance lacks", |v| {
+            vec![(String::new(), v.lag_seconds)]
+        }),
+        ("lag_bytes", "gauge", "Bytes that the appliance lacks", |v| one(v.lag_bytes)),
+        ("ring_bytes", "gauge", "Size of the ring", |v| one(v.ring_bytes)),
+        ("ring_used_bytes", "gauge", "Bytes of the ring in use", |v| one(v.ring_used)),
+        ("dirty_bytes", "gauge", "Bytes in regions that are marked as dirty", |v| one(v.dirty_bytes)),
+        ("sync_done_bytes", "gauge", "Bytes of the running sync that are done", |v| one(v.sync.as_ref().map_or(0, |s| s.done_bytes))),
+        ("sync_total_bytes", "gauge", "Bytes of the running sync in all, 0 if none is running", |v| {
+            one(v.sync.as_ref().map_or(0, |s| s.total_bytes))
+        }),
+        ("gaps_total", "counter", "Gaps that have begun since the agent started", |v| one(v.gaps)),
+        ("reason_info", "gauge", "1, with the reason for not being live as a label", |v| {
+            v.reason.iter().map(|r| labelled("reason", r, 1.0)).collect()
+        }),
+        ("points", "gauge", "Recovery points that can be chosen", |v| one(v.points)),
+        ("stored_bytes", "gauge", "Bytes that the history takes in the store", |v| one(v.stored_bytes)),
+        ("logical_bytes_total", "counter", "Bytes of the writes in the history, before any reduction", |v| {
+            one(v.logical_bytes)
+        }),
+        ("durable_time_seconds", "gauge", "Time of the newest durable write, in seconds since 1970", |v| {
+            seconds(v.durable_time)
+        }),
+        ("window_start_seconds", "gauge", "Time of the first write that can be chosen, in seconds since 1970", |v| {
+            seconds(v.first_time)
+        }),
+    ];
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// The whole text.
+#[must_use]
+pub fn text(status: &Status) -> String {
+    let mut out = String::new();
+    let version = escaped(&status.version);
+    let _ = writeln!(out, "# HELP afterimage_info 1, with what runs as labels\n# TYPE afterimage_info gauge");
+    let role = serde_json::to_value(status.role).ok().and_then(|r| r.as_str().map(str::to_owned)).unwrap_or_default();
+    let _ = writeln!(out, "afterimage_info{{version=\"{version}\",role=\"{role}\"}} 1");
+    let _ = writeln!(out, "# HELP afterimage_clients NBD connections\n# TYPE afterimage_clients gauge");
+    let _ = writeln!(out, "afterimage_clients {}", status.clients);
+    for (name, kind, help, of) in FAMILIES {
+        let _ = writeln!(out, "# HELP afterimage_volume_{name} {help}\n# TYPE afterimage_volume_{name} {kind}");
+        for v in &status.volumes {
+            for (labels, value) in of(v) {
+                let _ = writeln!(out, "afterimage_volume_{name}{{volume=\"{}\"{labels}}} {value}", escaped(&v.name));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_sample_has_a_family_and_labels_are_escaped() {
+        let volume = json!({
+            "name": "web", "id": "x", "path": "/x", "uri": [], "size": 1024, "state": "dirty", "reason": "a \"b\"\\c\nd",
+            "state_since": "2026-03-01T14:30:00Z", "connected": true, "seq_acked": 7, "seq_durable": 5, "lag_seconds": 0.25,
+            "lag_bytes": 4096, "ring_bytes": 8, "ring_used": 4, "dirty_bytes": 3, "gaps": 2, "points": 1, "stored_bytes": 9,
+            "logical_bytes": 10, "first_seq": null, "first_time": null, "durable_time": null
+        });
+        let status = json!({
+            "v": 1, "version": "0.1.0", "pid": 1, "data": "/d", "started": "2026-03-01T14:30:00Z",
+            "time": "2026-03-01T14:30:00Z", "window_seconds": 1, "clients": 3, "volumes": [volume]
+        });
+        let text = text(&serde_json::from_value(status).unwrap());
+        for line in [
+            "afterimage_info{version=\"0.1.0\",role=\"all\"} 1",
+            "afterimage_clients 3",
+            "afterimage_volume_state{volume=\"web\",state=\"dirty\"} 1",
+            "afterimage_volume_state{volume=\"web\",state=\"live\"} 0",
+            "afterimage_volume_state_since_seconds{volume=\"web\"} 1772375400",
+            "afterimage_volume_lag_seconds{volume=\"web\"} 0.25",
+            "afterimage_volume_gaps_total{volume=\"web\"} 2",
+            "afterimage_volume_reason_info{volume=\"web\",reason=\"a \\\"b\\\"\\\\c\\nd\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("durable_time_seconds{"), "what is not known is left out");
+        let mut family = String::new();
+        for line in text.lines() {
+            match line.strip_prefix("# TYPE ") {
+                Some(rest) => family = rest.split(' ').next().unwrap().to_owned(),
+                None if line.starts_with('#') => {}
+                None => assert!(
+                    line.starts_with(&format!("{family}{{")) || line.starts_with(&format!("{family} ")),
+                    "{line}"
+                ),
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `afterimage agent` and `afterimage appliance`: one role in a process of its own. What the configuration file says,
+//! flags override.
+
+use crate::cli::{AgentArgs, ApplianceArgs, Cache, DataArgs, KeyArgs};
+use crate::config::{self, AgentFile, ApplianceFile, RingSize, VolumeTable};
+use crate::daemon::{AgentSettings, ApplianceSettings, Disk, Reach, Settings};
+use crate::data::DataDir;
+use crate::problem::Problem;
+use crate::up::{key_source, listeners, parse_disk};
+use crate::{screen, serve, signals};
+use afterimage_base::net::Endpoint;
+use afterimage_nbd::Listen;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const RING: u64 = 128 << 20;
+const POINT_EVERY: Duration = Duration::from_secs(300);
+const WINDOW: Duration = Duration::from_secs(24 * 3600);
+
+fn data_dir(flag: &DataArgs, file: Option<PathBuf>) -> Result<DataDir, Problem> {
+    let folder = flag.data.clone().or(file).map_or_else(|| flag.folder(), Ok)?;
+    DataDir::create(&folder)
+}
+
+fn load<T: Default + serde::de::DeserializeOwned>(file: Option<&Path>) -> Result<T, Problem> {
+    file.map_or_else(|| Ok(T::default()), config::load)
+}
+
+/// The wire is not encrypted yet: it stays on this machine unless the user has said otherwise.
+fn plain_text_allowed(endpoint: &Endpoint, insecure: bool) -> Result<(), Problem> {
+    if insecure || endpoint.is_local() {
+        return Ok(());
+    }
+    Err(Problem::usage(format!(
+        "{endpoint}: the stream between agent and appliance is not encrypted yet, and nobody is asked who he is, so it must not \
+         leave this machine: use an address of this machine (127.0.0.1, and a tunnel behind it), or allow it with \
+         --insecure, or insecure = true in the file"
+    )))
+}
+
+fn disks(file: &AgentFile, args: &AgentArgs) -> Result<Vec<Disk>, Problem> {
+    let named: Result<Vec<VolumeTable>, Problem> = args
+        .disks
+        .iter()
+        .map(|text| parse_disk(text).map(|d| VolumeTable { name: Some(d.name), path: d.path, ring: None, cache: None }))
+        .collect();
+    let ring = args.ring.or(file.ring).unwrap_or(RingSize(RING));
+    let cache = args.cache.or(file.cache).unwrap_or(Cache::Writeback);
+    let mut seen = BTreeMap::new();
+    let mut out = Vec::new();
+    for volume in file.volumes.iter().cloned().chain(named?) {
+        let name = match volume.name {
+            Some(name) => name,
+            None => parse_disk(&volume.path.display().to_string())?.name,
+        };
+        if let Some(other) = seen.insert(name.clone(), volume.path.clone()) {
+            return Err(Problem::usage(format!(
+                "two volumes are named '{name}' ({} and {}): give one of them another name",
+                other.display(),
+                volume.path.display()
+            )));
+        }
+        // A flag is for all volumes, also for those of which the file says more.
+        let ring = args.ring.or(volume.ring).unwrap_or(ring);
+        let cache = args.cache.or(volume.cache).unwrap_or(cache).into();
+        out.push(Disk { name, path: volume.path, ring: ring.0, cache });
+    }
+    Ok(out)
+}
+
+fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<AgentSettings, Problem> {
+    let insecure = args.insecure || file.insecure.unwrap_or(false);
+    let disks = disks(&file, &args)?;
+    let endpoint = args.appliance.or(file.appliance.take()).ok_or_else(|| {
+        Problem::usage("the agent does not know its appliance: give --appliance ADDRESS, or appliance = in the file")
+    })?;
+    plain_text_allowed(&endpoint, insecure)?;
+    let listen = if args.listen.is_empty() { file.listen } else { args.listen };
+    let every = args.point_every.or(file.point_every.map(|s| s.0)).unwrap_or(POINT_EVERY);
+    Ok(AgentSettings {
+        disks,
+        listen: listeners(listen, data)?,
+        sync_rate: args.sync_rate.or(file.sync_rate.map(|s| s.0)).unwrap_or(0),
+        point_every: Some(every).filter(|d| !d.is_zero()),
+        reach: Reach::At { endpoint, local_only: !insecure },
+    })
+}
+
+/// Runs the agent until a signal.
+///
+/// # Errors
+/// If something is in the way of the start.
+pub fn agent(args: AgentArgs) -> Result<(), Problem> {
+    let signals = signals::watch()?;
+    screen::log("info");
+    let mut file: AgentFile = load(args.config.as_deref())?;
+    let data = data_dir(&args.data, file.data.take())?;
+    let agent = agent_settings(file, args, data.path())?;
+    serve::run(data, Settings { agent: Some(agent), appliance: None }, &signals)
+}
+
+fn appliance_settings(file: ApplianceFile, args: ApplianceArgs, data: &Path) -> Result<ApplianceSettings, Problem> {
+    let insecure = args.insecure || file.insecure.unwrap_or(false);
+    let listen = if args.listen.is_empty() { file.listen } else { args.listen };
+    for endpoint in &listen {
+        plain_text_allowed(endpoint, insecure)?;
+    }
+    if file.key_file.is_some() && file.passphrase_file.is_some() {
+        return Err(Problem::usage("key_file and passphrase_file are both given: the vault has one key"));
+    }
+    let flagged = args.key.key_file.is_some() || args.key.passphrase_file.is_some();
+    let key =
+        if flagged { args.key } else { KeyArgs { key_file: file.key_file, passphrase_file: file.passphrase_file } };
+    let window = args.window.or(file.window.map(|s| s.0)).unwrap_or(WINDOW);
+    let threads = args.threads.or(file.threads);
+    if threads == Some(0) || file.connections_per_address == Some(0) {
+        return Err(Problem::usage("threads and connections_per_address must be at least 1"));
+    }
+    let bytes = |s: config::Size| usize::try_from(s.0).unwrap_or(usize::MAX);
+    let passed = afterimage_nbd::systemd_listeners()?.into_iter();
+    Ok(ApplianceSettings {
+        listen,
+        passed: passed.filter_map(|l| if let Listen::Fd(fd) = l { Some(fd) } else { None }).collect(),
+        per_address: file.connections_per_address,
+        threads,
+        memory: [file.dedupe_memory, file.frame_memory, file.layer_memory].map(|m| m.map(bytes)),
+        ..ApplianceSettings::new(window, key_source(&key, data)?)
+    })
+}
+
+/// Runs the appliance until a signal.
+///
+/// # Errors
+/// If something is in the way of the start.
+pub fn appliance(args: ApplianceArgs) -> Result<(), Problem> {
+    let signals = signals::watch()?;
+    screen::log("info");
+    let mut file: ApplianceFile = load(args.config.as_deref())?;
+    let data = data_dir(&args.data, file.data.take())?;
+    let appliance = appliance_settings(file, args, data.path())?;
+    serve::run(data, Settings { agent: None, appliance: Some(appliance) }, &signals)
+}
+
+#[cfg(test)]
+#[path = "roles_tests.rs"]
+mod tests;

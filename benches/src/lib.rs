@@ -17,6 +17,7 @@
 //! | [`image`] | that image |
 //! | [`history`] | opening and reading points of a volume with a long history |
 //! | [`generate`] | that history |
+//! | [`outage`] | what a guest notices of an appliance that goes away |
 //! | [`cache`] | the state of the page cache |
 //! | [`figures`] | medians, quantities as text |
 //! | [`report`] | JSON and the tables of docs/performance.md |
@@ -27,5 +28,6 @@ pub mod generate;
 pub mod history;
 pub mod image;
 pub mod ingest;
+pub mod outage;
 pub mod report;
 pub mod write_path;

@@ -1,7 +1,7 @@
 //! `cargo run --release -p afterimage-benches -- all`: runs the comparisons, prints the tables, writes the figures.
 
 use afterimage_benches::report::{self, Machine, Results};
-use afterimage_benches::{generate, history, image, ingest, write_path};
+use afterimage_benches::{generate, history, image, ingest, outage, write_path};
 use afterimage_tests::binary;
 use afterimage_tests::tool::tool;
 use clap::{Parser, ValueEnum};
@@ -59,13 +59,15 @@ enum Part {
     Ingest,
     /// Points of a volume with a long history
     History,
-    /// Everything
+    /// Writes while the appliance is away; --seconds says how long
+    Outage,
+    /// Everything but the outage
     All,
 }
 
 impl Part {
     fn includes(self, part: Part) -> bool {
-        self == part || self == Part::All
+        self == part || (self == Part::All && part != Part::Outage)
     }
 }
 
@@ -79,7 +81,7 @@ fn main() {
     let dir = options.dir.clone().unwrap_or_else(default_dir);
     std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("make {}: {e}", dir.display()));
     let machine = Machine::this(&dir);
-    let mut results = Results { v: 1, machine, write_path: Vec::new(), ingest: Vec::new(), history: None };
+    let mut results = Results { v: 1, machine, write_path: Vec::new(), ingest: Vec::new(), history: None, outage: Vec::new() };
     let mut tables = Vec::new();
     if options.part.includes(Part::WritePath) {
         tables.push(("write-path", measure_write_path(&options, &dir, &mut results)));
@@ -89,6 +91,9 @@ fn main() {
     }
     if options.part.includes(Part::History) {
         tables.push(("history", measure_history(&options, &dir, &mut results)));
+    }
+    if options.part.includes(Part::Outage) {
+        tables.push(("outage", measure_outage(&options, &dir, &mut results)));
     }
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&results).expect("results are JSON");
@@ -171,6 +176,19 @@ fn measure_ingest(options: &Options, dir: &Path, results: &mut Results) -> Strin
         eprintln!("round {} {title:14} {first:6.1} s, {second:6.1} s; {one} MiB, {both} MiB", run.round);
     });
     report::ingest_table(&results.machine, &generations, options.rounds, &results.ingest)
+}
+
+fn measure_outage(options: &Options, dir: &Path, results: &mut Results) -> String {
+    let scratch = tempfile::Builder::new().prefix("outage-").tempdir_in(dir).expect("make a folder");
+    let plan = outage::Plan {
+        dir: scratch.path().to_owned(),
+        size: options.disk_mib << 20,
+        seconds: options.seconds,
+        ring: options.ring.clone(),
+        rounds: options.rounds,
+    };
+    results.outage = outage::measure(&plan, |run| eprintln!("{run:?}"));
+    outage::table(&plan, &results.outage)
 }
 
 fn measure_history(options: &Options, dir: &Path, results: &mut Results) -> String {

@@ -2,7 +2,7 @@
 
 use crate::figures::{figure, median, spread};
 use crate::image::Generations;
-use crate::{history, ingest, write_path};
+use crate::{history, ingest, outage, write_path};
 use afterimage_tests::tool::tool;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -38,6 +38,8 @@ pub struct Results {
     pub ingest: Vec<ingest::Run>,
     /// The long history.
     pub history: Option<history::Results>,
+    /// Runs with the appliance away.
+    pub outage: Vec<outage::Run>,
 }
 
 impl Machine {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::client::{ClientError, ControlClient};
-use crate::protocol::{GapInfo, State, VolumeStatus, Window};
+use crate::protocol::{GapInfo, Role, State, VolumeStatus, Window};
 use crate::units::Time;
 use std::io::{BufRead, BufReader, Write};
 use std::sync::atomic::AtomicUsize;
@@ -53,6 +53,7 @@ fn toy_volume() -> VolumeStatus {
         dirty_bytes: 0,
         sync: None,
         gap: None,
+        gaps: 0,
         points: 1,
         stored_bytes: 1,
         logical_bytes: 2,

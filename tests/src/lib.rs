@@ -9,6 +9,7 @@
 //! | [`daemon`] | `afterimage up`: start, status, kill -9, restart, restore, export |
 //! | [`pair`] | agent and appliance as two processes |
 //! | [`peer`] | other NBD servers, to check the harness with and to measure against |
+//! | [`proxy`] | a TCP proxy that cuts, stalls, spoils and slows |
 //! | [`guest`] | a QEMU guest whose disk is an NBD export, driven by its serial console |
 //! | [`ext4`] | is this image a sound ext4 after journal replay? |
 //! | [`lab`] | the usual setting: one protected disk in a folder of its own |
@@ -25,4 +26,5 @@ pub mod lab;
 pub mod pair;
 pub mod peer;
 pub mod process;
+pub mod proxy;
 pub mod tool;

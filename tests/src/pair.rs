@@ -77,7 +77,17 @@ impl Pair {
     #[must_use]
     #[track_caller]
     pub fn plan(size: u64, ring: &str) -> Pair {
-        let dir = tempfile::Builder::new().prefix("afterimage-pair-").tempdir().expect("make a folder");
+        Pair::plan_in(&std::env::temp_dir(), size, ring)
+    }
+
+    /// The same with its folder in `parent`.
+    ///
+    /// # Panics
+    /// If the folder cannot be made.
+    #[must_use]
+    #[track_caller]
+    pub fn plan_in(parent: &Path, size: u64, ring: &str) -> Pair {
+        let dir = tempfile::Builder::new().prefix("afterimage-pair-").tempdir_in(parent).expect("make a folder");
         let image = dir.path().join("web.raw");
         data::sparse(&image, size);
         let (nbd, wire) = (data::free_port(), data::free_port());
@@ -94,6 +104,11 @@ impl Pair {
     /// If the file cannot be written.
     pub fn set_way(&self, port: u16) {
         self.write_config(Role::Agent, port);
+    }
+
+    /// Adds an option, or a disk, to the agent's command line from its next start on.
+    pub fn add_option(&mut self, option: &str) {
+        self.options.push(option.to_owned());
     }
 
     fn write_config(&self, role: Role, wire: u16) {

@@ -13,6 +13,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// and after a refusal that somebody has to look at, or a store without room.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(5);
+/// A session that lasted longer than any failed attempt to connect may: the next failure is a new one.
+const LASTING: Duration = Duration::from_secs(60);
 /// How soon a stop is noticed.
 const STOP_TICK: Duration = Duration::from_millis(20);
 /// So many refusals for continuity in a row, and the history counts as forked.
@@ -26,11 +28,13 @@ pub(crate) fn run(shared: &Arc<Shared>, connector: &dyn Connector) {
     let mut continuity = 0;
     while !shared.stopping() {
         let mut progress = false;
+        let begun = world::now();
         let result = connector
             .connect()
             .map_err(SessionError::Io)
             .and_then(|connection| session::run(shared, connection, &mut progress));
-        if progress {
+        // A session that took nothing because there was nothing to take was one all the same.
+        if progress || world::since(begun) >= LASTING {
             (backoff, continuity) = (FIRST_BACKOFF, 0);
             said.clear();
         }

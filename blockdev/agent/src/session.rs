@@ -134,6 +134,10 @@ pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) 
                 *link.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
             }
             link.dead.store(true, Ordering::Release);
+            if !shared.stopping() {
+                // The sender may hang in a write to a peer that does not read any more.
+                closer();
+            }
             shared.p.ring.wake_sender();
         });
         let result = started.map_err(SessionError::Io).and_then(|_| send_all(shared, &mut writer, &link, at));
@@ -150,7 +154,9 @@ pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) 
     *progress = link.acked.load(Ordering::Acquire) > welcome.durable;
     // What the reader saw explains better than the broken pipe that it caused.
     match link.end.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(e @ (SessionError::Refused(_) | SessionError::Protocol(_) | SessionError::Decode(_))) => Err(e),
+        Some(
+            e @ (SessionError::Refused(_) | SessionError::Protocol(_) | SessionError::Decode(_) | SessionError::Silent),
+        ) => Err(e),
         Some(e) if result.is_ok() => Err(e),
         _ => result,
     }
@@ -347,6 +353,8 @@ fn read_exact(reader: &mut dyn Read, buf: &mut [u8], over: &mut dyn FnMut() -> b
     while done < buf.len() {
         match reader.read(&mut buf[done..]) {
             Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            // A peer that sends a byte now and then is not silent, and yet it does not get on.
+            Ok(_) if over() => return Err(SessionError::Silent),
             Ok(n) => done += n,
             Err(e) => match e.kind() {
                 io::ErrorKind::Interrupted => {}

@@ -4,7 +4,7 @@
 use crate::agent::message;
 use crate::input::Input;
 use crate::place;
-use afterimage_agent::connect::{Connection, Connector, over_unix};
+use afterimage_agent::connect::{Connection, Connector, over};
 use afterimage_agent::{Agent, AgentConfig, CacheMode, VolumeConfig};
 use afterimage_base::block::{BlockDevice, Request};
 use afterimage_base::buf::AlignedBuf;
@@ -50,7 +50,7 @@ impl Connector for Scripted {
             scripts.left.lock().unwrap_or_else(PoisonError::into_inner).1 -= 1;
             scripts.ended.notify_all();
         });
-        over_unix(ours)
+        over(afterimage_base::net::Stream::Unix(ours))
     }
 
     fn describe(&self) -> String {

@@ -202,16 +202,17 @@ pub fn fill(data: &Path, shape: &Shape) {
     std::fs::write(data.join("VERSION"), "afterimage data 1\n").expect("mark the data folder");
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let end = u64::try_from(now.as_nanos()).expect("a time before 2554");
-    let config = ApplianceConfig::new(data.join("vault"), data.join("appliance.sock"));
+    let socket = data.join("appliance.sock");
+    let config = ApplianceConfig::new(data.join("vault"), socket.clone());
     let flushed = shape.writes - shape.unflushed;
     let start = || Appliance::start(config.clone()).unwrap_or_else(|e| panic!("{e}"));
     let appliance = start();
-    let mut link = Link::open(&config.listen, shape, 1).expect("open a session");
+    let mut link = Link::open(&socket, shape, 1).expect("open a session");
     link.writes(shape, 0, flushed, end).expect("send the writes");
     drop(link);
     appliance.stop();
     let appliance = start();
-    let mut link = Link::open(&config.listen, shape, flushed + 1).expect("open a session again");
+    let mut link = Link::open(&socket, shape, flushed + 1).expect("open a session again");
     link.writes(shape, flushed, shape.writes, end).expect("send the last writes");
     // No stop: what is in memory only stays there.
     std::mem::forget(appliance);

@@ -69,7 +69,7 @@ pub fn get() -> &'static Fixture {
         let (config, hello, mut images) = (config(folder.path()), hello(7, VOLUME), Images::new());
         for (seqs, in_order) in [(1..24, true), (24..40, true), (40..50, false)] {
             let appliance = Appliance::start(config.clone()).unwrap();
-            send_slowly(&config.listen, &hello, &records(seqs), &mut images);
+            send_slowly(&folder.path().join("sock"), &hello, &records(seqs), &mut images);
             if in_order {
                 appliance.stop();
             }

@@ -136,7 +136,7 @@ impl Agent {
 
     /// Sends no more.
     pub(crate) fn shut(&self) {
-        drop(self.stream.shutdown(std::net::Shutdown::Write));
+        drop(self.stream.0.shutdown(std::net::Shutdown::Write));
     }
 
     /// The next answer to a query; `None` if the connection ended.

@@ -81,7 +81,8 @@ fn main() {
     let dir = options.dir.clone().unwrap_or_else(default_dir);
     std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("make {}: {e}", dir.display()));
     let machine = Machine::this(&dir);
-    let mut results = Results { v: 1, machine, write_path: Vec::new(), ingest: Vec::new(), history: None, outage: Vec::new() };
+    let mut results =
+        Results { v: 1, machine, write_path: Vec::new(), ingest: Vec::new(), history: None, outage: Vec::new() };
     let mut tables = Vec::new();
     if options.part.includes(Part::WritePath) {
         tables.push(("write-path", measure_write_path(&options, &dir, &mut results)));

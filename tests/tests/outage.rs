@@ -16,7 +16,15 @@ fn outage(go: impl FnOnce(&mut Pair), come_back: impl FnOnce(&mut Pair)) {
     pair.start(Role::Agent);
     pair.wait_live();
     let fio = tool("fio")
-        .args(["--name=w", "--ioengine=nbd", "--thread", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--refill_buffers"])
+        .args([
+            "--name=w",
+            "--ioengine=nbd",
+            "--thread",
+            "--rw=randwrite",
+            "--bs=4k",
+            "--iodepth=16",
+            "--refill_buffers",
+        ])
         .args(["--time_based", "--runtime=12", "--size=96m"])
         .arg(format!("--uri={}", pair.uri()));
     let mut fio = Process::start(fio.into_command(), &pair.path("fio.log"));

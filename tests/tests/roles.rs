@@ -42,9 +42,15 @@ fn the_examples_start_and_each_role_answers_what_it_knows() {
 
     // What the other has to be asked.
     let appliance_address = format!("tcp:127.0.0.1:{}", pair.wire);
-    for command in ["point ls disk", "restore disk --to /nowhere/x", "diff disk --from @1", "export disk --listen unix:/nowhere/x"] {
+    for command in
+        ["point ls disk", "restore disk --to /nowhere/x", "diff disk --from @1", "export disk --listen unix:/nowhere/x"]
+    {
         let refused = pair.cli(Role::Agent, command).run_failing(1);
-        assert!(refused.stderr.contains(&appliance_address) && refused.stderr.contains("--data"), "{}", refused.describe());
+        assert!(
+            refused.stderr.contains(&appliance_address) && refused.stderr.contains("--data"),
+            "{}",
+            refused.describe()
+        );
     }
     let refused = pair.cli(Role::Appliance, "point create").args([DISK, "--name", "x"]).run_failing(1);
     assert!(refused.stderr.contains("agent"), "{}", refused.describe());

@@ -49,7 +49,8 @@ fn a_bad_line_costs_nothing_but_time() {
             0 | 1 => proxy.cut(),
             2 => proxy.change_present(|r| r.corrupt_one_in = Some(200_000)),
             3 => proxy.change_present(|r| r.stalled = true),
-            4 => proxy.change(|r| *r = Rules { delay: Duration::from_millis(30), rate: Some(4 << 20), ..Rules::default() }),
+            4 => proxy
+                .change(|r| *r = Rules { delay: Duration::from_millis(30), rate: Some(4 << 20), ..Rules::default() }),
             _ => proxy.change(|r| *r = Rules::default()),
         }
         std::thread::sleep(Duration::from_millis(chance.between(100, 1500)));
@@ -117,7 +118,8 @@ fn a_stuck_volume_does_not_hold_another() {
     let volumes = |pair: &Pair| {
         let status = pair.cli(Role::Agent, "status --json").run().stdout;
         let status: Value = serde_json::from_str(&status).unwrap();
-        [DISK, "second"].map(|name| status["volumes"].as_array().unwrap().iter().find(|v| v["name"] == name).unwrap().clone())
+        [DISK, "second"]
+            .map(|name| status["volumes"].as_array().unwrap().iter().find(|v| v["name"] == name).unwrap().clone())
     };
     let uri = |name: &str| format!("nbd://127.0.0.1:{}/{name}", pair.nbd);
     let write_to = |name: &str, pattern: u8| {

@@ -29,45 +29,46 @@ fn seconds(t: Option<afterimage_mgmt::units::Time>) -> Vec<Sample> {
     t.map(|t| (String::new(), t.0 as f64 / 1e9)).into_iter().collect()
 }
 
-const FAMILIES: &[(&str, &str, &str, Of)] =
-    &[
-        ("state", "gauge", "1 for the state that the volume is in, 0 for the others", |v| {
-            STATES.iter().map(|s| labelled("state", s.as_str(), f64::from(u8::from(*s == v.state)))).collect()
-        }),
-        ("state_since_seconds", "gauge", "When the volume came into its state, in seconds since 1970", |v| {
-            seconds(v.state_since)
-        }),
-        ("connected", "gauge", "Whether agent and appliance are connected for the volume", |v| one(v.connected.into())),
-        ("size_bytes", "gauge", "Size of the volume", |v| one(v.size)),
-        ("acked_seq", "counter", "Seq of the newest write", |v| one(v.seq_acked)),
-        ("durable_seq", "counter", "Seq up to which everything is durable at the appliance", |v| one(v.seq_durable)),
-        ("lag_seconds", "gauge", "Age of the oldest write that the appliance lacks", |v| {
-            vec![(String::new(), v.lag_seconds)]
-        }),
-        ("lag_bytes", "gauge", "Bytes that the appliance lacks", |v| one(v.lag_bytes)),
-        ("ring_bytes", "gauge", "Size of the ring", |v| one(v.ring_bytes)),
-        ("ring_used_bytes", "gauge", "Bytes of the ring in use", |v| one(v.ring_used)),
-        ("dirty_bytes", "gauge", "Bytes in regions that are marked as dirty", |v| one(v.dirty_bytes)),
-        ("sync_done_bytes", "gauge", "Bytes of the running sync that are done", |v| one(v.sync.as_ref().map_or(0, |s| s.done_bytes))),
-        ("sync_total_bytes", "gauge", "Bytes of the running sync in all, 0 if none is running", |v| {
-            one(v.sync.as_ref().map_or(0, |s| s.total_bytes))
-        }),
-        ("gaps_total", "counter", "Gaps that have begun since the agent started", |v| one(v.gaps)),
-        ("reason_info", "gauge", "1, with the reason for not being live as a label", |v| {
-            v.reason.iter().map(|r| labelled("reason", r, 1.0)).collect()
-        }),
-        ("points", "gauge", "Recovery points that can be chosen", |v| one(v.points)),
-        ("stored_bytes", "gauge", "Bytes that the history takes in the store", |v| one(v.stored_bytes)),
-        ("logical_bytes_total", "counter", "Bytes of the writes in the history, before any reduction", |v| {
-            one(v.logical_bytes)
-        }),
-        ("durable_time_seconds", "gauge", "Time of the newest durable write, in seconds since 1970", |v| {
-            seconds(v.durable_time)
-        }),
-        ("window_start_seconds", "gauge", "Time of the first write that can be chosen, in seconds since 1970", |v| {
-            seconds(v.first_time)
-        }),
-    ];
+const FAMILIES: &[(&str, &str, &str, Of)] = &[
+    ("state", "gauge", "1 for the state that the volume is in, 0 for the others", |v| {
+        STATES.iter().map(|s| labelled("state", s.as_str(), f64::from(u8::from(*s == v.state)))).collect()
+    }),
+    ("state_since_seconds", "gauge", "When the volume came into its state, in seconds since 1970", |v| {
+        seconds(v.state_since)
+    }),
+    ("connected", "gauge", "Whether agent and appliance are connected for the volume", |v| one(v.connected.into())),
+    ("size_bytes", "gauge", "Size of the volume", |v| one(v.size)),
+    ("acked_seq", "counter", "Seq of the newest write", |v| one(v.seq_acked)),
+    ("durable_seq", "counter", "Seq up to which everything is durable at the appliance", |v| one(v.seq_durable)),
+    ("lag_seconds", "gauge", "Age of the oldest write that the appliance lacks", |v| {
+        vec![(String::new(), v.lag_seconds)]
+    }),
+    ("lag_bytes", "gauge", "Bytes that the appliance lacks", |v| one(v.lag_bytes)),
+    ("ring_bytes", "gauge", "Size of the ring", |v| one(v.ring_bytes)),
+    ("ring_used_bytes", "gauge", "Bytes of the ring in use", |v| one(v.ring_used)),
+    ("dirty_bytes", "gauge", "Bytes in regions that are marked as dirty", |v| one(v.dirty_bytes)),
+    ("sync_done_bytes", "gauge", "Bytes of the running sync that are done", |v| {
+        one(v.sync.as_ref().map_or(0, |s| s.done_bytes))
+    }),
+    ("sync_total_bytes", "gauge", "Bytes of the running sync in all, 0 if none is running", |v| {
+        one(v.sync.as_ref().map_or(0, |s| s.total_bytes))
+    }),
+    ("gaps_total", "counter", "Gaps that have begun since the agent started", |v| one(v.gaps)),
+    ("reason_info", "gauge", "1, with the reason for not being live as a label", |v| {
+        v.reason.iter().map(|r| labelled("reason", r, 1.0)).collect()
+    }),
+    ("points", "gauge", "Recovery points that can be chosen", |v| one(v.points)),
+    ("stored_bytes", "gauge", "Bytes that the history takes in the store", |v| one(v.stored_bytes)),
+    ("logical_bytes_total", "counter", "Bytes of the writes in the history, before any reduction", |v| {
+        one(v.logical_bytes)
+    }),
+    ("durable_time_seconds", "gauge", "Time of the newest durable write, in seconds since 1970", |v| {
+        seconds(v.durable_time)
+    }),
+    ("window_start_seconds", "gauge", "Time of the first write that can be chosen, in seconds since 1970", |v| {
+        seconds(v.first_time)
+    }),
+];
 
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")

@@ -85,3 +85,9 @@ impl Connector for SocketConnector {
 pub fn connector(endpoint: Endpoint, local_only: bool) -> Arc<dyn Connector> {
     Arc::new(SocketConnector { endpoint, local_only })
 }
+
+/// Connects to the appliance's socket at `path`.
+#[must_use]
+pub fn unix_connector(path: impl AsRef<std::path::Path>) -> Arc<dyn Connector> {
+    connector(Endpoint::Unix(path.as_ref().to_path_buf()), true)
+}

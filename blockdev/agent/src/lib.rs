@@ -58,7 +58,7 @@ pub use api::{
     AgentConfig, AgentError, IntentConfig, PointError, RecoveryReport, SyncStatus, VolumeConfig, VolumeState,
     VolumeStatus,
 };
-pub use connect::{Connection, Connector, connector};
+pub use connect::{Connection, Connector, connector, unix_connector};
 pub use device::PlainDisk;
 pub use disk::{CacheMode, DiskError};
 pub use verify::{VerifyError, VerifyOptions, VerifyProgress, VerifyReport};

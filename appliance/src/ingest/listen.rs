@@ -173,6 +173,8 @@ impl Door {
         let (shared, volumes, doors) = (Arc::clone(&self.shared), Arc::clone(&self.volumes), Arc::clone(&self.doors));
         let session = move || {
             serve(&shared, &*volumes, connection);
+            // Who waits for the last to leave may open the vault again at once.
+            drop((shared, volumes));
             doors.leave(number);
         };
         if let Err(e) = thread::spawn("session", session) {

@@ -162,6 +162,8 @@ impl Pump {
                 Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => continue,
                 Err(_) => return,
             };
+            // The rules may have changed while it waited for something to come.
+            let Some(rules) = self.rules_that_let_pass(shared) else { return };
             if !rules.delay.is_zero() {
                 std::thread::sleep(rules.delay);
             }
@@ -169,10 +171,20 @@ impl Pump {
                 std::thread::sleep(Duration::from_secs(n as u64) / u32::try_from(rate.max(1)).unwrap_or(u32::MAX));
             }
             self.spoil(rules, &mut buf[..n]);
-            // The rules may have changed while it waited.
             if !shared.rules(self.number).is_some_and(|r| r.silent) && self.to.write_all(&buf[..n]).is_err() {
                 return;
             }
+        }
+    }
+
+    /// Waits until the connection is not stalled; `None` once it has been cut.
+    fn rules_that_let_pass(&self, shared: &Shared) -> Option<Rules> {
+        loop {
+            let rules = shared.rules(self.number)?;
+            if !rules.stalled {
+                return Some(rules);
+            }
+            std::thread::sleep(TICK);
         }
     }
 

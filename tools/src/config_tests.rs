@@ -27,7 +27,7 @@ fn a_whole_file_is_understood() {
     "#;
     let file: AgentFile = parse(text).unwrap();
     assert_eq!(file.appliance, Some(Endpoint::Tcp("backup.example.org".into(), 9443)));
-    assert_eq!(file.volumes[0].ring, Some(RingSize(600 * 20 << 20)));
+    assert_eq!(file.volumes[0].ring, Some(RingSize((600 * 20) << 20)));
     assert_eq!(file.volumes[0].cache, Some(Cache::None));
     assert_eq!(file.volumes[1].name, None);
     assert_eq!(parse::<ApplianceFile>("").unwrap(), ApplianceFile::default());

@@ -47,7 +47,7 @@ fn all_addresses_of_all_kinds_are_served() {
     appliance.listen_at(passed.into()).unwrap();
     assert!(appliance.addresses().len() >= 3);
     for (seq, endpoint) in (1..).zip(appliance.addresses()) {
-        let mut agent = Agent::connect(std::slice::from_ref(&endpoint), &hello()).unwrap();
+        let mut agent = Agent::connect(std::slice::from_ref(endpoint), &hello()).unwrap();
         agent.send(&write(seq));
         agent.wait(seq).unwrap();
         assert!(appliance.volumes()[0].connected);
@@ -62,7 +62,7 @@ fn the_newest_of_several_sessions_wins_against_a_flood() {
     let config = over_tcp(dir.path());
     let appliance = Appliance::start(config).unwrap();
     let at = appliance.addresses();
-    let mut flood = Agent::connect(&at, &hello()).unwrap();
+    let mut flood = Agent::connect(at, &hello()).unwrap();
     let flooding = std::thread::spawn(move || {
         for seq in 1.. {
             flood.send(&write(seq));
@@ -77,7 +77,7 @@ fn the_newest_of_several_sessions_wins_against_a_flood() {
     }
     let mut durable = 0;
     for _ in 0..5 {
-        let newer = Agent::connect(&at, &hello()).unwrap();
+        let newer = Agent::connect(at, &hello()).unwrap();
         assert!(newer.welcome.durable >= durable, "durable went back");
         durable = newer.welcome.durable;
     }
@@ -85,7 +85,7 @@ fn the_newest_of_several_sessions_wins_against_a_flood() {
     assert!(end.is_none_or(|refuse| refuse.code == RefuseCode::Superseded));
     assert!(appliance.volumes()[0].durable_seq <= sent);
     // What was durable once is sent again by an agent that did not hear of it: it changes nothing.
-    let mut last = Agent::connect(&at, &hello()).unwrap();
+    let mut last = Agent::connect(at, &hello()).unwrap();
     let seq = last.welcome.durable + 1;
     last.send(&write(seq));
     last.wait(seq).unwrap();

@@ -1,39 +1,38 @@
 //! The appliance as its users see it.
 
-use crate::collect::{CollectError, CollectReport, Collector, Round, Step};
+use crate::collect::{CollectError, CollectReport, Now};
 use crate::export::parallel::ReadPool;
 use crate::history::timeline::{Choices, Gap, Window, Wish, WishError};
-use crate::history::{HistoryConfig, HistoryError, LayerKeys, PageCache, VolumeHistory};
+use crate::history::{HistoryConfig, HistoryError, PageCache};
 use crate::ingest::listen::{Acceptor, Doors, Listener, SocketAcceptor};
-use crate::ingest::replay::{end_open_segments, rebuild_index, replay};
+use crate::ingest::replay::{end_open_segments, rebuild_index};
 use crate::ingest::session::Volumes;
 use crate::ingest::volume::{Volume, seal_segments};
 use crate::ingest::{Parts, SessionError, Shared};
-use crate::keys::{KeySource, VaultKey};
+use crate::keys::KeySource;
 use crate::reduce::index::DedupeIndex;
 use crate::reduce::pool::Pool;
+use crate::registry::{Keys, Registry, maintain};
+use crate::room::{MinFree, Room, Space};
 use crate::store::{IoHook, Store, StoreError, file_name};
-use crate::vault::{Vault, VaultError};
+use crate::vault::{Upkeep, Vault, VaultError};
 use afterimage_base::clock::{Clock, SystemClock};
 use afterimage_base::net::{Endpoint, StreamListener};
 use afterimage_base::world;
 use afterimage_base::world::channel::bounded;
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread::{self, JoinHandle};
-use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta};
-use afterimage_format::wire::Hello;
+use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use thiserror::Error;
 
 /// Full segments that may wait for their directory.
 const SEALER_QUEUE: usize = 64;
-/// How often maintenance looks whether something is due.
-const MAINTENANCE: Duration = Duration::from_millis(250);
 
 /// How an appliance is to be run.
 #[derive(Clone)]
@@ -70,7 +69,9 @@ pub struct ApplianceConfig {
     pub collect_every: Duration,
     /// The clock that says how old things are, for retention.
     pub clock: Arc<dyn Clock>,
-    /// Asked before each operation on segments, for tests.
+    /// How much of the vault's disk has to be free for ingest. `MinFree::Bytes(0)` keeps no reserve either.
+    pub min_free: MinFree,
+    /// Asked before each operation on the vault's files, for tests.
     pub io_hook: Option<IoHook>,
 }
 
@@ -97,6 +98,7 @@ impl ApplianceConfig {
             memory_runs: 256 << 10,
             collect_every: Duration::from_secs(30),
             clock: Arc::new(SystemClock::new()),
+            min_free: MinFree::Auto,
             io_hook: None,
         }
     }
@@ -144,7 +146,7 @@ pub struct VolumeInfo {
     pub name: String,
     /// Its id.
     pub id: [u8; 16],
-    /// Its size in bytes.
+    /// Its size in bytes, now.
     pub size: u64,
     /// Newest durable seq.
     pub durable_seq: u64,
@@ -164,76 +166,12 @@ pub struct VolumeInfo {
     pub segments: usize,
     /// Layers.
     pub layers: usize,
-    /// Why it takes no more, if so.
+    /// Why it takes no more until the appliance is started again, if so.
     pub failure: Option<String>,
+    /// Why it takes nothing now, if so: no room.
+    pub paused: Option<String>,
     /// Whether an agent is connected for it.
     pub connected: bool,
-}
-
-/// The vault key as layers use it.
-struct Keys(VaultKey);
-
-impl LayerKeys for Keys {
-    fn layer_key(&self, id: &[u8; 16]) -> [u8; 32] {
-        self.0.layer_key(id)
-    }
-}
-
-/// Volumes, found by id and name, and made on the first Hello.
-pub(crate) struct Registry {
-    pub(crate) volumes: Mutex<Vec<Arc<Volume>>>,
-    shared: Arc<Shared>,
-    history: HistoryConfig,
-    /// Held for a whole round, which waits for batches under way.
-    collector: LongMutex<Collector>,
-    window: Duration,
-}
-
-impl Registry {
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Volume>>> {
-        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn all(&self) -> Vec<Arc<Volume>> {
-        self.lock().clone()
-    }
-
-    fn open(&self, meta: &VolumeMeta) -> Result<Arc<Volume>, ApplianceError> {
-        let of_volume = |e| ApplianceError::History(meta.name.clone(), Box::new(e));
-        let dir = self.shared.vault.layers_dir();
-        let history = VolumeHistory::open(&dir, meta.id, &meta.layers, self.history.clone()).map_err(of_volume)?;
-        let (progress, missing) = replay(&self.shared.vault, meta, &history)?;
-        Ok(Arc::new(Volume::new(meta, history, progress, missing)))
-    }
-}
-
-impl Volumes for Registry {
-    fn of_hello(&self, hello: &Hello) -> Result<Arc<Volume>, SessionError> {
-        let mut volumes = self.lock();
-        if let Some(volume) = volumes.iter().find(|v| v.id == hello.volume) {
-            if volume.size != hello.size {
-                return Err(SessionError::Volume(format!(
-                    "volume {} has {} bytes in the vault and {} at the agent; a changed size is not supported",
-                    volume.name, volume.size, hello.size
-                )));
-            }
-            return Ok(Arc::clone(volume));
-        }
-        if volumes.iter().any(|v| v.name == hello.name) {
-            return Err(SessionError::Volume(format!(
-                "the vault has another volume with the name {}: its id is a different one. Give this disk another \
-                 name, or bring back the agent's data of the old one",
-                hello.name
-            )));
-        }
-        let meta = VolumeMeta::new(hello.volume, hello.name.clone(), hello.size);
-        let added = self.shared.vault.edit(|m| m.volumes.push(meta.clone()));
-        added.map_err(StoreError::from)?;
-        let volume = self.open(&meta).map_err(|e| SessionError::Failed(e.to_string()))?;
-        tracing::info!("volume {}: registered, {} bytes", volume.name, volume.size);
-        volumes.push(Arc::clone(&volume));
-        Ok(volume)
-    }
 }
 
 /// A running appliance.
@@ -261,6 +199,8 @@ pub struct StartReport {
     pub removed_files: usize,
     /// Volumes with missing records.
     pub damaged_volumes: Vec<String>,
+    /// The vault was made now: there is no history in it.
+    pub created: bool,
 }
 
 impl std::fmt::Debug for Appliance {
@@ -285,8 +225,10 @@ impl Appliance {
     /// # Errors
     /// [`ApplianceError`] says with what and why; the vault is as it was.
     pub fn start(config: ApplianceConfig) -> Result<Appliance, ApplianceError> {
+        let created = !world::fs::exists(&config.dir.join("MANIFEST"));
         let vault = Arc::new(Vault::open_or_create(&config.dir, &config.key)?);
-        let mut started = StartReport { open_segments: end_open_segments(&vault)?, ..StartReport::default() };
+        let open_segments = end_open_segments(&vault)?;
+        let mut started = StartReport { open_segments, created, ..StartReport::default() };
         started.removed_files = remove_rubbish(&vault)?;
         let system = |what| move |e| ApplianceError::System(what, e);
         let id = vault.read(|m| m.vault);
@@ -294,12 +236,15 @@ impl Appliance {
         let index = DedupeIndex::new(config.dedupe_bytes).map_err(system("memory for the dedupe index"))?;
         let pool = Pool::new(config.threads).map_err(system("threads"))?;
         let (sealer, full) = bounded(SEALER_QUEUE);
-        let parts = Parts { vault: Arc::clone(&vault), store, index, pool, sealer };
+        let room = Arc::new(Room::new(&config.dir, config.min_free));
+        vault.set_upkeep(Upkeep { hook: config.io_hook.clone(), room: Arc::clone(&room) });
+        let parts = Parts { vault: Arc::clone(&vault), store, index, pool, sealer, room };
         let segment_size = config.segment_size.min(62 << 20);
         let shared = Arc::new(Shared::new(parts, segment_size, config.credit, config.io_hook.clone()));
         let mut history =
             HistoryConfig::new(PageCache::new(config.layer_cache_bytes), Arc::new(Keys(vault.key().clone())));
         history.memory_runs = config.memory_runs;
+        history.hook.clone_from(&config.io_hook);
         let reads = Arc::new(ReadPool::new(config.read_threads).map_err(system("threads"))?);
         let registry = Arc::new(Registry {
             volumes: Mutex::default(),
@@ -311,7 +256,10 @@ impl Appliance {
         let metas = vault.read(|m| m.volumes.clone());
         for meta in &metas {
             let volume = registry.open(meta)?;
-            if volume.forked {
+            if let Some((_, why)) = volume.history.damage() {
+                tracing::error!("volume {}: {why}", volume.name);
+            }
+            if volume.forked || volume.history.damage().is_some() {
                 started.damaged_volumes.push(volume.name.clone());
             }
             registry.lock().push(volume);
@@ -388,6 +336,12 @@ impl Appliance {
         })
     }
 
+    /// What the vault's disk has, if it says so.
+    #[must_use]
+    pub fn space(&self) -> Option<Space> {
+        self.shared.room.space()
+    }
+
     /// Every volume of the vault.
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeInfo> {
@@ -413,7 +367,7 @@ impl Appliance {
         VolumeInfo {
             name: volume.name.clone(),
             id: volume.id,
-            size: volume.size,
+            size: progress.size(),
             durable_seq: progress.seq,
             durable_time: progress.time,
             stored_bytes: stored,
@@ -423,7 +377,8 @@ impl Appliance {
             first_time,
             segments,
             layers: volume.history.layers().len(),
-            failure: volume.failure(),
+            failure: volume.failure().or_else(|| self.shared.vault.failure()),
+            paused: self.shared.room.short(),
             connected: volume.has_session(),
         }
     }
@@ -487,6 +442,14 @@ impl Appliance {
         record.map(|r| r.map(|(_, time)| time)).map_err(|e| ApplianceError::History(v.name.clone(), Box::new(e)))
     }
 
+    /// Size of the volume in bytes as it was at `seq`.
+    ///
+    /// # Errors
+    /// [`ApplianceError::NoVolume`].
+    pub fn size_at(&self, volume: &str, seq: u64) -> Result<u64, ApplianceError> {
+        Ok(self.volume(volume)?.progress().size_at(seq))
+    }
+
     /// Whether the volume can be shown at `seq`.
     ///
     /// # Errors
@@ -501,7 +464,7 @@ impl Appliance {
     /// # Errors
     /// [`CollectError`]; everything done before it holds.
     pub fn collect(&self, now: u64) -> Result<CollectReport, CollectError> {
-        self.registry.collect(now, &self.stop, &|_| true)
+        self.registry.collect(Now::At(now), &self.stop, &|_| true)
     }
 
     /// Ends all sessions, seals the open segments, writes the layers, and closes the vault.
@@ -541,44 +504,5 @@ impl Drop for Appliance {
         if let Some(sealer) = self.sealer.take() {
             drop(sealer.join());
         }
-    }
-}
-
-impl Registry {
-    /// A round of retention and collection; see [`crate::collect`].
-    pub(crate) fn collect(
-        &self,
-        now: u64,
-        stop: &AtomicBool,
-        hook: &dyn Fn(Step) -> bool,
-    ) -> Result<CollectReport, CollectError> {
-        let mut collector = self.collector.lock();
-        let volumes = self.all();
-        let window = u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX);
-        collector.round(&Round { shared: &self.shared, volumes: &volumes, stop, hook }, now, window)
-    }
-}
-
-/// Flushes, merges and collects until `stop` is set.
-fn maintain(registry: &Registry, stop: &AtomicBool, every: Duration, clock: &dyn Clock) {
-    let mut waited = Duration::ZERO;
-    while !stop.load(Ordering::Acquire) {
-        for volume in registry.all() {
-            if volume.history.wants_flush()
-                && let Err(e) = volume.flush(&registry.shared)
-            {
-                tracing::warn!("volume {}: layers cannot be written now: {e}", volume.name);
-            }
-        }
-        if waited >= every {
-            waited = Duration::ZERO;
-            match registry.collect(clock.wall(), stop, &|_| true) {
-                Ok(report) if report != CollectReport::default() => tracing::info!(?report, "collection"),
-                Ok(_) | Err(CollectError::Stopped) => {}
-                Err(e) => tracing::warn!("collection ended early and tries again in {every:?}: {e}"),
-            }
-        }
-        thread::park_timeout(MAINTENANCE);
-        waited += MAINTENANCE;
     }
 }

@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`keys`] | the vault key and what is derived from it |
+//! | [`room`] | room on the vault's disk, and getting out of a full one |
 //! | [`vault`] | the data folder: lock, manifest, its one owner |
 //! | [`store`] | segments: writing, reading, recovery |
 //! | [`reduce`] | splitting, dedupe, compression, sealing |
@@ -20,13 +21,18 @@ pub mod history;
 pub mod ingest;
 pub mod keys;
 pub mod reduce;
+pub mod room;
 pub mod store;
 pub mod vault;
 
 mod appliance;
+mod registry;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod trouble_tests;
 
 pub use afterimage_format::manifest::PointMeta;
 pub use appliance::{Appliance, ApplianceConfig, ApplianceError, StartReport, VolumeInfo};
 pub use keys::KeySource;
+pub use room::{MinFree, Space};

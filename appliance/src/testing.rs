@@ -20,6 +20,7 @@ pub(crate) const RING: [u8; 16] = [8; 16];
 pub(crate) fn config(dir: &Path) -> ApplianceConfig {
     let mut config = ApplianceConfig::new(dir.join("vault"), dir.join("sock"));
     (config.segment_size, config.dedupe_bytes, config.threads) = (1 << 20, 1 << 20, 2);
+    config.min_free = crate::room::MinFree::Bytes(0);
     // Tests that collect do it themselves.
     config.collect_every = std::time::Duration::MAX;
     config

@@ -9,13 +9,16 @@
 //! ```
 
 use crate::keys::{KeyError, KeySource, VaultKey, random};
+use crate::room::Room;
+use crate::store::{IoHook, IoOp};
 use afterimage_base::crashsafe;
 use afterimage_base::world::fs::{self, File, OpenOptions};
 use afterimage_format::codec::DecodeError;
 use afterimage_format::manifest::Manifest;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use thiserror::Error;
 
 /// Largest manifest that is read: 64 MiB is room for a million segments and as many points.
@@ -64,6 +67,14 @@ pub enum VaultError {
     Poisoned(String),
 }
 
+/// What is asked before the manifest is replaced, and where room for it can be had.
+pub struct Upkeep {
+    /// See [`IoHook`].
+    pub hook: Option<IoHook>,
+    /// The disk's room.
+    pub room: Arc<Room>,
+}
+
 struct Owned {
     manifest: Manifest,
     failed: Option<String>,
@@ -74,6 +85,9 @@ pub struct Vault {
     dir: PathBuf,
     key: VaultKey,
     owned: Mutex<Owned>,
+    upkeep: OnceLock<Upkeep>,
+    /// Whether `failed` is set, for those who must not wait for a change that is under way.
+    poisoned: AtomicBool,
     _lock: File,
 }
 
@@ -103,7 +117,14 @@ impl Vault {
             None => return Self::create(dir, source, lock),
         };
         let key = VaultKey::open(source, &manifest.wrap, &manifest.key_check)?;
-        Ok(Self { dir: dir.into(), key, owned: Mutex::new(Owned { manifest, failed: None }), _lock: lock })
+        Ok(Self {
+            dir: dir.into(),
+            key,
+            owned: Mutex::new(Owned { manifest, failed: None }),
+            upkeep: OnceLock::new(),
+            poisoned: AtomicBool::new(false),
+            _lock: lock,
+        })
     }
 
     fn create(dir: &Path, source: &KeySource, lock: File) -> Result<Vault, VaultError> {
@@ -124,7 +145,14 @@ impl Vault {
         };
         let path = dir.join("MANIFEST");
         crashsafe::replace(&path, &manifest.encode()).map_err(io_error(&path, "write it"))?;
-        Ok(Self { dir: dir.into(), key, owned: Mutex::new(Owned { manifest, failed: None }), _lock: lock })
+        Ok(Self {
+            dir: dir.into(),
+            key,
+            owned: Mutex::new(Owned { manifest, failed: None }),
+            upkeep: OnceLock::new(),
+            poisoned: AtomicBool::new(false),
+            _lock: lock,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Owned> {
@@ -173,7 +201,13 @@ impl Vault {
         let out = change(&mut next);
         next.edition += 1;
         let path = self.dir.join("MANIFEST");
-        match crashsafe::replace(&path, &next.encode()) {
+        let bytes = next.encode();
+        let mut replaced = self.replace(&path, &bytes);
+        // A full disk: the file beside the manifest is thrown away and written anew in the reserve's room.
+        if replaced.as_ref().is_err_and(crashsafe::is_full) && self.upkeep.get().is_some_and(|u| u.room.give_up()) {
+            replaced = self.replace(&path, &bytes);
+        }
+        match replaced {
             Ok(()) => {
                 owned.manifest = next;
                 Ok(out)
@@ -185,9 +219,35 @@ impl Vault {
                     path.display()
                 );
                 owned.failed = Some(e.to_string());
+                self.poisoned.store(true, Ordering::Release);
                 Err(VaultError::Io { path, what: "replace it", source: e })
             }
         }
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let asked = self.upkeep.get().and_then(|u| u.hook.as_ref()).map_or(Ok(()), |h| h(IoOp::Manifest));
+        let replaced = asked.and_then(|()| crashsafe::replace(path, bytes));
+        if replaced.is_err() {
+            // Half written it takes room and is nothing.
+            drop(fs::remove_file(&self.dir.join("MANIFEST.new")));
+        }
+        replaced
+    }
+
+    /// Says what is asked before the manifest is replaced. Counts once.
+    pub fn set_upkeep(&self, upkeep: Upkeep) {
+        drop(self.upkeep.set(upkeep));
+    }
+
+    /// Why the vault takes no more changes until it is opened again, if so (I11).
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        if !self.poisoned.load(Ordering::Acquire) {
+            return None;
+        }
+        let failed = self.lock().failed.clone();
+        failed.map(|why| format!("the manifest of the vault could not be written: {why}; look at its disk, then start the appliance again"))
     }
 
     /// Removes what the manifest does not name from `segments/` and `layers/`; `named` says which file names
@@ -279,7 +339,7 @@ mod tests {
         let opened = Vault::open_or_create(dir.path(), &source(dir.path()));
         assert!(matches!(opened, Err(VaultError::Manifest { source: DecodeError::Checksum { .. }, .. })));
         bad = good;
-        bad[4] = 2;
+        bad[4] = 9;
         fs::write(&path, &bad).unwrap();
         let opened = Vault::open_or_create(dir.path(), &source(dir.path()));
         assert!(matches!(opened, Err(VaultError::Manifest { source: DecodeError::Version { .. }, .. })));

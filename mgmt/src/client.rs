@@ -3,7 +3,8 @@
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REPLY, write_line};
 use crate::protocol::{
-    DiffEnd, Envelope, Extents, Failure, PointInfo, PointList, Position, Reply, Request, Status, VERSION,
+    CompareBegun, DiffEnd, Envelope, Extents, Failure, PointInfo, PointList, Position, Reply, Request, SizeChange,
+    Status, VERSION,
 };
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use crate::when::When;
@@ -142,6 +143,22 @@ impl ControlClient {
     /// If the volume is in no state to make points.
     pub fn create_point(&mut self, volume: &str, name: &str) -> Result<PointInfo, ClientError> {
         self.call(Request::CreatePoint { volume: volume.to_owned(), name: name.to_owned() })
+    }
+
+    /// See [`Request::ResizeVolume`].
+    ///
+    /// # Errors
+    /// If the disk has not so many bytes.
+    pub fn resize_volume(&mut self, volume: &str, size: Option<u64>) -> Result<SizeChange, ClientError> {
+        self.call(Request::ResizeVolume { volume: volume.to_owned(), size })
+    }
+
+    /// See [`Request::CompareVolume`].
+    ///
+    /// # Errors
+    /// If there is no such volume.
+    pub fn compare_volume(&mut self, volume: &str) -> Result<CompareBegun, ClientError> {
+        self.call(Request::CompareVolume { volume: volume.to_owned() })
     }
 
     /// See [`Request::Resolve`].

@@ -63,6 +63,19 @@ pub enum Request {
         /// Name of the point.
         name: String,
     },
+    /// Changes the size of a volume to that of its disk, or to a smaller one, and answers [`SizeChange`].
+    ResizeVolume {
+        /// Name of the volume.
+        volume: String,
+        /// Bytes; without it what the disk has.
+        #[serde(default)]
+        size: Option<u64>,
+    },
+    /// Has the whole disk compared with the appliance's copy, in a gap, and answers [`CompareBegun`].
+    CompareVolume {
+        /// Name of the volume.
+        volume: String,
+    },
     /// [`Position`] of a moment.
     Resolve {
         /// Name of the volume.
@@ -408,6 +421,28 @@ pub struct GapInfo {
     pub to_seq: Option<u64>,
     /// Its time.
     pub to_time: Option<Time>,
+}
+
+/// A change of a volume's size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeChange {
+    /// Name of the volume.
+    pub volume: String,
+    /// Bytes before.
+    pub from: u64,
+    /// Bytes now.
+    pub to: u64,
+    /// The history has a gap until the new part of the disk is copied.
+    pub gap: bool,
+}
+
+/// A comparison that has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompareBegun {
+    /// Name of the volume.
+    pub volume: String,
+    /// Bytes to compare.
+    pub bytes: u64,
 }
 
 /// A moment, resolved.

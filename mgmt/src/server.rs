@@ -3,7 +3,8 @@
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REQUEST, write_line};
 use crate::protocol::{
-    Code, DiffEnd, Envelope, Extents, Failure, PointInfo, PointList, Position, Reply, Request, Status, VERSION,
+    Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, PointInfo, PointList, Position, Reply, Request,
+    SizeChange, Status, VERSION,
 };
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use crate::when::When;
@@ -48,6 +49,18 @@ pub trait Site: Send + Sync + 'static {
     /// # Errors
     /// [`Code::NotReady`] if the volume is in no state to make points.
     fn create_point(&self, volume: &str, name: &str) -> Result<PointInfo, Failure>;
+
+    /// Changes the size of a volume.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] if the disk has not so many bytes.
+    fn resize_volume(&self, volume: &str, size: Option<u64>) -> Result<SizeChange, Failure>;
+
+    /// Begins to compare the whole disk of a volume with the appliance's copy.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] if there is no such volume here.
+    fn compare_volume(&self, volume: &str) -> Result<CompareBegun, Failure>;
 
     /// What a moment means.
     ///
@@ -239,6 +252,8 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
             Ok(Request::Status) => finish(&stream, site.status())?,
             Ok(Request::Points { volume }) => finish(&stream, site.points(&volume))?,
             Ok(Request::CreatePoint { volume, name }) => finish(&stream, site.create_point(&volume, &name))?,
+            Ok(Request::ResizeVolume { volume, size }) => finish(&stream, site.resize_volume(&volume, size))?,
+            Ok(Request::CompareVolume { volume }) => finish(&stream, site.compare_volume(&volume))?,
             Ok(Request::Resolve { volume, at }) => finish(&stream, site.resolve(&volume, &at))?,
             Ok(Request::Diff { volume, from, to }) => diff(&stream, site.diff(&volume, &from, &to))?,
             Ok(Request::Verify { volume, options }) => verify(&stream, site, &volume, &options)?,

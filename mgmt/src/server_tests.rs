@@ -100,6 +100,16 @@ impl Site for Toy {
         Ok(PointInfo { name: name.to_owned(), seq: 10, time: Time(10), auto: false })
     }
 
+    fn resize_volume(&self, volume: &str, size: Option<u64>) -> Result<SizeChange, Failure> {
+        known(volume)?;
+        Ok(SizeChange { volume: volume.to_owned(), from: 1 << 20, to: size.unwrap_or(2 << 20), gap: false })
+    }
+
+    fn compare_volume(&self, volume: &str) -> Result<CompareBegun, Failure> {
+        known(volume)?;
+        Ok(CompareBegun { volume: volume.to_owned(), bytes: 1 << 20 })
+    }
+
     fn resolve(&self, volume: &str, _at: &When) -> Result<Position, Failure> {
         known(volume)?;
         Ok(Position { volume: volume.to_owned(), seq: 8, time: None, size: 1 << 20 })
@@ -143,6 +153,9 @@ fn a_client_gets_its_answers_one_after_the_other() {
     assert_eq!(c.status().unwrap().volumes, vec![toy_volume()]);
     assert_eq!(c.points("d").unwrap().gaps.len(), 1);
     assert_eq!(c.create_point("d", "x").unwrap().seq, 10);
+    assert_eq!(c.resize_volume("d", None).unwrap().to, 2 << 20);
+    assert_eq!(c.resize_volume("d", Some(5)).unwrap().to, 5);
+    assert_eq!(c.compare_volume("d").unwrap().bytes, 1 << 20);
     let Err(ClientError::Refused(failure)) = c.points("e") else { panic!("an unknown volume") };
     assert_eq!((failure.code, &*failure.message), (Code::NotFound, "there is no volume 'e'"));
     let mut got = Vec::new();

@@ -69,3 +69,37 @@ fn a_full_store_costs_the_guest_nothing_and_heals() {
     daemon.point(DISK, "afterwards");
     assert!(daemon.stop().success(), "{}", daemon.log());
 }
+
+/// What has left the window fills the disk: ingest pauses, collection finds its way out by the reserve, and all goes on without
+/// anybody's help.
+#[test]
+fn collection_makes_room_on_a_full_disk_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, small) = (dir.path().join("disk.raw"), dir.path().join("small"));
+    data::sparse(&image, 64 * MIB);
+    std::fs::create_dir(&small).unwrap();
+    let holder = small_disk(&small, "300m");
+    let target = holder.id().to_string();
+    let mut enter = vec!["nsenter", "--target", &target, "--mount"];
+    if !nix::unistd::geteuid().is_root() {
+        enter.extend(["--user", "--preserve-credentials"]);
+    }
+    let listen = format!("unix:{}", dir.path().display());
+    let up = daemon(dir.path()).data(&small.join("data")).volume(DISK, &image).prefix(enter.iter().copied());
+    let options = ["--listen", listen.as_str(), "--ring", "16MiB", "--window", "1s", "--min-free", "40MiB"];
+    let mut up = up.options(options).options(["--point-every", "0"]).start();
+    up.wait_live(DISK);
+    let (source, mut chance) = (dir.path().join("source"), data::Chance::seeded());
+    for _ in 0..6 {
+        std::fs::write(&source, chance.bytes(60 << 20)).unwrap();
+        tool("nbdcopy").arg("--flush").arg(&source).arg(up.uri(DISK)).run();
+    }
+    let paused = |_: &Value| up.log().contains("ingest pauses");
+    up.wait_volume(DISK, "paused once", paused);
+    up.wait_live(DISK);
+    let seq = up.wait_durable(DISK);
+    let restored = dir.path().join("restored");
+    up.restore(DISK, &format!("@{seq}"), &restored);
+    data::assert_same(&image, &restored);
+    assert!(up.stop().success(), "{}", up.log());
+}

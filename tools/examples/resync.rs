@@ -239,7 +239,14 @@ fn run(dir: &Path, size: u64) -> Result<(), Failed> {
         connector: Arc::new(connector),
         clock: Arc::new(SystemClock::new()),
     });
-    let config = VolumeConfig { name: "disk".into(), path: disk, ring_bytes: RING, cache: CacheMode::Writeback };
+    let config = VolumeConfig {
+        name: "disk".into(),
+        path: disk,
+        ring_bytes: RING,
+        cache: CacheMode::Writeback,
+        foreign: afterimage_agent::ForeignWrite::Ignore,
+        resize: false,
+    };
     let volume = agent.add_volume(config)?;
     wait(&volume, |s| s.state == VolumeState::Live);
     write_all(&volume, size, 0)?;

@@ -6,7 +6,8 @@ use crate::problem::Problem;
 use crate::restore::Format;
 use crate::show::Goal;
 use crate::verify::parse_range;
-use afterimage_agent::CacheMode;
+use afterimage_agent::{CacheMode, ForeignWrite};
+use afterimage_appliance::MinFree;
 use afterimage_base::net::Endpoint;
 use afterimage_mgmt::units::{parse_duration, parse_size};
 use afterimage_mgmt::when::When;
@@ -53,6 +54,9 @@ pub enum Command {
     Diff(DiffArgs),
     /// Wait until a volume is live or durable
     Wait(WaitArgs),
+    /// Change a volume's size, or have its disk compared
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Compare a volume's disk with its newest history, while the guest goes on
     Verify(VerifyArgs),
     /// Verify a data folder that is not in use: every checksum, seal and reference
@@ -139,6 +143,15 @@ pub struct UpArgs {
     /// Serve the disks without protection, for comparisons
     #[arg(long)]
     pub no_protect: bool,
+    /// When somebody else wrote to a disk while this was not running
+    #[arg(long, value_enum, default_value = "compare", value_name = "RULE")]
+    pub on_foreign_write: OnForeignWrite,
+    /// Take the size that a disk has now, if it is another one than it was
+    #[arg(long)]
+    pub resize: bool,
+    /// Pause ingest when the vault's disk has less free: a size, a percentage, or auto (2%, at most 1 GiB)
+    #[arg(long, default_value = "auto", value_parser = parse_min_free, value_name = "SIZE|PERCENT")]
+    pub min_free: MinFree,
     /// The key.
     #[command(flatten)]
     pub key: KeyArgs,
@@ -162,6 +175,12 @@ pub struct AgentArgs {
     /// Let the stream leave this machine as plain text
     #[arg(long)]
     pub insecure: bool,
+    /// When somebody else wrote to a disk while the agent was not running [default: compare]
+    #[arg(long, value_enum, value_name = "RULE")]
+    pub on_foreign_write: Option<OnForeignWrite>,
+    /// Take the size that a disk has now, if it is another one than it was
+    #[arg(long)]
+    pub resize: bool,
     /// Where to serve: unix:DIR puts the socket DIR/nbd.sock there, tcp:ADDR:PORT; may be given several times
     /// [default: unix:DATA]
     #[arg(long, value_name = "ADDRESS")]
@@ -202,6 +221,9 @@ pub struct ApplianceArgs {
     /// How far back any write can be chosen [default: 24h]
     #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub window: Option<Duration>,
+    /// Pause ingest when the vault's disk has less free: a size, a percentage, or auto (2%, at most 1 GiB) [default: auto]
+    #[arg(long, value_parser = parse_min_free, value_name = "SIZE|PERCENT")]
+    pub min_free: Option<MinFree>,
     /// Threads that hash, compress and seal [default: one per processor]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -269,6 +291,69 @@ pub enum PointCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Subcommands of `volume`.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Take the size that the disk has now, while it is served; or a smaller one, before the disk is made smaller
+    Resize {
+        /// The data folder.
+        #[command(flatten)]
+        data: DataArgs,
+        /// The volume
+        volume: String,
+        /// The new size [default: that of the disk]
+        #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+        size: Option<u64>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare the whole disk with the appliance's copy, in a gap, and copy what differs
+    Compare {
+        /// The data folder.
+        #[command(flatten)]
+        data: DataArgs,
+        /// The volume
+        volume: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What follows when somebody else has written to a disk while the agent was not running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnForeignWrite {
+    /// Do not start
+    Refuse,
+    /// Begin a gap and compare the whole disk
+    Compare,
+    /// Leave it out of the history
+    Ignore,
+}
+
+impl From<OnForeignWrite> for ForeignWrite {
+    fn from(rule: OnForeignWrite) -> ForeignWrite {
+        match rule {
+            OnForeignWrite::Refuse => ForeignWrite::Refuse,
+            OnForeignWrite::Compare => ForeignWrite::Compare,
+            OnForeignWrite::Ignore => ForeignWrite::Ignore,
+        }
+    }
+}
+
+/// Reads the value of `--min-free`: a size or a percentage.
+pub(crate) fn parse_min_free(text: &str) -> Result<MinFree, String> {
+    if text == "auto" {
+        return Ok(MinFree::Auto);
+    }
+    match text.strip_suffix('%') {
+        Some(_) => text.parse(),
+        None => parse_size(text).map(MinFree::Bytes).map_err(|e| e.to_string()),
+    }
 }
 
 /// Arguments of `export`.

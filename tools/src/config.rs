@@ -1,8 +1,9 @@
 //! The configuration files of `afterimage agent` and `afterimage appliance`: TOML, every key optional where a flag can give
 //! it, every key that is not known an error. examples/agent.toml and examples/appliance.toml document them.
 
-use crate::cli::Cache;
+use crate::cli::{Cache, OnForeignWrite, parse_min_free};
 use crate::problem::Problem;
+use afterimage_appliance::MinFree;
 use afterimage_base::net::Endpoint;
 use afterimage_mgmt::units::{UnitError, parse_duration, parse_size};
 use afterimage_nbd::Address;
@@ -23,6 +24,18 @@ pub struct Span(pub Duration);
 /// The size of a ring in bytes: as such, or as the time that it holds out at a rate of writing (`10m@20MiB`, per second).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingSize(pub u64);
+
+/// How much of a disk has to be free: a size, a percentage, or `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free(pub MinFree);
+
+impl FromStr for Free {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse_min_free(text).map(Free)
+    }
+}
 
 impl FromStr for Size {
     type Err = UnitError;
@@ -59,7 +72,7 @@ macro_rules! from_text {
     })* };
 }
 
-from_text!(Size, Span, RingSize);
+from_text!(Size, Span, RingSize, Free);
 
 fn endpoint<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Endpoint>, D::Error> {
     String::deserialize(d)?.parse().map(Some).map_err(D::Error::custom)
@@ -95,6 +108,8 @@ pub struct AgentFile {
     pub sync_rate: Option<Size>,
     /// Time between automatic points.
     pub point_every: Option<Span>,
+    /// When somebody else wrote to a disk while the agent was not running.
+    pub on_foreign_write: Option<OnForeignWrite>,
     /// The disks.
     #[serde(default, rename = "volume")]
     pub volumes: Vec<VolumeTable>,
@@ -129,6 +144,8 @@ pub struct ApplianceFile {
     pub connections_per_address: Option<usize>,
     /// How far back any write can be chosen.
     pub window: Option<Span>,
+    /// How much of the vault's disk has to be free for ingest.
+    pub min_free: Option<Free>,
     /// File with the vault key.
     pub key_file: Option<PathBuf>,
     /// File whose first line is the passphrase.

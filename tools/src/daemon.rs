@@ -10,8 +10,10 @@
 use crate::data::DataDir;
 use crate::problem::Problem;
 use crate::site::{About, Local, Served};
-use afterimage_agent::{Agent, AgentConfig, CacheMode, Connector, PlainDisk, RecoveryReport, VolumeConfig, connector};
-use afterimage_appliance::{Appliance, ApplianceConfig, ApplianceError, KeySource};
+use afterimage_agent::{
+    Agent, AgentConfig, CacheMode, Connector, ForeignWrite, PlainDisk, RecoveryReport, VolumeConfig, connector,
+};
+use afterimage_appliance::{Appliance, ApplianceConfig, ApplianceError, KeySource, MinFree};
 use afterimage_base::block::BlockDevice;
 use afterimage_base::clock::SystemClock;
 use afterimage_base::net::Endpoint;
@@ -71,6 +73,10 @@ pub struct AgentSettings {
     pub sync_rate: u64,
     /// Time between automatic points.
     pub point_every: Option<Duration>,
+    /// What follows when somebody else has written to a disk meanwhile.
+    pub foreign: ForeignWrite,
+    /// Take the size that a disk has now.
+    pub resize: bool,
     /// Its appliance.
     pub reach: Reach,
 }
@@ -86,6 +92,8 @@ pub struct ApplianceSettings {
     pub per_address: Option<usize>,
     /// How far back any write can be chosen.
     pub window: Duration,
+    /// How much of the vault's disk has to be free.
+    pub min_free: MinFree,
     /// Where the vault key comes from.
     pub key: KeySource,
     /// Threads that hash, compress and seal; `None` for one per processor.
@@ -103,6 +111,7 @@ impl ApplianceSettings {
             passed: Vec::new(),
             per_address: None,
             window,
+            min_free: MinFree::Auto,
             key,
             threads: None,
             memory: [None; 3],
@@ -147,7 +156,7 @@ fn local_socket(data: &DataDir) -> PathBuf {
 
 fn start_appliance(data: &DataDir, settings: ApplianceSettings) -> Result<Appliance, Problem> {
     let mut config = ApplianceConfig::new(data.path().join("vault"), local_socket(data));
-    (config.key, config.window) = (settings.key, settings.window);
+    (config.key, config.window, config.min_free) = (settings.key, settings.window, settings.min_free);
     config.per_address = settings.per_address.unwrap_or(config.per_address);
     if !settings.listen.is_empty() || !settings.passed.is_empty() {
         config.listen = settings.listen;
@@ -170,7 +179,14 @@ fn start_appliance(data: &DataDir, settings: ApplianceSettings) -> Result<Applia
         );
     }
     for name in &found.damaged_volumes {
-        tracing::warn!("volume {name}: records are missing in the vault; `afterimage check` says which");
+        tracing::error!("volume {name}: something is missing in the vault; `afterimage check` says what");
+    }
+    if found.created && data.path().join("agent").is_dir() {
+        tracing::error!(
+            "the vault in {} was made now, but volumes were protected here before: if it was lost or moved, so is their \
+             history, and they are copied again as for the first time. Stop and put the old one back, if there is one",
+            data.path().join("vault").display()
+        );
     }
     Ok(appliance)
 }
@@ -178,7 +194,7 @@ fn start_appliance(data: &DataDir, settings: ApplianceSettings) -> Result<Applia
 fn open_protected(
     data: &DataDir,
     disks: Vec<Disk>,
-    sync_rate: u64,
+    (sync_rate, foreign, resize): (u64, ForeignWrite, bool),
     connector: Arc<dyn Connector>,
 ) -> Result<(Arc<Agent>, Vec<Served>), Problem> {
     let agent = Arc::new(Agent::new(AgentConfig {
@@ -188,7 +204,7 @@ fn open_protected(
     }));
     let mut served = Vec::new();
     for Disk { name, path, ring, cache } in disks {
-        let config = VolumeConfig { name, path, ring_bytes: ring, cache };
+        let config = VolumeConfig { name, path, ring_bytes: ring, cache, foreign, resize };
         let volume = agent.add_volume(config).map_err(|e| Problem::failed(e.to_string()))?;
         volume.set_sync_rate(sync_rate);
         served.push(Served::Protected(volume));
@@ -231,7 +247,7 @@ impl Daemon {
         };
         let appliance = settings.appliance.map(|s| start_appliance(&data, s)).transpose()?;
         let (mut agent, mut served, mut server) = (None, Vec::new(), None);
-        if let Some(AgentSettings { disks, listen, sync_rate, reach, .. }) = settings.agent {
+        if let Some(AgentSettings { disks, listen, sync_rate, foreign, resize, reach, .. }) = settings.agent {
             let to = match reach {
                 Reach::Nowhere => None,
                 Reach::Here => Some(connector(Endpoint::Unix(local_socket(&data)), true)),
@@ -243,7 +259,7 @@ impl Daemon {
             match to {
                 None => served = open_plain(disks)?,
                 Some(to) => {
-                    let (opened, volumes) = open_protected(&data, disks, sync_rate, to)?;
+                    let (opened, volumes) = open_protected(&data, disks, (sync_rate, foreign, resize), to)?;
                     (agent, served) = (Some(opened), volumes);
                 }
             }

@@ -128,6 +128,8 @@ impl<'a> Demo<'a> {
             disks: vec![Disk { name: NAME.to_owned(), path: disk.clone(), ring: 16 << 20, cache }],
             listen: vec![Listen::Unix(socket.clone())],
             sync_rate: 0,
+            foreign: afterimage_agent::ForeignWrite::Compare,
+            resize: false,
             point_every: None,
             reach: Reach::Here,
         };

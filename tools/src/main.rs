@@ -1,6 +1,6 @@
 //! The `afterimage` command.
 
-use afterimage::cli::{Cli, Command, DataArgs, PointCommand, StatusFormat};
+use afterimage::cli::{Cli, Command, DataArgs, PointCommand, StatusFormat, VolumeCommand};
 use afterimage::problem::Problem;
 use afterimage::{check, demo, dump, export, restore, roles, show, up, verify};
 use afterimage_mgmt::verify::VerifyOptions;
@@ -44,6 +44,12 @@ fn run(command: Command) -> Result<(), Problem> {
         Command::Verify(a) => {
             let options = VerifyOptions { range: a.range, repair: a.repair, rate: a.rate };
             verify::run(&folder(a.data)?, &a.volume, &options, a.json)
+        }
+        Command::Volume(VolumeCommand::Resize { data, volume, size, json }) => {
+            show::resize_volume(&folder(data)?, &volume, size, json)
+        }
+        Command::Volume(VolumeCommand::Compare { data, volume, json }) => {
+            show::compare_volume(&folder(data)?, &volume, json)
         }
         Command::Check(a) => check::run(&folder(a.data)?, &a.key, a.json),
         Command::Dump(a) => dump::run(&folder(a.data)?, a.what, a.which.as_deref(), a.json),

@@ -1,13 +1,14 @@
 //! `afterimage agent` and `afterimage appliance`: one role in a process of its own. What the configuration file says,
 //! flags override.
 
-use crate::cli::{AgentArgs, ApplianceArgs, Cache, DataArgs, KeyArgs};
+use crate::cli::{AgentArgs, ApplianceArgs, Cache, DataArgs, KeyArgs, OnForeignWrite};
 use crate::config::{self, AgentFile, ApplianceFile, RingSize, VolumeTable};
 use crate::daemon::{AgentSettings, ApplianceSettings, Disk, Reach, Settings};
 use crate::data::DataDir;
 use crate::problem::Problem;
 use crate::up::{key_source, listeners, parse_disk};
 use crate::{screen, serve, signals};
+use afterimage_appliance::MinFree;
 use afterimage_base::net::Endpoint;
 use afterimage_nbd::Listen;
 use std::collections::BTreeMap;
@@ -83,6 +84,8 @@ fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<A
         listen: listeners(listen, data)?,
         sync_rate: args.sync_rate.or(file.sync_rate.map(|s| s.0)).unwrap_or(0),
         point_every: Some(every).filter(|d| !d.is_zero()),
+        foreign: args.on_foreign_write.or(file.on_foreign_write).unwrap_or(OnForeignWrite::Compare).into(),
+        resize: args.resize,
         reach: Reach::At { endpoint, local_only: !insecure },
     })
 }
@@ -125,6 +128,7 @@ fn appliance_settings(file: ApplianceFile, args: ApplianceArgs, data: &Path) -> 
         per_address: file.connections_per_address,
         threads,
         memory: [file.dedupe_memory, file.frame_memory, file.layer_memory].map(|m| m.map(bytes)),
+        min_free: args.min_free.or(file.min_free.map(|f| f.0)).unwrap_or(MinFree::Auto),
         ..ApplianceSettings::new(window, key_source(&key, data)?)
     })
 }

@@ -20,6 +20,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// What recovery did, in words; `None` for a new volume.
 fn recovery(report: Option<&RecoveryReport>) -> Option<String> {
     let r = report?;
+    if r.foreign {
+        return Some("somebody else wrote to the disk while the agent was not running".to_owned());
+    }
     if r.whole_disk {
         let why = r.reason.as_deref().unwrap_or("unknown");
         return Some(format!("the journal could not be used ({why}): the whole disk is compared with its history"));

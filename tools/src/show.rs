@@ -308,6 +308,44 @@ pub fn wait(data: &Path, volume: &str, goal: Goal, most: Option<Duration>) -> Re
     result
 }
 
+/// Changes the size of a volume.
+///
+/// # Errors
+/// What the daemon says.
+pub fn resize_volume(data: &Path, volume: &str, size: Option<u64>, json: bool) -> Result<(), Problem> {
+    let done = ControlClient::connect(data)?.resize_volume(volume, size)?;
+    if json {
+        return put_json(&done);
+    }
+    if done.from == done.to {
+        return put(&format!("{volume} has {} ({} bytes) already\n", format_size(done.to), done.to));
+    }
+    let gap = if done.gap { "; the history has a gap until the new part of the disk is copied" } else { "" };
+    put(&format!(
+        "{volume}: {} ({} bytes) before, {} ({} bytes) from now on{gap}\nClients that are connected see it when they \
+         connect again\n",
+        format_size(done.from),
+        done.from,
+        format_size(done.to),
+        done.to
+    ))
+}
+
+/// Has the disk of a volume compared with the appliance's copy.
+///
+/// # Errors
+/// What the daemon says.
+pub fn compare_volume(data: &Path, volume: &str, json: bool) -> Result<(), Problem> {
+    let begun = ControlClient::connect(data)?.compare_volume(volume)?;
+    if json {
+        return put_json(&begun);
+    }
+    put(&format!(
+        "{volume}: {} are compared with the history, which has a gap until that is done: `afterimage wait {volume}`\n",
+        format_size(begun.bytes)
+    ))
+}
+
 #[cfg(test)]
 #[path = "show_tests.rs"]
 mod tests;

@@ -7,11 +7,12 @@ mod past;
 
 use crate::problem::Problem;
 use crate::show::now;
-use afterimage_agent::{PointError, RecoveryReport, Volume, VolumeState};
+use afterimage_agent::{PointError, RecoveryReport, ResizeError, Volume, VolumeState};
 use afterimage_appliance::Appliance;
 use afterimage_base::block::BlockDevice;
 use afterimage_mgmt::protocol::{
-    Code, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, State, Status, VERSION, VolumeStatus,
+    Code, CompareBegun, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, SizeChange, State, Status,
+    VERSION, VolumeStatus,
 };
 use afterimage_mgmt::schedule::{Schedule, Seen};
 use afterimage_mgmt::server::{Opened, Site};
@@ -217,7 +218,7 @@ impl Local {
 
     fn position(&self, appliance: &Appliance, volume: &str, at: &When) -> Result<Position, Failure> {
         let infos = appliance.volumes();
-        let Some(info) = infos.iter().find(|v| v.name == volume) else {
+        if infos.iter().all(|v| v.name != volume) {
             // The agent knows it, the appliance does not yet.
             return Err(match self.protected(volume) {
                 Ok(_) => Failure::new(
@@ -226,7 +227,7 @@ impl Local {
                 ),
                 Err(_) => failure(appliance.points(volume).err()),
             });
-        };
+        }
         let seq = at.resolve(&OfVolume { appliance, volume }, now())?;
         let points = appliance.points(volume).unwrap_or_default();
         let point = points.iter().find(|p| p.seq == seq).map(|p| Time(p.time));
@@ -234,7 +235,8 @@ impl Local {
             Some(time) => Some(time),
             None => appliance.time_of(volume, seq).map_err(|e| failure(Some(e)))?.map(Time),
         };
-        Ok(Position { volume: volume.to_owned(), seq, time, size: info.size })
+        let size = appliance.size_at(volume, seq).map_err(|e| failure(Some(e)))?;
+        Ok(Position { volume: volume.to_owned(), seq, time, size })
     }
 }
 
@@ -342,6 +344,24 @@ impl Site for Local {
             thread::sleep(Duration::from_millis(5));
         }
         Ok(PointInfo { name: point.to_owned(), seq, time: Time(time), auto: false })
+    }
+
+    fn resize_volume(&self, name: &str, size: Option<u64>) -> Result<SizeChange, Failure> {
+        let done = self.protected(name)?.resize(size).map_err(|e| {
+            let code = match &e {
+                ResizeError::Disk { .. } | ResizeError::Appliance { .. } => Code::Conflict,
+                ResizeError::Size { .. } => Code::BadRequest,
+                ResizeError::Failed { .. } => Code::Failed,
+            };
+            Failure::new(code, e.to_string())
+        })?;
+        Ok(SizeChange { volume: name.to_owned(), from: done.from, to: done.to, gap: done.gap })
+    }
+
+    fn compare_volume(&self, name: &str) -> Result<CompareBegun, Failure> {
+        let volume = self.protected(name)?;
+        volume.compare();
+        Ok(CompareBegun { volume: name.to_owned(), bytes: volume.status().size })
     }
 
     fn resolve(&self, volume: &str, at: &When) -> Result<Position, Failure> {

@@ -120,9 +120,12 @@ pub fn run(args: UpArgs) -> Result<(), Problem> {
         listen: listeners(args.listen, data.path())?,
         sync_rate: args.sync_rate,
         point_every: Some(args.point_every).filter(|d| !d.is_zero()),
+        foreign: args.on_foreign_write.into(),
+        resize: args.resize,
         reach: if args.no_protect { Reach::Nowhere } else { Reach::Here },
     };
-    let appliance = ApplianceSettings::new(args.window, key_source(&args.key, data.path())?);
+    let mut appliance = ApplianceSettings::new(args.window, key_source(&args.key, data.path())?);
+    appliance.min_free = args.min_free;
     let appliance = (!args.no_protect).then_some(appliance);
     serve::run(data, Settings { agent: Some(agent), appliance }, &signals)
 }

@@ -51,7 +51,7 @@ fn a_disk_in_use_read_only_or_of_another_size() {
 
     for size in [4 * MIB, 16 * MIB] {
         std::fs::File::options().write(true).open(&disk).unwrap().set_len(size).unwrap();
-        says(&refused(&lab, &[path], 1), &["a.raw", "is not the disk that it was", "bytes"]);
+        says(&refused(&lab, &[path], 1), &["a.raw", "bytes", "--resize"]);
     }
     std::fs::File::options().write(true).open(&disk).unwrap().set_len(8 * MIB).unwrap();
     lab.up_again();

@@ -22,11 +22,13 @@ mod copy;
 
 use crate::history::compact::Relocation;
 use crate::history::retention::{Plan, PointRef, plan};
-use crate::history::{HistoryEdit, HistoryError, Keep};
-use crate::ingest::volume::Volume;
+use crate::history::{HistoryEdit, HistoryError, Keep, Pace};
+use crate::ingest::volume::{Progress, Volume};
 use crate::ingest::{SessionError, Shared};
 use crate::store::scan::Scan;
 use crate::store::{StoreError, file_name};
+use afterimage_base::clock::Clock;
+use afterimage_format::BLOCK_SIZE;
 use afterimage_format::manifest::{SegmentMeta, SegmentState};
 use afterimage_format::place::Place;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -96,10 +98,20 @@ pub struct CollectReport {
     pub copied_blocks: usize,
 }
 
-/// What rounds remember: blocks of the segments that were full already.
+/// What rounds remember: blocks of the segments that were full already, and the clocks of the windows.
 #[derive(Debug, Default)]
 pub struct Collector {
     full: HashMap<u32, u64>,
+    paces: HashMap<[u8; 16], Pace>,
+}
+
+/// As of when a round applies the window.
+#[derive(Clone, Copy)]
+pub(crate) enum Now<'a> {
+    /// Nanoseconds since 1970, as somebody says who knows.
+    At(u64),
+    /// Now, by clocks that may jump.
+    Clock(&'a dyn Clock),
 }
 
 /// One round of collection.
@@ -112,6 +124,24 @@ pub(crate) struct Round<'a> {
     pub(crate) hook: &'a dyn Fn(Step) -> bool,
 }
 
+/// The result of working on a volume; `None` if that volume has to be left out of the round.
+fn passed_over<T>(volume: &Volume, result: Result<T, CollectError>) -> Result<Option<T>, CollectError> {
+    match result {
+        Ok(done) => return Ok(Some(done)),
+        Err(CollectError::History(_, e)) if !matches!(*e, HistoryError::Stopped) => {
+            if matches!(*e, HistoryError::Io { .. }) {
+                volume.fail_unless_full(&e);
+            }
+            tracing::warn!("volume {}: left out of this round of collection: {e}", volume.name);
+        }
+        Err(CollectError::Session(e)) => {
+            tracing::warn!("volume {}: left out of this round of collection: {e}", volume.name);
+        }
+        Err(e) => return Err(e),
+    }
+    Ok(None)
+}
+
 fn of_volume(volume: &Volume) -> impl FnOnce(HistoryError) -> CollectError {
     let name = volume.name.clone();
     move |e| match e {
@@ -122,13 +152,56 @@ fn of_volume(volume: &Volume) -> impl FnOnce(HistoryError) -> CollectError {
 
 impl Collector {
     /// Runs a round. `now` is the wall clock and `window` how far back any write can be chosen, in nanoseconds.
-    pub(crate) fn round(&mut self, round: &Round<'_>, now: u64, window: u64) -> Result<CollectReport, CollectError> {
+    ///
+    /// A volume that cannot be worked on is left out, and the others go on. On a full disk the reserve is given up for the
+    /// round, and what still finds no room is left for later: what can be removed without it is removed.
+    pub(crate) fn round(
+        &mut self,
+        round: &Round<'_>,
+        now: Now<'_>,
+        window: u64,
+    ) -> Result<CollectReport, CollectError> {
+        if round.shared.room.short().is_some() {
+            round.shared.room.give_up();
+        }
+        let done = self.work(round, now, window);
+        round.shared.room.look();
+        done
+    }
+
+    /// What time it is for the window of a volume.
+    fn now(&mut self, volume: &Volume, now: Now<'_>) -> u64 {
+        match now {
+            Now::At(now) => now,
+            Now::Clock(clock) => match volume.progress().time {
+                0 => 0,
+                label => {
+                    let pace = self.paces.entry(volume.id).or_insert_with(|| Pace::new(label, clock.monotonic()));
+                    pace.now(label, clock.wall(), clock.monotonic())
+                }
+            },
+        }
+    }
+
+    fn work(&mut self, round: &Round<'_>, now: Now<'_>, window: u64) -> Result<CollectReport, CollectError> {
         let mut report = CollectReport::default();
         let mut keeps: HashMap<[u8; 16], Keep> = HashMap::new();
+        // Where the references of a volume are not known, no segment can be called unused (I10).
+        let mut unknown = false;
         for volume in round.volumes {
-            let keep = round.retain(volume, now.saturating_sub(window))?;
-            report.merges += round.merge(volume, &keep)?;
+            unknown |= volume.history.damage().is_some();
+            if volume.failure().is_some() {
+                continue;
+            }
+            let start = self.now(volume, now).saturating_sub(window);
+            let kept = round.retain(volume, start);
+            let Some(keep) = passed_over(volume, kept)? else { continue };
+            let merged = round.merge(volume, &keep);
+            report.merges += passed_over(volume, merged)?.unwrap_or(0);
             keeps.insert(volume.id, keep);
+        }
+        if unknown {
+            return Ok(report);
         }
         let candidates = self.candidates(round)?;
         if candidates.is_empty() {
@@ -136,9 +209,9 @@ impl Collector {
         }
         round.step(Step::Condemn)?;
         round.shared.condemn(&candidates.keys().copied().collect());
-        for volume in round.volumes {
+        for volume in round.volumes.iter().filter(|v| v.failure().is_none()) {
             round.step(Step::Flush)?;
-            volume.flush(round.shared)?;
+            passed_over(volume, volume.flush(round.shared).map_err(CollectError::from))?;
         }
         self.delete(round, &candidates, &mut report)?;
         let sparse = self.sparse(round, &candidates);
@@ -197,6 +270,7 @@ impl Collector {
             if let Err(e) = afterimage_base::world::fs::remove_file(&path) {
                 tracing::warn!("{}: cannot be removed; the next start will: {e}", path.display());
             }
+            round.shared.condemned_are_gone([number].iter());
             report.removed_segments += 1;
             report.removed_bytes += length;
         }
@@ -210,7 +284,9 @@ impl Collector {
         let mut numbers: Vec<u32> = candidates.keys().copied().filter(|n| self.full.contains_key(n)).collect();
         numbers.retain(|n| live(n) > 0);
         numbers.sort_unstable_by_key(|n| (live(n), *n));
-        let mut room = MAX_COPIED;
+        // Copies take room before they give some: on a full disk at most half of what there is.
+        let half = round.shared.room.space().map_or(u64::MAX, |s| s.free / 2 / BLOCK_SIZE as u64);
+        let mut room = if round.shared.room.short().is_some() { MAX_COPIED.min(half) } else { MAX_COPIED };
         let fits = |n: &u32| {
             let fits = live(n) <= room;
             room = room.saturating_sub(live(n));
@@ -231,7 +307,10 @@ impl Round<'_> {
     /// Moves the window of a volume to the newest seq at `start`; answers what is kept.
     fn retain(&self, volume: &Volume, start: u64) -> Result<Keep, CollectError> {
         let history = &volume.history;
-        let window = history.record_at_time(start).map_err(of_volume(volume))?.map_or(0, |r| r.0);
+        // While a clock that was put back has not caught up, many writes have one label: they are as old as the youngest.
+        let label = history.record_at_time(start).map_err(of_volume(volume))?.map_or(0, |r| r.1);
+        let before = history.record_at_time(label.saturating_sub(1)).map_err(of_volume(volume))?;
+        let window = before.filter(|_| label > 0).map_or(0, |r| r.0 + 1);
         let first = self.shared.vault.read(|m| m.volume(&volume.id).map_or(0, |v| v.first_seq));
         let progress = volume.progress();
         let points: Vec<PointRef> = progress.points.iter().map(|p| PointRef { seq: p.seq, auto: p.auto }).collect();
@@ -243,11 +322,13 @@ impl Round<'_> {
         let time = history.record_at_seq(keep.window()).map_err(of_volume(volume))?.map_or(0, |r| r.1);
         self.step(Step::Window)?;
         let goes = |seq: u64, auto: bool| auto && dropped.contains(&seq);
-        volume.edit_progress(|p| p.points.retain(|p| !goes(p.seq, p.auto)));
+        volume.edit_progress(|p| p.forget(&keep, goes));
         self.shared.vault.edit(|m| {
             if let Some(v) = m.volumes.iter_mut().find(|v| v.id == volume.id) {
                 (v.first_seq, v.first_time) = (keep.window(), time);
-                v.points.retain(|p| !goes(p.seq, p.auto));
+                let mut known = Progress::of(v);
+                known.forget(&keep, goes);
+                known.store(v);
             }
         })?;
         Ok(keep)

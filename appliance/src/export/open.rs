@@ -24,8 +24,9 @@ impl Appliance {
 
     fn point_device(&self, volume: &str, seq: u64) -> Result<PointDevice, ApplianceError> {
         let (volume, view) = self.view_of(volume, seq)?;
+        let size = volume.progress().size_at(seq);
         let source = Arc::clone(&self.shared.store);
-        Ok(PointDevice::new(&volume.name, view, source, volume.size))
+        Ok(PointDevice::new(&volume.name, view, source, size))
     }
 
     /// The volume as it was at `seq`, read-only. What it shows stays in the store while it is open (I10).
@@ -47,16 +48,19 @@ impl Appliance {
         Ok(Arc::new(Parallel::new(Arc::new(device), Arc::clone(&self.reads))))
     }
 
-    /// Ranges of the volume in bytes (offset, length) that differ between two seqs, in order.
+    /// Ranges of the volume in bytes (offset, length) that differ between two seqs, in order. Where it has bytes at one
+    /// of them only, they are compared with zeroes.
     ///
     /// # Errors
     /// As [`Appliance::open_at`].
     pub fn diff(&self, volume: &str, from: u64, to: u64) -> Result<Vec<Changed>, ApplianceError> {
         let (_, a) = self.view_of(volume, from)?;
         let (volume, b) = self.view_of(volume, to)?;
+        let progress = volume.progress();
+        let size = progress.size_at(from).max(progress.size_at(to));
         let mut out = Vec::new();
-        let collected = diff::changed(&a, &b, blocks_of(volume.size), |start, end| {
-            let (start, end) = (start << BLOCK_SHIFT, (end << BLOCK_SHIFT).min(volume.size));
+        let collected = diff::changed(&a, &b, blocks_of(size), |start, end| {
+            let (start, end) = (start << BLOCK_SHIFT, (end << BLOCK_SHIFT).min(size));
             out.push((start, end - start));
             true
         });

@@ -53,6 +53,7 @@ pub(crate) struct ColumnCursor<'a> {
 impl<'a> ColumnCursor<'a> {
     /// At the first column, or `None` if the layer has none.
     pub(crate) fn new(layer: &'a Layer) -> Result<Option<Self>, HistoryError> {
+        layer.sound()?;
         if layer.token_pages() == 0 {
             return Ok(None);
         }
@@ -160,6 +161,7 @@ pub(crate) struct SeqCursor<'a> {
 impl<'a> SeqCursor<'a> {
     /// What `layer` knows at `seq` from block `start` on.
     pub(crate) fn new(layer: &'a Layer, seq: u64, start: u64) -> Result<Self, HistoryError> {
+        layer.sound()?;
         let mut cursor = Self { layer, seq, after: 0, at: None, fresh: true, piece: None };
         cursor.jump(start)?;
         Ok(cursor)
@@ -167,6 +169,7 @@ impl<'a> SeqCursor<'a> {
 
     /// The columns that have a version in `(after, seq]`.
     pub(crate) fn changed(layer: &'a Layer, after: u64, seq: u64, start: u64) -> Result<Self, HistoryError> {
+        layer.sound()?;
         let mut cursor = Self { layer, seq, after, at: None, fresh: true, piece: None };
         cursor.jump(start)?;
         Ok(cursor)

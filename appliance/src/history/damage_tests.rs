@@ -25,14 +25,13 @@ fn every_flipped_byte_of_a_layer_is_named_and_nothing_wrong_is_read() {
         let mut bad = good.clone();
         bad[at] ^= 1 << (at % 8);
         fs::write(&path, &bad).unwrap();
-        let history = match VolumeHistory::open(dir.path(), VOLUME, &metas, config.clone()) {
-            Ok(h) => h,
-            Err(e) => {
-                assert!(e.to_string().contains(&metas[0].file_name()), "{e}");
-                refused.0 += 1;
-                continue;
-            }
-        };
+        let history = VolumeHistory::open(dir.path(), VOLUME, &metas, config.clone()).unwrap();
+        if let Some((0, why)) = history.damage() {
+            assert!(why.contains(&metas[0].file_name()), "{why}");
+            assert!(history.view(3000).unwrap().lookup(3).is_err(), "nothing is made up");
+            refused.0 += 1;
+            continue;
+        }
         let view = history.view(3000).unwrap();
         let mut hit = Vec::new();
         for seq in (1..=3000).step_by(11) {
@@ -51,11 +50,11 @@ fn every_flipped_byte_of_a_layer_is_named_and_nothing_wrong_is_read() {
         assert!(hit.len() < 100, "one page of several is hit");
         refused.1 += 1;
     }
-    assert!(refused.0 > 3 && refused.1 > 50, "{refused:?}: both kinds were seen");
+    assert!(refused.0 > 0 && refused.1 > 50, "{refused:?}: both kinds were seen");
 }
 
 #[test]
-fn a_layer_cut_short_swapped_or_missing_is_refused() {
+fn a_layer_cut_short_swapped_or_missing_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let history = VolumeHistory::open(dir.path(), VOLUME, &[], config()).unwrap();
     for seq in 1..=2 {
@@ -65,21 +64,19 @@ fn a_layer_cut_short_swapped_or_missing_is_refused() {
     }
     let metas: Vec<_> = history.layers().iter().map(|l| l.meta().clone()).collect();
     let (one, two) = (dir.path().join(metas[0].file_name()), dir.path().join(metas[1].file_name()));
-    let open = |metas: &[_]| VolumeHistory::open(dir.path(), VOLUME, metas, config()).map(|_| ());
-    let kind = |r: Result<(), HistoryError>| match r {
-        Err(HistoryError::Damaged { what, .. }) => what,
-        r => panic!("{r:?}"),
-    };
-    open(&metas).unwrap();
-    assert!(matches!(open(&metas[1..]), Err(HistoryError::Disjoint { ends: 0, begins: 1 })));
+    let open = |metas: &[_]| VolumeHistory::open(dir.path(), VOLUME, metas, config());
+    let damage = || open(&metas).unwrap().damage().unwrap_or_default().1;
+    assert_eq!(damage(), "");
+    assert!(matches!(open(&metas[1..]).map(drop), Err(HistoryError::Disjoint { ends: 0, begins: 1 })));
     let bytes = fs::read(&one).unwrap();
     fs::write(&one, fs::read(&two).unwrap()).unwrap();
-    assert!(matches!(kind(open(&metas)), DamageKind::Other | DamageKind::Length { .. }), "another layer");
+    let why = damage();
+    assert!(why.contains("another layer") || why.contains("the manifest says"), "{why}");
     fs::write(&one, &bytes[..bytes.len() - 1]).unwrap();
-    assert!(matches!(kind(open(&metas)), DamageKind::Length { .. }));
+    assert!(damage().contains("the manifest says"));
     fs::write(&one, &bytes).unwrap();
-    let other = VolumeHistory::open(dir.path(), [4; 16], &metas, config()).map(|_| ());
-    assert!(matches!(kind(other), DamageKind::Other), "another volume");
+    let other = VolumeHistory::open(dir.path(), [4; 16], &metas, config()).unwrap();
+    assert!(other.damage().unwrap().1.contains("another layer"), "another volume");
     fs::remove_file(&one).unwrap();
-    assert!(matches!(open(&metas), Err(HistoryError::Io { .. })));
+    assert!(damage().contains("cannot open"));
 }

@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub(crate) enum Pages {
     /// Plain, in memory: token pages, then timeline pages.
     Memory(Vec<Arc<[u8]>>),
+    /// It could not be opened, for this reason: nothing is known of what it holds.
+    Lost(String),
     /// Sealed, in a file that stays readable while this is held, even when its name is gone.
     File {
         /// The file.
@@ -98,6 +100,24 @@ impl Layer {
         Ok(Self::assemble(meta.clone(), index, Pages::File { file, seal, path }, cache))
     }
 
+    /// Stands for a layer that cannot be opened: whoever needs it gets an error.
+    pub(crate) fn lost(meta: &LayerMeta, why: &HistoryError, cache: &Arc<PageCache>) -> Arc<Self> {
+        Self::assemble(meta.clone(), Index::default(), Pages::Lost(why.to_string()), cache)
+    }
+
+    /// Why it could not be opened, if so.
+    pub(crate) fn broken(&self) -> Option<&str> {
+        match &self.pages {
+            Pages::Lost(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// An error if the layer could not be opened.
+    pub(crate) fn sound(&self) -> Result<(), HistoryError> {
+        self.broken().map_or(Ok(()), |why| Err(self.damaged(0, DamageKind::Lost(why.to_owned()))))
+    }
+
     /// What the manifest says of it. A layer in memory has a zero id and no file length.
     #[must_use]
     pub fn meta(&self) -> &LayerMeta {
@@ -114,7 +134,7 @@ impl Layer {
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match &self.pages {
-            Pages::Memory(_) => None,
+            Pages::Memory(_) | Pages::Lost(_) => None,
             Pages::File { path, .. } => Some(path),
         }
     }
@@ -173,6 +193,7 @@ impl Layer {
                 return pages.get(at).map(Arc::clone).ok_or_else(|| self.damaged(page, DamageKind::Index(page)));
             }
             Pages::File { file, seal, path } => (file, seal, path),
+            Pages::Lost(why) => return Err(self.damaged(page, DamageKind::Lost(why.clone()))),
         };
         if let Some(plain) = self.cache.get(self.number, page) {
             return Ok(plain);
@@ -234,6 +255,7 @@ impl Layer {
         if block < self.meta.first_block || block >= self.meta.end_block {
             return Ok(None);
         }
+        self.sound()?;
         let Some(number) = self.find(block, seq) else { return Ok(None) };
         let page = self.page(number, true)?;
         let mut walker = Walker::new();

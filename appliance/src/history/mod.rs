@@ -50,7 +50,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use cache::PageCache;
-pub use retention::Keep;
+pub use retention::{Keep, Pace};
 pub use view::View;
 pub use volume::{HistoryConfig, HistoryEdit, VolumeHistory};
 
@@ -159,6 +159,14 @@ pub enum HistoryError {
     Stopped,
 }
 
+impl HistoryError {
+    /// Whether the error passes when somebody makes room, as opposed to one that is final (I11).
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, HistoryError::Io { source, .. } if afterimage_base::crashsafe::is_full(source))
+    }
+}
+
 /// What is wrong with a damaged layer.
 #[derive(Debug, Error)]
 pub enum DamageKind {
@@ -179,6 +187,9 @@ pub enum DamageKind {
         /// Bytes it should have.
         expected: u64,
     },
+    /// The layer could not be opened at all.
+    #[error("it cannot be opened ({0})")]
+    Lost(String),
     /// Its content contradicts itself.
     #[error("the pages contradict the index at page {0}")]
     Index(u64),

@@ -53,6 +53,42 @@ impl Keep {
     }
 }
 
+/// The clock of a volume's window: it follows the labels of the writes, and never runs faster than time passes.
+///
+/// A window that followed the wall clock would let go of an hour of history when that clock jumps by an hour, here or at the
+/// agent. So the newest label that was seen first counts, and from then on what the monotonic clock says. Where labels
+/// fall behind that, because the agent's clock was put back, it falls back to them, and stays there when they jump forward
+/// again. The wall clock can hold the window back, and not push it. While the appliance does not run, the window stands
+/// still: history is kept longer by all that, and never shorter than by the time between two rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// What time it was for the window, and when on the monotonic clock.
+    now: u64,
+    at: u64,
+    /// The newest label, and when it was seen first.
+    label: u64,
+    seen: u64,
+}
+
+impl Pace {
+    /// Begins with the newest label of a volume, at a time of the monotonic clock.
+    #[must_use]
+    pub const fn new(label: u64, monotonic: u64) -> Pace {
+        Pace { now: label, at: monotonic, label, seen: monotonic }
+    }
+
+    /// What time it is for the window, when `label` is the newest. All in nanoseconds.
+    pub fn now(&mut self, label: u64, wall: u64, monotonic: u64) -> u64 {
+        if label != self.label {
+            (self.label, self.seen) = (label, monotonic);
+        }
+        let run = self.now.saturating_add(monotonic.saturating_sub(self.at));
+        let by_label = label.saturating_add(monotonic.saturating_sub(self.seen));
+        (self.now, self.at) = (run.min(by_label), monotonic);
+        self.now.min(wall)
+    }
+}
+
 /// A point as retention sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PointRef {
@@ -89,6 +125,31 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        /// Whatever both clocks do, no write goes before it is as old as the window.
+        #[test]
+        fn a_window_is_never_shorter_than_time(
+            steps in proptest::collection::vec((1u64..1000, -5000i64..5000, -5000i64..5000), 1..50),
+            window in 1u64..3000,
+        ) {
+            // Real time, and the two wall clocks' errors; a write at each step.
+            let (mut real, mut here, mut there) = (100_000u64, 0i64, 0i64);
+            let (mut writes, mut label) = (vec![(real, real)], real);
+            let mut pace = Pace::new(label, real);
+            for (passes, jump_here, jump_there) in steps {
+                real += passes;
+                (here, there) = (here + jump_here, there + jump_there);
+                label = label.max(real.saturating_add_signed(there));
+                writes.push((real, label));
+                let start = pace.now(label, real.saturating_add_signed(here), real).saturating_sub(window);
+                // The window begins with the newest label at or before its start, and all writes that have it.
+                let last = writes.iter().rposition(|w| w.1 <= start).unwrap_or(0);
+                let first = writes.iter().position(|w| w.1 == writes[last].1).unwrap_or(0);
+                for (at, _) in &writes[..first] {
+                    prop_assert!(real - at >= window, "a write of {} ago is gone, the window is {}", real - at, window);
+                }
+            }
+        }
+
         #[test]
         fn keep_behaves_like_a_set(window in 0u64..30, pins in proptest::collection::vec(0u64..40, 0..6)) {
             let keep = Keep::new(window, pins.clone());

@@ -9,6 +9,7 @@ use super::policy::{self, Size};
 use super::retention::Keep;
 use super::view::View;
 use super::{HistoryError, LayerKeys, Run};
+use crate::store::{IoHook, IoOp};
 use afterimage_base::world::sync::Condvar;
 use afterimage_format::layer::LayerMeta;
 use afterimage_format::place::Place;
@@ -28,13 +29,15 @@ pub struct HistoryConfig {
     pub cache: Arc<PageCache>,
     /// Keys of layers.
     pub keys: Arc<dyn LayerKeys>,
+    /// Asked before a layer is written and made durable.
+    pub hook: Option<IoHook>,
 }
 
 impl HistoryConfig {
     /// The defaults: 256 Ki runs and records, fan-out 4.
     #[must_use]
     pub fn new(cache: Arc<PageCache>, keys: Arc<dyn LayerKeys>) -> Self {
-        Self { memory_runs: 256 << 10, fan_out: 4, cache, keys }
+        Self { memory_runs: 256 << 10, fan_out: 4, cache, keys, hook: None }
     }
 }
 
@@ -101,10 +104,11 @@ impl Drop for PermitGuard {
 }
 
 impl VolumeHistory {
-    /// Opens the history whose layers (oldest first, from the manifest) lie in `dir`.
+    /// Opens the history whose layers (oldest first, from the manifest) lie in `dir`. A layer that cannot be read takes
+    /// nothing with it but what it held: see [`VolumeHistory::damage`].
     ///
     /// # Errors
-    /// [`HistoryError`] naming the layer that cannot be read or is damaged, or where two do not join.
+    /// [`HistoryError::Disjoint`] where two layers do not join.
     pub fn open(
         dir: &Path,
         volume: [u8; 16],
@@ -118,11 +122,13 @@ impl VolumeHistory {
                 return Err(HistoryError::Disjoint { ends: last_seq, begins: meta.after_seq });
             }
             last_seq = meta.last_seq;
-            layers.push(Layer::open(dir, &volume, meta, &*config.keys, &config.cache)?);
+            let opened = Layer::open(dir, &volume, meta, &*config.keys, &config.cache);
+            layers.push(opened.unwrap_or_else(|e| Layer::lost(meta, &e, &config.cache)));
         }
         let mut last_time = 0;
         for layer in layers.iter().rev() {
-            if let Some((_, time)) = layer.record_where(|_, _| true)? {
+            // A damaged timeline is found again by whoever asks for a time.
+            if let Ok(Some((_, time))) = layer.record_where(|_, _| true) {
                 last_time = time;
                 break;
             }
@@ -274,7 +280,7 @@ impl VolumeHistory {
             }
             state.layers.clone()
         };
-        for layer in layers.iter().rev() {
+        for layer in layers.iter().rev().filter(|l| l.broken().is_none()) {
             let found = layer.record_where(&good)?;
             if found.is_some() {
                 return Ok(found);
@@ -303,9 +309,24 @@ impl VolumeHistory {
     }
 
     fn write(&self, inputs: &[Arc<Layer>], rules: &Rules<'_>) -> Result<Arc<Layer>, HistoryError> {
+        self.ask(IoOp::WriteLayer, "write a layer in")?;
         let mut builder = LayerBuilder::new(FileSink::create(&self.dir, &self.volume, &*self.config.keys)?);
         merge(inputs, rules, &mut builder)?;
+        self.ask(IoOp::SyncLayer, "sync a layer in")?;
         builder.into_layer(range_of(inputs, rules.keep.window()), &self.config.cache)
+    }
+
+    fn ask(&self, op: IoOp, what: &'static str) -> Result<(), HistoryError> {
+        let asked = self.config.hook.as_ref().map_or(Ok(()), |h| h(op));
+        asked.map_err(|source| HistoryError::Io { path: self.dir.clone(), what, source })
+    }
+
+    /// Why some of the history cannot be read, and the seq up to which it can; `None` if all is well.
+    #[must_use]
+    pub fn damage(&self) -> Option<(u64, String)> {
+        let state = self.state();
+        let broken = state.layers.iter().find_map(|l| l.broken().map(|why| (l.meta().after_seq, why.to_owned())));
+        broken
     }
 
     fn edit(&self, permit: PermitGuard, replaced: Vec<(Vec<Arc<Layer>>, Arc<Layer>)>) -> HistoryEdit {

@@ -164,9 +164,10 @@ impl Batch {
             let bytes = self.body.get(payload.clone());
             let bytes = bytes.ok_or_else(|| SessionError::Malformed("a record's payload is cut off".into()))?;
             check_payload(&record, bytes)?;
+            let size = cursor.size;
             cursor.admit(&record)?;
             self.parsed = payload.end;
-            self.push(record, payload, cursor, before)?;
+            self.push(record, payload, cursor, size, before)?;
         }
         Ok(false)
     }
@@ -176,11 +177,19 @@ impl Batch {
         record: Record,
         payload: Range<usize>,
         cursor: &Cursor,
+        before_size: u64,
         before: &dyn Before,
     ) -> Result<(), SessionError> {
         let (first, mut name) = (self.pieces.len(), String::new());
         match record.kind {
             Kind::Write | Kind::Zero if record.len > 0 => self.split(&record, payload.start, cursor.size, before)?,
+            Kind::Resize | Kind::Gap => {
+                // What a smaller size drops becomes zero, so that a later growth finds nothing old there.
+                if let Some(size) = record.new_size().filter(|size| *size < before_size) {
+                    let dropped = Record { kind: Kind::Zero, offset: size, len: before_size - size, ..record };
+                    self.split(&dropped, payload.start, before_size, before)?;
+                }
+            }
             Kind::Point => {
                 let text = std::str::from_utf8(&self.body[payload]);
                 name = text.map_err(|_| SessionError::Malformed("a point's name is not UTF-8".into()))?.to_string();
@@ -279,6 +288,7 @@ impl Cursor {
             return Err(SessionError::Malformed(format!("record {} reaches past the end of the volume", r.seq)));
         }
         self.forked = false;
+        self.size = r.new_size().unwrap_or(self.size);
         self.seq = r.seq;
         self.time = self.time.max(r.time);
         Ok(())

@@ -35,6 +35,7 @@ use crate::history::HistoryError;
 use crate::reduce::block::Fingerprinter;
 use crate::reduce::index::DedupeIndex;
 use crate::reduce::pool::Pool;
+use crate::room::Room;
 use crate::store::segment::SegmentWriter;
 use crate::store::{IoHook, Store, StoreError};
 use crate::vault::Vault;
@@ -103,7 +104,7 @@ impl SessionError {
 
 impl From<HistoryError> for SessionError {
     fn from(e: HistoryError) -> Self {
-        SessionError::Failed(e.to_string())
+        if e.is_full() { SessionError::Full(e.to_string()) } else { SessionError::Failed(e.to_string()) }
     }
 }
 
@@ -127,6 +128,8 @@ pub struct Shared {
     pub credit: u64,
     /// Asked before each operation on segments.
     pub hook: Option<IoHook>,
+    /// Room on the vault's disk.
+    pub room: Arc<Room>,
     sealer: Mutex<Option<Sender<SegmentWriter>>>,
     /// Sessions that are under way.
     pub sessions: AtomicUsize,
@@ -154,13 +157,15 @@ pub struct Parts {
     pub pool: Pool,
     /// Takes full segments and seals them.
     pub sealer: Sender<SegmentWriter>,
+    /// Room on the vault's disk.
+    pub room: Arc<Room>,
 }
 
 impl Shared {
     /// With the sizes of a configuration.
     #[must_use]
     pub fn new(parts: Parts, segment_size: u64, credit: u64, hook: Option<IoHook>) -> Self {
-        let Parts { vault, store, index, pool, sealer } = parts;
+        let Parts { vault, store, index, pool, sealer, room } = parts;
         let fingerprinter = Fingerprinter::new(vault.key().dedupe_key());
         let next_segment = AtomicU32::new(vault.read(|m| m.next_segment));
         Self {
@@ -173,6 +178,7 @@ impl Shared {
             segment_size,
             credit,
             hook,
+            room,
             sealer: Mutex::new(Some(sealer)),
             sessions: AtomicUsize::new(0),
             next_segment,
@@ -223,6 +229,20 @@ impl Shared {
         self.condemned.lock().unwrap_or_else(PoisonError::into_inner).extend(segments);
         self.index.remove_segments(|s| segments.contains(&s));
         self.flights.wait_for_earlier();
+    }
+
+    /// Forgets condemned segments that are gone: their numbers do not come back.
+    pub(crate) fn condemned_are_gone<'a>(&self, gone: impl Iterator<Item = &'a u32>) {
+        let mut condemned = self.condemned.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.for_each(|n| {
+            condemned.remove(n);
+        });
+    }
+
+    /// What keeps the vault from taking anything: a failure that is final, or no room.
+    pub(crate) fn obstacle(&self) -> Option<SessionError> {
+        let failed = self.vault.failure().map(SessionError::Failed);
+        failed.or_else(|| self.room.short().map(SessionError::Full))
     }
 
     /// Puts the blocks of a segment into the index where there is room for them, unless it is condemned.

@@ -206,7 +206,8 @@ fn apply(commit: &Commit, progress: &mut Progress, history: &VolumeHistory, know
     }
     for r in new() {
         let (name, kind, flags) = (r.name.as_str(), r.kind, r.flags);
-        progress.note(&Committed { kind, flags, seq: r.seq, time: r.time, offset: r.offset, name });
+        let size = r.new_size();
+        progress.note(&Committed { kind, flags, seq: r.seq, time: r.time, offset: r.offset, size, name });
         if r.kind == Kind::Write && r.seq > known {
             progress.logical += r.len;
         }

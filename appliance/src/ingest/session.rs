@@ -15,6 +15,7 @@ use afterimage_base::world::thread;
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::compare::{HashQuery, Hashes};
 use afterimage_format::place::Place;
+use afterimage_format::record::MAX_VOLUME;
 use afterimage_format::wire::{
     Ack, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
 };
@@ -38,8 +39,6 @@ pub const TICK: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 2 });
 const GATHER: Duration = Duration::from_millis(2);
 /// Largest body of a batch: what one message may have.
 const MAX_BATCH: usize = MAX_BODY;
-/// Largest volume: 1 EiB, so that block numbers leave room for arithmetic.
-const MAX_VOLUME: u64 = 1 << 60;
 /// Batches whose memory is kept for reuse.
 const SPARE: usize = 3;
 
@@ -90,7 +89,7 @@ pub fn serve(shared: &Shared, volumes: &dyn Volumes, connection: Connection) {
     let Connection { peer, address: _, reader, writer, readable, interrupt } = connection;
     let out: Out = LongMutex::new(writer);
     let mut input = Input { reader, readable, out: &out, heard: world::now(), asked: false, until: None };
-    let end = match handshake(&mut input, volumes) {
+    let end = match handshake(shared, &mut input, volumes) {
         Ok((hello, volume)) => {
             shared.sessions.fetch_add(1, Ordering::Relaxed);
             let end = run(shared, &volume, &hello, input, &interrupt);
@@ -109,7 +108,11 @@ pub fn serve(shared: &Shared, volumes: &dyn Volumes, connection: Connection) {
     }
 }
 
-fn handshake(input: &mut Input<'_>, volumes: &dyn Volumes) -> Result<(Hello, Arc<Volume>), SessionError> {
+fn handshake(
+    shared: &Shared,
+    input: &mut Input<'_>,
+    volumes: &dyn Volumes,
+) -> Result<(Hello, Arc<Volume>), SessionError> {
     let malformed = |e: afterimage_format::codec::DecodeError| SessionError::Malformed(e.to_string());
     input.until = Some(world::now() + HELLO_LIMIT);
     let header = input.header(HELLO_LIMIT, false)?.ok_or(SessionError::Gone)?;
@@ -133,6 +136,9 @@ fn handshake(input: &mut Input<'_>, volumes: &dyn Volumes) -> Result<(Hello, Arc
     }
     if hello.name.is_empty() || hello.name.chars().any(char::is_control) || hello.volume == [0; 16] {
         return Err(SessionError::Volume("a volume needs a name without control characters, and an id".into()));
+    }
+    if let Some(obstacle) = shared.obstacle() {
+        return Err(obstacle);
     }
     let volume = volumes.of_hello(&hello)?;
     if let Some(why) = volume.failure() {
@@ -321,7 +327,7 @@ fn run(
     }
     tracing::info!("volume {}: session begins behind seq {}", volume.name, progress.seq);
     let forked = lost || (progress.seq > 0 && progress.ring != hello.ring);
-    let cursor = Cursor { seq: progress.seq, time: progress.time, forked, size: volume.size };
+    let cursor = Cursor { seq: progress.seq, time: progress.time, forked, size: progress.size() };
     let (to_dedupe, from_receive) = bounded(1);
     let (to_write, from_dedupe) = bounded(1);
     // More than can be between the two stages, so that telling what is done never waits.
@@ -335,7 +341,7 @@ fn run(
             .and_then(|_| queries.map(|queries| s.spawn("compare", || compare(&stages, queries))).transpose());
         if let Err(e) = started {
             lock(&stages.end).get_or_insert(SessionError::Connection(format!("no thread for it: {e}")));
-        } else if let Err(e) = receive(&stages, input, cursor, &to_dedupe, to_compare.as_ref()) {
+        } else if let Err(e) = receive(&stages, input, (cursor, hello.size), &to_dedupe, to_compare.as_ref()) {
             lock(&stages.end).get_or_insert(e);
         }
         drop((to_dedupe, to_compare));
@@ -359,7 +365,7 @@ fn ended(stages: &Stages<'_>, turn: &SessionTurn<'_>) -> SessionError {
 fn receive(
     stages: &Stages<'_>,
     mut input: Input<'_>,
-    mut cursor: Cursor,
+    (mut cursor, hello_size): (Cursor, u64),
     next: &Sender<Received>,
     compare: Option<&Sender<Asked>>,
 ) -> Result<(), SessionError> {
@@ -408,18 +414,21 @@ fn receive(
         match header.kind {
             MessageType::Ping => send(stages.out, MessageType::Pong, &body)?,
             MessageType::Bye | MessageType::Refuse => return Err(SessionError::Gone),
-            MessageType::HashQuery => ask(stages, &body, compare)?,
+            MessageType::HashQuery => ask(&body, [cursor.size, hello_size], compare)?,
             _ => {}
         }
     }
 }
 
 /// Puts a query into the queue, which has room for all that an agent may have under way.
-fn ask(stages: &Stages<'_>, body: &[u8], compare: Option<&Sender<Asked>>) -> Result<(), SessionError> {
+///
+/// The volume has the size that the records said last; the agent may know a newer one, whose record is on its way.
+fn ask(body: &[u8], sizes: [u64; 2], compare: Option<&Sender<Asked>>) -> Result<(), SessionError> {
     let Some(compare) = compare else {
         return Err(SessionError::Malformed("hash queries are not part of the version agreed on".into()));
     };
-    let query = HashQuery::decode(body, stages.volume.size).map_err(|e| SessionError::Malformed(e.to_string()))?;
+    let query = HashQuery::decode(body, sizes[0]).or_else(|_| HashQuery::decode(body, sizes[1]));
+    let query = query.map_err(|e| SessionError::Malformed(e.to_string()))?;
     let more = || SessionError::Malformed("more hash queries than are allowed".into());
     compare.try_send(Asked::now(query)).map_err(|_| more())
 }

@@ -1,13 +1,13 @@
 //! A volume of the vault: what is known of it between sessions.
 
 use super::{SessionError, Shared};
-use crate::history::{Run, VolumeHistory};
+use crate::history::{HistoryError, Keep, Run, VolumeHistory};
 use crate::store::segment::{OpenSegment, SegmentWriter};
 use crate::store::{StoreError, file_name};
 use crate::vault::VaultError;
 use afterimage_base::world::channel::Receiver;
 use afterimage_base::world::sync::Condvar;
-use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta};
+use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, SizeMeta, VolumeMeta};
 use afterimage_format::record::{FLAG_AUTO, FLAG_INITIAL, Kind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -31,6 +31,10 @@ pub struct Progress {
     pub points: Vec<PointMeta>,
     /// Gaps, oldest first.
     pub gaps: Vec<GapMeta>,
+    /// Size in bytes before the first of `sizes`.
+    pub first_size: u64,
+    /// Changes of the size, oldest first.
+    pub sizes: Vec<SizeMeta>,
 }
 
 /// A record that is durable.
@@ -46,6 +50,8 @@ pub struct Committed<'a> {
     pub time: u64,
     /// For a gap, when it began.
     pub offset: u64,
+    /// Size of the volume from it on, if it says one.
+    pub size: Option<u64>,
     /// Name of a point.
     pub name: &'a str,
 }
@@ -62,11 +68,31 @@ impl Progress {
             logical: meta.logical_bytes,
             points: meta.points.clone(),
             gaps: meta.gaps.clone(),
+            first_size: meta.size,
+            sizes: meta.sizes.clone(),
         }
+    }
+
+    /// Size of the volume in bytes, now.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.sizes.last().map_or(self.first_size, |s| s.size)
+    }
+
+    /// Size of the volume in bytes as it was at `seq`.
+    #[must_use]
+    pub fn size_at(&self, seq: u64) -> u64 {
+        let at = self.sizes.partition_point(|s| s.from_seq <= seq);
+        at.checked_sub(1).and_then(|i| self.sizes.get(i)).map_or(self.first_size, |s| s.size)
     }
 
     /// Takes a record into the catalogue of points and gaps. A record that is there already changes nothing.
     pub fn note(&mut self, r: &Committed<'_>) {
+        if let Some(size) = r.size.filter(|s| *s != self.size())
+            && self.sizes.last().is_none_or(|s| s.from_seq < r.seq)
+        {
+            self.sizes.push(SizeMeta { from_seq: r.seq, size });
+        }
         match r.kind {
             Kind::Point if self.points.iter().all(|p| p.seq != r.seq) => {
                 let (name, auto) = (r.name.to_string(), r.flags & FLAG_AUTO != 0);
@@ -84,17 +110,33 @@ impl Progress {
         }
     }
 
+    /// Forgets points that go, gaps that hide nothing that can still be chosen, and sizes that nothing kept had.
+    pub fn forget(&mut self, keep: &Keep, goes: impl Fn(u64, bool) -> bool) {
+        self.points.retain(|p| !goes(p.seq, p.auto));
+        let (points, window) = (&self.points, keep.window());
+        let hides = |g: &GapMeta| points.iter().any(|p| p.seq >= g.from_seq && g.to_seq.is_none_or(|to| p.seq < to));
+        self.gaps.retain(|g| g.to_seq.is_none_or(|to| to > window) || hides(g));
+        let oldest = points.first().map_or(window, |p| p.seq.min(window));
+        let unseen = self.sizes.partition_point(|s| s.from_seq <= oldest);
+        if let Some(last) = self.sizes.drain(..unseen).next_back() {
+            self.first_size = last.size;
+        }
+    }
+
     fn close_gap(&mut self, seq: u64, time: u64) {
         for gap in self.gaps.iter_mut().filter(|g| g.to_seq.is_none() && g.from_seq < seq) {
             (gap.to_seq, gap.to_time) = (Some(seq), time);
         }
     }
 
-    fn store(&self, meta: &mut VolumeMeta) {
+    /// Notes it in the manifest.
+    pub fn store(&self, meta: &mut VolumeMeta) {
         (meta.ring, meta.durable_seq, meta.digest, meta.durable_time) = (self.ring, self.seq, self.digest, self.time);
         meta.logical_bytes = self.logical;
         meta.points.clone_from(&self.points);
         meta.gaps.clone_from(&self.gaps);
+        meta.size = self.first_size;
+        meta.sizes.clone_from(&self.sizes);
     }
 }
 
@@ -113,8 +155,6 @@ pub struct Volume {
     pub id: [u8; 16],
     /// Its name.
     pub name: String,
-    /// Its size in bytes.
-    pub size: u64,
     /// Its history.
     pub history: Arc<VolumeHistory>,
     progress: Mutex<Progress>,
@@ -161,14 +201,16 @@ impl Volume {
     /// A volume as manifest and replay have left it.
     #[must_use]
     pub fn new(meta: &VolumeMeta, history: Arc<VolumeHistory>, progress: Progress, forked: bool) -> Self {
+        let failed = history.damage().map(|(upto, why)| {
+            format!("its history can be read up to seq {upto} only: {why}. It takes no more; `afterimage check` says what is hit")
+        });
         Self {
             id: meta.id,
             name: meta.name.clone(),
-            size: meta.size,
             history,
             progress: Mutex::new(progress),
             forked,
-            failed: Mutex::default(),
+            failed: Mutex::new(failed),
             current: Mutex::default(),
             writer: Mutex::default(),
             turn: Mutex::default(),
@@ -283,6 +325,14 @@ impl Volume {
         }
     }
 
+    /// After a layer could not be written or made durable the volume takes no more (I11), unless the disk was merely full.
+    pub fn fail_unless_full(&self, e: &HistoryError) {
+        if !matches!(e, HistoryError::Stopped) && !e.is_full() {
+            tracing::error!("volume {}: {e}; it takes no more until the appliance is started again", self.name);
+            lock(&self.failed).get_or_insert(e.to_string());
+        }
+    }
+
     /// Takes durable records into history and catalogue. What is acknowledged next has been through here.
     ///
     /// # Errors
@@ -314,7 +364,14 @@ impl Volume {
     /// # Errors
     /// [`SessionError::Full`] can pass; otherwise nothing more can be flushed.
     pub fn flush(&self, shared: &Shared) -> Result<(), SessionError> {
-        let edit = self.history.flush()?;
+        if let Some(why) = self.failure() {
+            return Err(SessionError::Failed(why));
+        }
+        let flushed = self.history.flush();
+        if let Err(e) = &flushed {
+            self.fail_unless_full(e);
+        }
+        let edit = flushed?;
         let progress = self.progress();
         let id = self.id;
         let written = shared.vault.edit(|m| {

@@ -63,7 +63,16 @@ impl<'a> BatchWriter<'a> {
     /// # Errors
     /// [`SessionError::Full`] or [`SessionError::Failed`].
     pub fn write(&mut self, plan: &Plan, ticket: &Ticket) -> Result<(), SessionError> {
-        let result = if ticket.wait() { self.try_write(plan) } else { Err(StoreError::Worker.into()) };
+        let obstacle = self.shared.obstacle().or_else(|| self.volume.failure().map(SessionError::Failed));
+        let result = if let Some(obstacle) = obstacle {
+            // What is being sealed has to be done with before the batch is dropped.
+            let _ = ticket.wait();
+            Err(obstacle)
+        } else if ticket.wait() {
+            self.try_write(plan)
+        } else {
+            Err(StoreError::Worker.into())
+        };
         if let Err(e) = &result {
             self.volume.fail_stream(self.shared, e);
         }
@@ -116,6 +125,7 @@ impl<'a> BatchWriter<'a> {
             seq: r.record.seq,
             time: r.time,
             offset: r.record.offset,
+            size: r.record.new_size(),
             name: &r.name,
         });
         let digest = plan.batch.records.last().map_or(0, |r| r.record.digest());

@@ -91,9 +91,15 @@ pub enum IoOp {
     Write(usize),
     /// Make a segment durable.
     Sync,
+    /// Write a layer.
+    WriteLayer,
+    /// Make a layer durable.
+    SyncLayer,
+    /// Replace the manifest.
+    Manifest,
 }
 
-/// Called before each operation of the store on its disk; an error is taken as the disk's answer. For
+/// Called before each operation of the vault on its disk; an error is taken as the disk's answer. For
 /// tests and simulation.
 pub type IoHook = Arc<dyn Fn(IoOp) -> io::Result<()> + Send + Sync>;
 

@@ -157,7 +157,14 @@ fn open(dir: &Path, image: &Path, region: Option<u64>) -> io::Result<(Agent, Arc
     let intent = IntentConfig { on: region.is_some(), region: region.unwrap_or(1 << 20), ..IntentConfig::default() };
     let agent = Agent::new(config).with_intent(intent);
     let (path, cache) = (image.to_path_buf(), CacheMode::Writeback);
-    let config = VolumeConfig { name: "v".into(), path, ring_bytes: 512 << 20, cache };
+    let config = VolumeConfig {
+        name: "v".into(),
+        path,
+        ring_bytes: 512 << 20,
+        cache,
+        foreign: afterimage_agent::ForeignWrite::Ignore,
+        resize: false,
+    };
     let volume = agent.add_volume(config).map_err(io::Error::other)?;
     while volume.status().state != VolumeState::Live {
         std::thread::sleep(Duration::from_millis(10));

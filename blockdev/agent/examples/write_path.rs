@@ -124,7 +124,14 @@ fn main() -> io::Result<()> {
     let config =
         AgentConfig { state_dir: dir.path().join("agent"), connector: connector(Endpoint::Unix(socket), true), clock };
     let agent = Agent::new(config);
-    let config = VolumeConfig { name: "v".into(), path: protected, ring_bytes: 1 << 30, cache: CacheMode::Writeback };
+    let config = VolumeConfig {
+        name: "v".into(),
+        path: protected,
+        ring_bytes: 1 << 30,
+        cache: CacheMode::Writeback,
+        foreign: afterimage_agent::ForeignWrite::Ignore,
+        resize: false,
+    };
     let volume = agent.add_volume(config).map_err(io::Error::other)?;
     while volume.status().state != VolumeState::Live {
         std::thread::sleep(Duration::from_millis(10));

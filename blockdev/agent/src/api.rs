@@ -34,6 +34,22 @@ pub struct VolumeConfig {
     pub ring_bytes: u64,
     /// How the disk is used.
     pub cache: CacheMode,
+    /// What follows when somebody else has written to the disk while the agent was not running.
+    pub foreign: ForeignWrite,
+    /// Take the size that the disk has now, if it is another one than it was.
+    pub resize: bool,
+}
+
+/// What follows when somebody else has written to the disk while the agent was not running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForeignWrite {
+    /// The volume is not opened.
+    Refuse,
+    /// A gap begins and the whole disk is compared with the appliance's copy.
+    #[default]
+    Compare,
+    /// Nothing: the history does not have those writes.
+    Ignore,
 }
 
 /// How the write-intent map is kept: which regions may differ after a power cut.
@@ -116,6 +132,8 @@ pub struct RecoveryReport {
     pub intent_bytes: u64,
     /// Why the ring could not be used.
     pub reason: Option<String>,
+    /// Somebody else has written to the disk meanwhile.
+    pub foreign: bool,
 }
 
 /// How far an initial sync or a resync is.
@@ -238,6 +256,32 @@ pub enum AgentError {
         what: String,
         /// Its state folder.
         state: PathBuf,
+    },
+    /// The disk has another size than it had.
+    #[error(
+        "volume {name}: {path} had {was} bytes and has {now}: if that is meant, start with --resize once. (With the \
+         volume running, use `afterimage volume resize {name}`, before the disk is made smaller or after it is made larger)"
+    )]
+    OtherSize {
+        /// The volume.
+        name: String,
+        /// The path.
+        path: PathBuf,
+        /// Size that is known.
+        was: u64,
+        /// Size that it has.
+        now: u64,
+    },
+    /// Somebody else has written to the disk, and that is refused.
+    #[error(
+        "volume {name}: {path} was written to by somebody else while the agent was not running: start with \
+         --on-foreign-write compare to take that over, in a gap, or ignore to leave it out of the history"
+    )]
+    Foreign {
+        /// The volume.
+        name: String,
+        /// The path.
+        path: PathBuf,
     },
     /// A state file cannot be read, written or understood.
     #[error("volume {name}: {file}: {problem}")]

@@ -3,7 +3,7 @@
 //! | the Welcome says | and the ring | means |
 //! |---|---|---|
 //! | what it said when the ring was last reopened | still holds that Gap, or has not been reopened | go on at the Gap |
-//! | nothing is durable | holds everything from seq 1 on | go on at 1 |
+//! | nothing is durable | holds everything from seq 1 on, and the size never changed | go on at 1 |
 //! | this ring's id, a seq that the ring freed last or holds | has the same digest there | go on behind it |
 //! | anything else | | the histories have forked |
 //!
@@ -43,6 +43,8 @@ pub(crate) struct Held {
     /// Digest of the record that the Welcome calls durable, if the ring holds it.
     pub(crate) digest: Option<u64>,
     pub(crate) base: Option<Base>,
+    /// The size was changed since the beginning: from seq 1 on nobody could tell what it was.
+    pub(crate) resized: bool,
 }
 
 /// How to go on.
@@ -66,7 +68,7 @@ pub(crate) fn judge(w: &Welcome, held: &Held) -> Continuity {
         }
     }
     if w.durable == 0 {
-        return if held.first == 1 { Continuity::At(1) } else { Continuity::Forked };
+        return if held.first == 1 && !held.resized { Continuity::At(1) } else { Continuity::Forked };
     }
     let same = w.ring == held.ring && ((w.durable, w.digest) == held.freed || held.digest == Some(w.digest));
     if same { Continuity::At(w.durable + 1) } else { Continuity::Forked }
@@ -84,7 +86,7 @@ mod tests {
     }
 
     fn held(first: u64, freed: (u64, u64), digest: Option<u64>, base: Option<Base>) -> Held {
-        Held { ring: RING, first, freed, digest, base }
+        Held { ring: RING, first, freed, digest, base, resized: false }
     }
 
     #[test]

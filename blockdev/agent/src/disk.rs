@@ -16,12 +16,12 @@ pub(crate) mod uring;
 
 use afterimage_base::world;
 use afterimage_base::world::fs::{self, File, FileKind, OpenOptions};
-use identity::Identity;
+use identity::{Identity, Stamp};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -93,7 +93,8 @@ pub struct Disk {
     /// away from those who flush through the other one.
     apart: File,
     path: PathBuf,
-    size: u64,
+    /// Of the volume: at most what the disk has.
+    size: AtomicU64,
     cache: CacheMode,
     block_device: bool,
     rotational: bool,
@@ -149,7 +150,7 @@ impl Disk {
             file,
             apart,
             path: own(),
-            size,
+            size: AtomicU64::new(size),
             cache,
             block_device,
             rotational: identity::rotational(&metadata),
@@ -169,10 +170,27 @@ impl Disk {
         &self.path
     }
 
-    /// Its size in bytes, found when it was opened.
+    /// Size of the volume in bytes: that of the disk when it was opened, unless it was set since.
     #[must_use]
-    pub const fn size(&self) -> u64 {
-        self.size
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+    }
+
+    /// Size of the disk in bytes, now.
+    pub(crate) fn actual_size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    /// When the file was written and changed last; `None` for a block device, which does not say.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        if self.block_device {
+            return None;
+        }
+        self.file.real()?.metadata().ok().map(|m| Stamp::of(&m))
     }
 
     /// How it is used.
@@ -199,7 +217,7 @@ impl Disk {
     /// The smallest range that holds `offset..offset + len` and that the disk takes as it is.
     pub(crate) fn span(&self, offset: u64, len: u64) -> (u64, u64) {
         let end = (offset + len).next_multiple_of(self.align);
-        (offset - offset % self.align, end.min(self.size))
+        (offset - offset % self.align, end.min(self.size()))
     }
 
     /// The alignment of what the disk takes as it is.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the keeper waits, unless something rings its bell, with nothing to do,
-const IDLE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_millis(500);
 /// for the appliance or room in the ring,
 const SOON: Duration = Duration::from_millis(20);
 /// and after a region that could not be read.
@@ -17,6 +17,8 @@ const TROUBLE: Duration = Duration::from_secs(1);
 pub(crate) fn run(shared: &Arc<Shared>, mut sync: Sync) {
     while !shared.stopping() {
         shared.notice_closed();
+        shared.serve_desk();
+        shared.keep_books();
         let mode = shared.state().mode;
         let wait = match mode {
             Mode::Live => Some(IDLE),

@@ -46,7 +46,10 @@ impl Kept {
     pub(crate) fn image(&self, size: usize) -> Vec<u8> {
         let mut image = vec![0; size];
         for (r, payload) in &self.log {
-            let at = usize::try_from(r.offset).unwrap();
+            let at = usize::try_from(r.offset).unwrap_or(0);
+            if let Some(size) = r.new_size() {
+                image.resize(usize::try_from(size).unwrap(), 0);
+            }
             match r.kind {
                 Kind::Write => image[at..at + payload.len()].copy_from_slice(payload),
                 Kind::Zero => image[at..at + usize::try_from(r.len).unwrap()].fill(0),
@@ -94,10 +97,10 @@ pub(crate) struct Appliance {
     pub(crate) stalled: AtomicBool,
     /// After so many messages of data the connection breaks, again and again; 0 for never.
     pub(crate) break_after: AtomicU64,
+    /// Speaks the first version of the protocol only.
+    pub(crate) old: AtomicBool,
     /// Refuse code to greet with; 0 for none.
     pub(crate) refuse: AtomicU64,
-    /// Speaks version 1 only.
-    pub(crate) old: AtomicBool,
     /// How questions are answered; see [`Answers`].
     pub(crate) answers: Mutex<Answers>,
     /// Blocks asked about.
@@ -232,6 +235,7 @@ impl Appliance {
     }
 
     fn tell(&self, s: &mut UnixStream, body: &[u8], seen: &mut Seen, size: u64) -> io::Result<()> {
+        let size = self.kept().log.iter().rev().find_map(|(r, _)| r.new_size()).unwrap_or(size);
         let q = HashQuery::decode(body, size).map_err(|e| {
             *self.complaint.lock().unwrap() = Some(e.to_string());
             io::Error::other(e)
@@ -307,13 +311,23 @@ pub(crate) struct Lab {
     pub(crate) size: u64,
     pub(crate) ring_bytes: u64,
     pub(crate) cache: CacheMode,
+    pub(crate) foreign: crate::ForeignWrite,
+    pub(crate) resize: bool,
 }
 
 impl Lab {
     pub(crate) fn new(size: u64) -> Lab {
         let dir = tempfile::tempdir().unwrap();
         std::fs::File::create(dir.path().join("disk")).unwrap().set_len(size).unwrap();
-        Lab { dir, appliance: Appliance::new(), size, ring_bytes: 16 << 20, cache: CacheMode::Writeback }
+        Lab {
+            dir,
+            appliance: Appliance::new(),
+            size,
+            ring_bytes: 16 << 20,
+            cache: CacheMode::Writeback,
+            foreign: crate::ForeignWrite::default(),
+            resize: false,
+        }
     }
 
     pub(crate) fn disk(&self) -> PathBuf {
@@ -329,7 +343,14 @@ impl Lab {
     }
 
     pub(crate) fn volume_config(&self) -> VolumeConfig {
-        VolumeConfig { name: "vol".into(), path: self.disk(), ring_bytes: self.ring_bytes, cache: self.cache }
+        VolumeConfig {
+            name: "vol".into(),
+            path: self.disk(),
+            ring_bytes: self.ring_bytes,
+            cache: self.cache,
+            foreign: self.foreign,
+            resize: self.resize,
+        }
     }
 
     pub(crate) fn open(&self) -> (Agent, Arc<Volume>) {
@@ -360,7 +381,9 @@ impl Lab {
 
     pub(crate) fn difference(&self) -> Option<usize> {
         let replica = self.appliance.kept().image(usize::try_from(self.size).unwrap());
-        self.disk_bytes().iter().zip(&replica).position(|(a, b)| a != b)
+        let disk = self.disk_bytes();
+        assert_eq!(disk.len(), replica.len(), "sizes");
+        disk.iter().zip(&replica).position(|(a, b)| a != b)
     }
 }
 

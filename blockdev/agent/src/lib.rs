@@ -9,6 +9,8 @@
 //! | `intent` | the write-intent map: who waits for a mark, and when marks go |
 //! | `machine` | what a volume is doing, as a table |
 //! | `continuity` | whether the appliance holds the same history, as a table |
+//! | [`resize`] | changes of the size |
+//! | `ages` | how old a seq is, whatever the clock does |
 //! | `keeper`, `sync` | the thread that leaves dirty mode and copies dirty regions |
 //! | `compare`, `asker` | the copy by comparison, and the questions to the appliance |
 //! | `pace` | how a copy gives way to the guest |
@@ -18,6 +20,7 @@
 //! | [`volume`], [`agent`] | opening, recovery, points, status, stop |
 
 pub mod agent;
+mod ages;
 pub mod api;
 mod asker;
 mod breaks;
@@ -40,6 +43,7 @@ mod pace;
 mod protect;
 mod queue;
 mod ranges;
+pub mod resize;
 mod sender;
 mod session;
 mod shared;
@@ -55,11 +59,12 @@ mod tests;
 
 pub use agent::Agent;
 pub use api::{
-    AgentConfig, AgentError, IntentConfig, PointError, RecoveryReport, SyncStatus, VolumeConfig, VolumeState,
-    VolumeStatus,
+    AgentConfig, AgentError, ForeignWrite, IntentConfig, PointError, RecoveryReport, SyncStatus, VolumeConfig,
+    VolumeState, VolumeStatus,
 };
 pub use connect::{Connection, Connector, connector, unix_connector};
 pub use device::PlainDisk;
 pub use disk::{CacheMode, DiskError};
+pub use resize::{ResizeError, Resized};
 pub use verify::{VerifyError, VerifyOptions, VerifyProgress, VerifyReport};
 pub use volume::Volume;

@@ -3,14 +3,14 @@
 //! A version number, and fields that later versions may add to but not change. Replaced as a whole.
 
 use crate::continuity::Base;
-use crate::disk::identity::Identity;
+use crate::disk::identity::{Identity, Stamp};
 use afterimage_base::crashsafe;
 use afterimage_base::world::{self, fs};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// 2: the volume may have a write-intent map, which programs of version 1 would not keep up.
+/// 2: the volume may have a write-intent map, which programs of version 1 would not keep up, and another size than its disk.
 const VERSION: u32 = 2;
 const OLDEST: u32 = 1;
 /// Far more than the file ever is; a longer one is not ours.
@@ -37,6 +37,21 @@ pub(crate) struct Meta {
     /// The gap that the running sync is to end.
     #[serde(default)]
     pub(crate) gap: Option<GapNote>,
+    /// Size of the volume in bytes; 0 in files of version 1, where it is that of the disk.
+    #[serde(default)]
+    pub(crate) size: u64,
+    /// The size was changed once: every Gap says what it is.
+    #[serde(default)]
+    pub(crate) resized: bool,
+    /// The ring may lack the record of the size.
+    #[serde(default)]
+    pub(crate) announce: bool,
+    /// What the disk's file looked like after a stop in order; `None` while it is in use.
+    #[serde(default)]
+    pub(crate) stamp: Option<Stamp>,
+    /// No seq from here on was ever given out: a ring that is made anew begins here, so that no seq means two things.
+    #[serde(default)]
+    pub(crate) seq_limit: u64,
 }
 
 /// When and why a gap began.
@@ -60,12 +75,17 @@ impl Meta {
             id: uuid::Builder::from_random_bytes(world::random_array()?).into_uuid(),
             name: name.to_owned(),
             path: path.to_path_buf(),
+            size: identity.size,
             identity,
             initial: true,
             syncing: false,
             base: None,
             intent: false,
             gap: None,
+            resized: false,
+            announce: false,
+            stamp: None,
+            seq_limit: 0,
         })
     }
 
@@ -90,8 +110,13 @@ impl Meta {
             }
             None => return Err(bad(&"it has no version")),
         }
-        let meta: Meta = serde_json::from_value(value).map_err(|e| bad(&e))?;
-        Ok(Meta { intent: meta.intent && meta.version == VERSION, version: VERSION, ..meta })
+        let mut meta: Meta = serde_json::from_value(value).map_err(|e| bad(&e))?;
+        meta.intent &= meta.version == VERSION;
+        meta.version = VERSION;
+        if meta.size == 0 {
+            meta.size = meta.identity.size;
+        }
+        Ok(meta)
     }
 
     pub(crate) fn store(&self, file: &Path) -> io::Result<()> {

@@ -14,13 +14,14 @@
 //! known to be lost then. A write of the redo list that the disk refuses was never acknowledged: its region becomes
 //! dirty and a gap begins, as it does for a guest's write.
 
-use crate::api::{AgentError, IntentConfig, MIN_RING_BYTES, RecoveryReport, VolumeConfig};
+use crate::api::{AgentError, ForeignWrite, IntentConfig, MIN_RING_BYTES, RecoveryReport, VolumeConfig};
 use crate::disk::Disk;
 use crate::disk::ops::ZeroMode;
 use crate::intent::{Intent, region_for};
 use crate::machine::{self, Mode};
 use crate::meta::{Meta, MetaError};
 use crate::protect::Protection;
+use crate::resize::{is_hole, say_size};
 use afterimage_base::block::BlockError;
 use afterimage_base::clock::Clock;
 use afterimage_base::crashsafe;
@@ -28,6 +29,7 @@ use afterimage_base::world::fs;
 use afterimage_format::record::Kind;
 use afterimage_journal::{DirtyMap, DirtyMapError, IntentError, IntentMap, Recovered, Ring, RingConfig, RingError};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -77,9 +79,10 @@ pub(crate) fn open(
     fs::create_dir_all(&files.dir).map_err(|e| files.bad(&files.dir, &e))?;
     let path = fs::canonicalize(disk.path()).map_err(|e| files.bad(disk.path(), &e))?;
     match Meta::load(&files.meta()) {
-        Ok(meta) => {
+        Ok(mut meta) => {
             files.check(&meta, &path, &disk)?;
-            files.reopen(disk, meta)
+            let grown = files.adopt_size(&mut meta, &disk)?;
+            files.reopen(disk, meta, grown)
         }
         Err(MetaError::Missing) => files.create(disk, &path),
         Err(MetaError::Bad(problem)) => Err(files.bad(&files.meta(), &problem)),
@@ -115,9 +118,40 @@ impl Files<'_> {
         }
     }
 
-    fn new_ring(&self, id: [u8; 16]) -> Result<Ring, AgentError> {
+    /// Gives the disk the volume's size. Where the disk has another size than it had: refused, or taken over; the answer is
+    /// the part that is new and perhaps not empty.
+    fn adopt_size(&self, meta: &mut Meta, disk: &Disk) -> Result<Option<Range<u64>>, AgentError> {
+        let (was, now) = (meta.size, disk.size());
+        if now == was || (now == meta.identity.size && was < now) {
+            meta.identity.size = now;
+            disk.set_size(was);
+            return Ok(None);
+        }
+        if !self.config.resize {
+            let (name, path) = (self.config.name.clone(), meta.path.clone());
+            return Err(AgentError::OtherSize { name, path, was, now });
+        }
+        tracing::warn!("volume {}: its size was {was} bytes and is {now}", self.config.name);
+        (meta.size, meta.identity.size, meta.resized, meta.announce) = (now, now, true, true);
+        meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))?;
+        Ok((now > was && !is_hole(disk, was, now)).then_some(was..now))
+    }
+
+    /// Whether somebody else has written to the disk since the last stop in order, as far as its times tell. What is known
+    /// of them goes before anything is written.
+    fn is_foreign(&self, meta: &mut Meta, disk: &Disk) -> Result<bool, AgentError> {
+        let Some(left) = meta.stamp.take() else { return Ok(false) };
+        let foreign = disk.stamp().is_some_and(|now| now != left);
+        if foreign && self.config.foreign == ForeignWrite::Refuse {
+            return Err(AgentError::Foreign { name: self.config.name.clone(), path: meta.path.clone() });
+        }
+        meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))?;
+        Ok(foreign)
+    }
+
+    fn new_ring(&self, id: [u8; 16], next: u64) -> Result<Ring, AgentError> {
         let config = RingConfig { bytes: self.config.ring_bytes.next_multiple_of(4096) };
-        let ring = Ring::create(&self.dir.join("ring"), config, id, 1).map_err(|e| self.ring_error(&e))?;
+        let ring = Ring::create(&self.dir.join("ring"), config, id, next).map_err(|e| self.ring_error(&e))?;
         ring.close(self.clock.wall());
         Ok(ring)
     }
@@ -205,8 +239,9 @@ impl Files<'_> {
         let id = *meta.id.as_bytes();
         let map = self.new_map(id, &disk)?;
         mark_allocated(&disk, &map).map_err(|e| self.bad(disk.path(), &e))?;
-        let ring = self.new_ring(id)?;
-        let dirty = |start: u64, end: u64| map.next_dirty(start / REGION).is_some_and(|r| r * REGION < end);
+        let ring = self.new_ring(id, 1)?;
+        // Not by the next mark, which may be far: a terabyte of holes is asked region by region.
+        let dirty = |start: u64, end: u64| (start / REGION..end.div_ceil(REGION)).any(|r| map.is_dirty(r));
         let intent = self.new_intent(id, ring.id(), &disk, dirty)?;
         meta.intent = intent.is_some();
         let intent = intent.map(|map| Intent::new(&self.config.name, map, self.intent.clone()));
@@ -217,9 +252,9 @@ impl Files<'_> {
         Ok(Opened { disk, protection, meta, meta_file, mode: Mode::Dirty, recovered: None })
     }
 
-    fn reopen(self, disk: Arc<Disk>, mut meta: Meta) -> Result<Opened, AgentError> {
+    fn reopen(self, disk: Arc<Disk>, mut meta: Meta, grown: Option<Range<u64>>) -> Result<Opened, AgentError> {
         let id = *meta.id.as_bytes();
-        let mut report = RecoveryReport::default();
+        let mut report = RecoveryReport { foreign: self.is_foreign(&mut meta, &disk)?, ..RecoveryReport::default() };
         let (ring, found) = match Ring::open(&self.dir.join("ring"), id) {
             Ok((ring, found)) => {
                 self.compare_ring(&ring);
@@ -228,7 +263,9 @@ impl Files<'_> {
             Err(e) if stops_ring(&e) => return Err(self.ring_error(&e)),
             Err(e) => {
                 report.reason = Some(e.to_string());
-                (self.new_ring(id)?, None)
+                // Before the first sync has ended no seq was ever shown.
+                let next = if meta.initial { 1 } else { meta.seq_limit.max(1) };
+                (self.new_ring(id, next)?, None)
             }
         };
         let old = self.old_intent(&meta, disk.size())?;
@@ -241,12 +278,16 @@ impl Files<'_> {
         let mut lost_all = found.is_none();
         let map = match DirtyMap::open(&self.dir.join("dirty"), id) {
             Ok((map, _)) if map.size() == disk.size() => map,
+            // A live volume has no marks, so a new map does as well.
+            Ok((map, _)) if mode != Mode::Live => {
+                map.resize(disk.size()).map_err(|e| self.map_error(&e))?;
+                map
+            }
             Err(e) if stops_map(&e) => return Err(self.map_error(&e)),
             lost => {
-                if mode != Mode::Live {
-                    let why = lost.err().map_or_else(|| "the dirty map has another size".into(), |e| e.to_string());
+                if let (Err(e), true) = (lost, mode != Mode::Live) {
                     lost_all |= found.is_some();
-                    report.reason.get_or_insert(why);
+                    report.reason.get_or_insert(e.to_string());
                 }
                 self.new_map(id, &disk)?
             }
@@ -283,6 +324,25 @@ impl Files<'_> {
                 "{why}: {} bytes that were being written are copied again",
                 report.intent_bytes
             )));
+        }
+        if let Some(new) = grown {
+            p.map.mark(new.start, new.end - new.start);
+            p.close("the disk has grown by a part that may hold something, which is copied");
+        }
+        if report.foreign && self.config.foreign == ForeignWrite::Compare {
+            let why = "somebody else wrote to the disk while the agent was not running: the whole disk is compared";
+            p.map.mark_all();
+            p.close(why);
+            if let Some(intent) = &p.intent {
+                intent.mark_all();
+            }
+            p.set_reason(Some(why.to_owned()));
+        }
+        if meta.announce {
+            say_size(&p, disk.size());
+            meta.announce = false;
+            // Said twice it is no harm.
+            drop(meta.store(&self.meta()));
         }
         say(&p, &report);
         let mode = machine::after_restart(p.ring.is_closed(), meta.syncing);
@@ -350,7 +410,7 @@ fn redo_one(p: &Protection, disk: &Disk, seq: u64) -> Result<(), (u64, u64, Bloc
         _ if !inside => Err(BlockError::Invalid("the record reaches past the end of the disk")),
         Kind::Write => disk.write_any(offset, r.payload()),
         Kind::Zero => disk.zero_at(offset, len, ZeroMode::Hole),
-        Kind::Point | Kind::Gap | Kind::SyncEnd | Kind::Void => Ok(()),
+        Kind::Point | Kind::Gap | Kind::SyncEnd | Kind::Void | Kind::Resize => Ok(()),
     };
     result.map_err(|e| (offset, len, e))
 }
@@ -365,6 +425,8 @@ fn say(p: &Protection, report: &RecoveryReport) {
         );
     } else if let Some(why) = &report.reason {
         tracing::error!("volume {name}: {why}: a new ring is started and the whole disk is copied again");
+    } else if report.foreign {
+        tracing::error!("volume {name}: somebody else wrote to its disk while the agent was not running");
     } else if !report.clean {
         tracing::warn!(
             "volume {name}: the last stop was not in order; {} writes brought to the disk again, {} seqs voided, {} bytes dirty",

@@ -125,6 +125,10 @@ impl DiskQueue {
         if core.is_stopped() {
             return Err(BlockError::Shutdown);
         }
+        // A client that connected before the volume became smaller knows a larger size.
+        if offset.checked_add(len).is_none_or(|end| end > core.disk.size()) {
+            return Err(BlockError::NoSpace);
+        }
         let mut locked = core.ranges.lock(start, end);
         // With the stripes locked: no mark is taken away from here until the claim is registered.
         if protection.is_some_and(|p| !p.is_warm(start, end)) {
@@ -287,6 +291,9 @@ impl Queue for DiskQueue {
         match request {
             Request::Read { offset, buf } => {
                 let len = buf.len() as u64;
+                if offset.checked_add(len).is_none_or(|end| end > self.core.disk.size()) {
+                    return failed(tag, BlockError::Invalid("past the end of the volume"));
+                }
                 if let Some(p) = &self.core.protection {
                     p.count_read();
                 }

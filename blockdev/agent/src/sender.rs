@@ -11,8 +11,10 @@ use std::time::Duration;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest wait after a failure that may pass by itself,
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
-/// and after a refusal that somebody has to look at, or a store without room.
+/// after a refusal that somebody has to look at,
 const REFUSED_BACKOFF: Duration = Duration::from_secs(5);
+/// and after one of a store without room: it is asked again soon, however long it has been full.
+const FULL_BACKOFF: Duration = Duration::from_secs(1);
 /// A session that lasted longer than any failed attempt to connect may: the next failure is a new one.
 const LASTING: Duration = Duration::from_secs(60);
 /// How soon a stop is noticed.
@@ -45,7 +47,12 @@ pub(crate) fn run(shared: &Arc<Shared>, connector: &dyn Connector) {
         let mut wait = backoff;
         match &error {
             SessionError::Refused(refuse) => {
-                wait = wait.max(refused(shared, refuse.code, &refuse.text, &mut continuity));
+                let least = refused(shared, refuse.code, &refuse.text, &mut continuity);
+                if refuse.code == RefuseCode::Full {
+                    backoff = FIRST_BACKOFF;
+                    wait = least;
+                }
+                wait = wait.max(least);
             }
             SessionError::Ring(e) => shared.start_over(&format!("{e}: the whole disk is copied again"), None),
             _ => {}
@@ -67,6 +74,7 @@ fn refused(shared: &Shared, code: RefuseCode, text: &str, continuity: &mut u32) 
         RefuseCode::Full => {
             // It passes when there is room; until then the volume goes on, if need be in dirty mode.
             shared.state().appliance_note = Some(format!("the appliance has no room: {text}"));
+            return FULL_BACKOFF;
         }
         RefuseCode::Continuity => {
             *continuity += 1;

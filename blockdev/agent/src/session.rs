@@ -189,17 +189,24 @@ fn greet(
     if !(OLDEST_VERSION..=VERSION).contains(&welcome.version) {
         return Err(SessionError::Protocol("it chose a version that was not offered"));
     }
+    shared.peer.store(welcome.version, Ordering::Release);
     let mut judged = shared.judge(&welcome);
     if judged == Continuity::Forked && shared.p.breaks.has(Break::IgnoreFork) {
         judged = Continuity::At(ring.first());
     }
     if judged == Continuity::Forked {
-        let why = format!(
-            "the appliance's history (durable up to seq {}) is not the one that this ring goes on with: \
-             the whole disk is copied again",
-            welcome.durable
-        );
-        tracing::warn!("volume {}: {why}", shared.p.name);
+        let why = if welcome.durable == 0 {
+            "the appliance has no history of this volume any more: its store is new or was lost. The whole disk is \
+             copied again, as for the first time"
+                .to_owned()
+        } else {
+            format!(
+                "the appliance's history (durable up to seq {}) is not the one that this ring goes on with; perhaps \
+                 its store was restored from an older copy: the whole disk is copied again",
+                welcome.durable
+            )
+        };
+        tracing::error!("volume {}: {why}", shared.p.name);
         shared.start_over(&why, Some(Base::of(&welcome)));
         return Ok((welcome, None));
     }

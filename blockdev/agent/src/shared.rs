@@ -8,6 +8,7 @@
 //! | `epoch` | counts how often everything was marked; the sync takes marks away only if that did not happen meanwhile |
 //! | `tail` | one thread at a time gives back places of the ring |
 
+use crate::ages::Ages;
 use crate::api::VolumeState;
 use crate::asker::Asker;
 use crate::breaks::Break;
@@ -16,12 +17,13 @@ use crate::device::Core;
 use crate::machine::{self, Action, Event, Mode};
 use crate::meta::{GapNote, Meta};
 use crate::protect::Protection;
+use crate::resize::Desk;
 use afterimage_base::world;
 use afterimage_base::world::sync::{LongGuard, LongMutex};
 use afterimage_format::record::{FLAG_INITIAL, Kind};
 use afterimage_format::wire::Welcome;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,11 +43,16 @@ pub(crate) struct SyncCounts {
     /// Bytes of blocks that were sent.
     pub(crate) sent: AtomicU64,
 }
+/// So many seqs are set aside in volume.json at a time, and more when so few are left.
+const SEQ_STEP: u64 = 4 << 20;
+const SEQ_MARGIN: u64 = 1 << 20;
 
 /// The part behind the lock.
 pub(crate) struct State {
     pub(crate) mode: Mode,
     pub(crate) since: u64,
+    /// The same on the monotonic clock.
+    pub(crate) entered: u64,
     pub(crate) meta: Meta,
     /// The sync cannot read a region, or volume.json cannot be written.
     pub(crate) disk_trouble: Option<String>,
@@ -90,6 +97,11 @@ pub(crate) struct Shared {
     state: LongMutex<State>,
     epoch: Mutex<u64>,
     tail: Mutex<()>,
+    /// Version of the protocol that the appliance spoke last; 0 if it never did.
+    pub(crate) peer: AtomicU16,
+    /// What the keeper is asked for.
+    pub(crate) desk: Mutex<Desk>,
+    pub(crate) ages: Mutex<Ages>,
 }
 
 impl Shared {
@@ -102,6 +114,7 @@ impl Shared {
         let state = State {
             mode,
             since: p.clock.wall(),
+            entered: p.clock.monotonic(),
             disk_trouble: None,
             refused: None,
             appliance_note: None,
@@ -126,9 +139,48 @@ impl Shared {
             state: LongMutex::new(state),
             epoch: Mutex::new(0),
             tail: Mutex::new(()),
+            peer: AtomicU16::new(0),
+            desk: Mutex::default(),
+            ages: Mutex::new(Ages::new(&*p.clock)),
             core,
             p,
         }
+    }
+
+    /// Notes what has to be known later: how old seqs are, and up to which seq they may have been given out.
+    pub(crate) fn keep_books(&self) {
+        let next = self.p.ring.next();
+        let now = self.p.clock.monotonic();
+        self.ages.lock().unwrap_or_else(PoisonError::into_inner).note(next, now);
+        if next + SEQ_MARGIN < self.state().meta.seq_limit {
+            return;
+        }
+        let mut state = self.state();
+        let before = state.meta.seq_limit;
+        state.meta.seq_limit = next + SEQ_STEP;
+        if !self.store(&mut state) {
+            state.meta.seq_limit = before;
+        }
+    }
+
+    /// Begins a gap in which the whole disk is compared with the appliance's copy.
+    pub(crate) fn compare(&self, why: &str) {
+        let mut state = self.state();
+        let mut epoch = self.epoch();
+        *epoch += 1;
+        self.p.close(why);
+        self.p.map.mark_all();
+        drop(epoch);
+        // Also after a power cut the whole disk has to be compared.
+        if let Some(intent) = &self.p.intent {
+            intent.mark_all();
+        }
+        self.p.set_reason(Some(why.to_owned()));
+        let (mode, _) = machine::step(state.mode, Event::Closed);
+        state.not_before = world::now();
+        self.enter(&mut state, mode);
+        drop(state);
+        self.p.bell.ring();
     }
 
     pub(crate) fn state(&self) -> LongGuard<'_, State> {
@@ -154,7 +206,7 @@ impl Shared {
     fn enter(&self, state: &mut State, mode: Mode) {
         if state.mode != mode {
             state.gaps += u64::from(mode == Mode::Dirty && !state.meta.initial);
-            state.since = self.p.clock.wall();
+            (state.since, state.entered) = (self.p.clock.wall(), self.p.clock.monotonic());
             state.mode = mode;
         }
     }
@@ -165,7 +217,7 @@ impl Shared {
         self.p.ring.set_durable(seq);
     }
 
-    fn store(&self, state: &mut State) -> bool {
+    pub(crate) fn store(&self, state: &mut State) -> bool {
         match state.meta.store(&self.meta_file) {
             Ok(()) => {
                 state.disk_trouble = None;
@@ -198,7 +250,8 @@ impl Shared {
     fn adopt(&self, w: &Welcome) -> Option<Continuity> {
         let intent = self.p.intent.as_ref()?;
         let mut state = self.state();
-        let unused = self.p.ring.next() == 1 && self.p.ring.is_closed();
+        let ring = &self.p.ring;
+        let unused = ring.first() == ring.next() && ring.last_freed().1 == 0 && ring.is_closed();
         if !unused || state.meta.base.is_some_and(|b| b.is(w)) {
             return None;
         }
@@ -251,7 +304,9 @@ impl Shared {
         }
         let ring = &self.p.ring;
         let digest = ring.record(w.durable).ok().flatten().map(|r| r.record.digest());
+        let resized = self.state().meta.resized;
         let held = Held {
+            resized,
             ring: ring.id(),
             first: ring.first(),
             freed: ring.last_freed(),
@@ -316,7 +371,8 @@ impl Shared {
             return false;
         }
         self.since.store(0, Ordering::Release);
-        match ring.reopen(if initial { FLAG_INITIAL } else { 0 }, self.p.clock.wall(), at_least) {
+        let size = state.meta.resized.then(|| self.core.disk.size());
+        match ring.reopen(if initial { FLAG_INITIAL } else { 0 }, self.p.clock.wall(), at_least, size) {
             Ok(seq) => {
                 let how = if theirs == 0 { "copying" } else { "comparing" };
                 if theirs != 0 {

@@ -1,6 +1,7 @@
 //! Whole volumes against an appliance that only remembers.
 
 mod broken;
+mod changes;
 mod intent;
 mod order;
 mod overflow;

@@ -8,6 +8,7 @@ use crate::device::{Core, Device};
 use crate::intent::{Intent, clear};
 use crate::machine::Mode;
 use crate::open::{self, Opened};
+use crate::resize::{ResizeError, Resized};
 use crate::shared::{MANY_CUTS, Shared, State};
 use crate::sync::Sync;
 use crate::{keeper, sender};
@@ -146,6 +147,20 @@ impl Volume {
         self.shared.durable.load(Ordering::Acquire)
     }
 
+    /// Changes its size to `size` bytes, or to what the disk has now. New clients see the new size; those that are
+    /// connected go on with the old one, within what there is.
+    ///
+    /// # Errors
+    /// [`ResizeError`]; the size is then as it was.
+    pub fn resize(&self, size: Option<u64>) -> Result<Resized, ResizeError> {
+        self.shared.ask_resize(size)
+    }
+
+    /// Begins a gap in which the whole disk is compared with the appliance's copy.
+    pub fn compare(&self) {
+        self.shared.compare("the whole disk is compared because somebody asked for it");
+    }
+
     /// Its figures now.
     #[must_use]
     pub fn status(&self) -> VolumeStatus {
@@ -210,19 +225,23 @@ impl Volume {
         })
     }
 
-    /// Age in seconds of the oldest thing that the appliance lacks.
+    /// Age in seconds of the oldest thing that the appliance lacks. The labels of records and gaps are believed only as
+    /// far as the monotonic clock allows.
     #[expect(clippy::cast_precision_loss, reason = "seconds of a lag need no 53 bits")]
     fn lag(&self, state: &State, durable: u64, acked: u64) -> f64 {
-        let ring = &self.shared.p.ring;
+        let (ring, clock) = (&self.shared.p.ring, &self.shared.p.clock);
+        let ages = self.shared.ages.lock().unwrap_or_else(PoisonError::into_inner);
+        let (wall, now) = (clock.wall(), clock.monotonic());
         let record =
             (durable < acked).then(|| ring.record(durable + 1).ok().flatten().map(|r| r.record.time)).flatten();
+        let record = record.map(|label| ages.of_seq(durable + 1, label, wall, now));
+        let entered = now.saturating_sub(state.entered);
         let gap = match (ring.closed(), state.mode) {
-            (Some(closed), _) => Some(closed.time),
+            (Some(closed), _) => Some(entered + ages.before_start(closed.time)),
             (None, Mode::Live) => None,
-            (None, _) => Some(state.since),
+            (None, _) => Some(entered),
         };
-        let oldest = record.into_iter().chain(gap).min();
-        oldest.map_or(0.0, |t| self.shared.p.clock.wall().saturating_sub(t) as f64 / 1e9)
+        record.into_iter().chain(gap).max().map_or(0.0, |age| age as f64 / 1e9)
     }
 
     /// Stops in order: no more writes, a last point, time until `deadline` for the appliance to get everything, files
@@ -247,6 +266,9 @@ impl Volume {
         if settled {
             // A clean mark says that disk and ring belong together, also after a power cut right behind it.
             let synced = shared.core.disk.sync_apart();
+            if synced.is_ok() {
+                self.stamp();
+            }
             let marked = synced.and_then(|()| shared.p.map.mark_clean()).and_then(|()| shared.p.ring.mark_clean());
             if let Err(e) = marked {
                 tracing::error!("volume {}: cannot mark the journal as clean: {e}", self.name());
@@ -255,6 +277,14 @@ impl Volume {
             tracing::warn!("volume {}: writes were still in flight at the stop", self.name());
         }
         done
+    }
+
+    /// Notes what the disk's file looks like now that all is on the disk and nothing writes to it any more.
+    fn stamp(&self) {
+        let shared = &self.shared;
+        let mut state = shared.state();
+        state.meta.stamp = shared.core.disk.stamp();
+        shared.store(&mut state);
     }
 
     fn wait_for_writes(&self, until: Instant) -> bool {

@@ -209,7 +209,7 @@ fn a_kill_while_closing_or_reopening_never_loses_the_gap() {
     let (ring, found) = open(&path).unwrap();
     assert_eq!(found.closed, Some(Closed { seq: next, time: NOW }));
     assert!(ring.is_closed() && matches!(ring.reserve(Kind::Zero, 0, 0, 1, 0), Err(ReserveError::Closed)));
-    assert_eq!(ring.reopen(0, NOW + 5, 0), Ok(next));
+    assert_eq!(ring.reopen(0, NOW + 5, 0, None), Ok(next));
     drop(ring);
     // Reopening: the Gap is published, the time of closing still there.
     poke(&path, word::CLOSED as u64 * 8, &NOW.to_le_bytes());

@@ -28,7 +28,7 @@ pub enum Left {
 }
 
 /// The persistent dirty map of one volume. Shared through an `Arc`.
-pub struct DirtyMap {
+pub(crate) struct Marks {
     map: Map,
     header: DirtyMapHeader,
     /// Bytes of the volume in marked regions.
@@ -51,28 +51,23 @@ fn marks(word: u64) -> u32 {
     marks_of(word).unwrap_or(u32::MAX)
 }
 
-impl DirtyMap {
+impl Marks {
     /// Makes a new map with nothing marked, in place of any file at `path` that nobody has open. Space is
     /// allocated now. Mode 0600. `region` is a power of two (65,536 by habit).
     ///
     /// # Errors
     /// [`DirtyMapError::Size`], [`DirtyMapError::InUse`], [`DirtyMapError::Io`].
-    pub fn create(path: &Path, volume: [u8; 16], size: u64, region: u64) -> Result<DirtyMap, DirtyMapError> {
+    pub(crate) fn create(path: &Path, volume: [u8; 16], size: u64, region: u64) -> Result<Marks, DirtyMapError> {
         let header = DirtyMapHeader { volume, size, region };
         if !header.is_possible() {
             return Err(DirtyMapError::Size { size, region });
         }
-        let make = || DirtyMap::fill(NewFile::begin(path, header.file_len())?, path, header, |_| 0);
+        let make = || Marks::fill(NewFile::begin(path, header.file_len())?, path, header, |_| 0);
         make().map_err(file_error(path))
     }
 
     /// Writes a whole new map, with the marks that `marks` gives for each word, and puts it in its place.
-    fn fill(
-        new: NewFile,
-        path: &Path,
-        header: DirtyMapHeader,
-        marks: impl Fn(u64) -> u32,
-    ) -> Result<DirtyMap, FileError> {
+    fn fill(new: NewFile, path: &Path, header: DirtyMapHeader, marks: impl Fn(u64) -> u32) -> Result<Marks, FileError> {
         let boot = file::boot_id()?;
         let mut page = [0; 4096];
         page[..FIXED_LEN].copy_from_slice(&header.encode());
@@ -87,7 +82,7 @@ impl DirtyMap {
         }
         map.sync().map_err(doing("write its marks"))?;
         let file = new.finish()?;
-        let made = DirtyMap { map, header, dirty: AtomicU64::new(0), path: path.to_path_buf(), _file: file };
+        let made = Marks { map, header, dirty: AtomicU64::new(0), path: path.to_path_buf(), _file: file };
         made.count().map_err(|_| doing("read its marks back")(io::ErrorKind::InvalidData.into()))?;
         Ok(made)
     }
@@ -97,7 +92,7 @@ impl DirtyMap {
     /// # Errors
     /// As [`DirtyMapError`] says. After any but [`DirtyMapError::InUse`] and [`DirtyMapError::Io`] the marks are lost:
     /// [`create`](Self::create) a new map and [`mark_all`](Self::mark_all).
-    pub fn open(path: &Path, volume: [u8; 16]) -> Result<(DirtyMap, Left), DirtyMapError> {
+    pub(crate) fn open(path: &Path, volume: [u8; 16]) -> Result<(Marks, Left), DirtyMapError> {
         let error = file_error(path);
         let file = file::open(path).map_err(&error)?;
         let (header, page) = read_head(path, &file, volume)?;
@@ -114,7 +109,7 @@ impl DirtyMap {
             }
         }
         let map = Map::new(&file, header.file_len(), header.file_len()).map_err(doing("map it")).map_err(&error)?;
-        let opened = DirtyMap { map, header, dirty: AtomicU64::new(0), path: path.to_path_buf(), _file: file };
+        let opened = Marks { map, header, dirty: AtomicU64::new(0), path: path.to_path_buf(), _file: file };
         let marked = opened.count()?;
         if clean != 0 && clean != header.clean_mark(marked) {
             return Err(damaged("clean mark"));
@@ -205,31 +200,31 @@ impl DirtyMap {
 
     /// Size of the volume in bytes, as the map knows it.
     #[must_use]
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.header.size
     }
 
     /// Size of a region in bytes.
     #[must_use]
-    pub fn region(&self) -> u64 {
+    pub(crate) fn region(&self) -> u64 {
         self.header.region
     }
 
     /// Number of regions.
     #[must_use]
-    pub fn regions(&self) -> u64 {
+    pub(crate) fn regions(&self) -> u64 {
         self.header.regions()
     }
 
     /// The bytes of the volume that a region covers (the last one may be short).
     #[must_use]
-    pub fn region_range(&self, region: u64) -> Range<u64> {
+    pub(crate) fn region_range(&self, region: u64) -> Range<u64> {
         let at = |r: u64| r.saturating_mul(self.header.region).min(self.header.size);
         at(region)..at(region.saturating_add(1))
     }
 
     /// Marks every region that the range touches. Lock-free; what lies past the end is ignored.
-    pub fn mark(&self, offset: u64, len: u64) {
+    pub(crate) fn mark(&self, offset: u64, len: u64) {
         let end = offset.saturating_add(len).min(self.header.size);
         if offset >= end {
             return;
@@ -244,7 +239,7 @@ impl DirtyMap {
     }
 
     /// Takes the mark of a region away.
-    pub fn clear(&self, region: u64) {
+    pub(crate) fn clear(&self, region: u64) {
         if region < self.regions() {
             self.unset(region / REGIONS_PER_WORD, 1 << (region % REGIONS_PER_WORD));
         }
@@ -252,7 +247,7 @@ impl DirtyMap {
 
     /// Whether a region is marked.
     #[must_use]
-    pub fn is_dirty(&self, region: u64) -> bool {
+    pub(crate) fn is_dirty(&self, region: u64) -> bool {
         region < self.regions() && self.marks_from(region) & 1 == 1
     }
 
@@ -263,7 +258,7 @@ impl DirtyMap {
 
     /// The first marked region from `from` on.
     #[must_use]
-    pub fn next_dirty(&self, from: u64) -> Option<u64> {
+    pub(crate) fn next_dirty(&self, from: u64) -> Option<u64> {
         let mut region = from;
         while region < self.regions() {
             let marks = self.marks_from(region);
@@ -277,7 +272,7 @@ impl DirtyMap {
 
     /// The first run of marked regions from `from` on, at most `max` regions long.
     #[must_use]
-    pub fn run_dirty(&self, from: u64, max: u64) -> Option<Range<u64>> {
+    pub(crate) fn run_dirty(&self, from: u64, max: u64) -> Option<Range<u64>> {
         let start = self.next_dirty(from).filter(|_| max > 0)?;
         let limit = start.saturating_add(max).min(self.regions());
         let mut end = start + 1;
@@ -293,17 +288,17 @@ impl DirtyMap {
 
     /// Bytes of the volume in marked regions. Costs one load.
     #[must_use]
-    pub fn dirty_bytes(&self) -> u64 {
+    pub(crate) fn dirty_bytes(&self) -> u64 {
         self.dirty.load(Ordering::Relaxed)
     }
 
     /// Marks every region.
-    pub fn mark_all(&self) {
+    pub(crate) fn mark_all(&self) {
         self.mark(0, self.header.size);
     }
 
     /// Takes every mark away.
-    pub fn clear_all(&self) {
+    pub(crate) fn clear_all(&self) {
         for w in 0..self.header.words() {
             self.unset(w, u32::MAX);
         }
@@ -314,7 +309,7 @@ impl DirtyMap {
     ///
     /// # Errors
     /// As [`create`](Self::create); the map is then as it was.
-    pub fn resize(&mut self, new_size: u64) -> Result<(), DirtyMapError> {
+    pub(crate) fn resize(&mut self, new_size: u64) -> Result<(), DirtyMapError> {
         let header = DirtyMapHeader { size: new_size, ..self.header };
         if !header.is_possible() {
             return Err(DirtyMapError::Size { size: new_size, region: header.region });
@@ -328,7 +323,7 @@ impl DirtyMap {
             let cut = if new_size <= self.header.size { old } else { u32::MAX };
             old & kept | cut & !kept
         };
-        let make = || DirtyMap::fill(NewFile::beside(&self.path, header.file_len())?, &self.path, header, marks);
+        let make = || Marks::fill(NewFile::beside(&self.path, header.file_len())?, &self.path, header, marks);
         *self = make().map_err(file_error(&self.path))?;
         Ok(())
     }
@@ -337,7 +332,7 @@ impl DirtyMap {
     ///
     /// # Errors
     /// A failed sync, which is final (I11).
-    pub fn flush(&self) -> io::Result<()> {
+    pub(crate) fn flush(&self) -> io::Result<()> {
         self.map.sync()
     }
 
@@ -346,7 +341,7 @@ impl DirtyMap {
     ///
     /// # Errors
     /// A failed sync, which is final (I11): the map is then not marked as clean.
-    pub fn mark_clean(&self) -> io::Result<()> {
+    pub(crate) fn mark_clean(&self) -> io::Result<()> {
         self.map.sync()?;
         let words = (0..self.header.words()).map(|w| self.word(w).load(Ordering::Relaxed));
         let marked = words.map(|word| u64::from(marks(word).count_ones())).sum();

@@ -8,18 +8,18 @@ use tempfile::TempDir;
 
 const VOLUME: [u8; 16] = [5; 16];
 
-fn map(size: u64) -> (TempDir, PathBuf, DirtyMap) {
+fn map(size: u64) -> (TempDir, PathBuf, Marks) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("dirty");
-    let map = DirtyMap::create(&path, VOLUME, size, 65536).unwrap();
+    let map = Marks::create(&path, VOLUME, size, 65536).unwrap();
     (dir, path, map)
 }
 
-fn marked(map: &DirtyMap) -> BTreeSet<u64> {
+fn marked(map: &Marks) -> BTreeSet<u64> {
     (0..map.regions()).filter(|r| map.is_dirty(*r)).collect()
 }
 
-fn check(map: &DirtyMap, model: &BTreeSet<u64>) {
+fn check(map: &Marks, model: &BTreeSet<u64>) {
     assert_eq!(&marked(map), model);
     let bytes: u64 = model.iter().map(|r| map.region_range(*r)).map(|r| r.end - r.start).sum();
     assert_eq!(map.dirty_bytes(), bytes);
@@ -75,7 +75,7 @@ proptest! {
                         map.mark_clean().unwrap();
                     }
                     drop(map);
-                    let (again, left) = DirtyMap::open(&path, VOLUME).unwrap();
+                    let (again, left) = Marks::open(&path, VOLUME).unwrap();
                     prop_assert_eq!(left, if clean { Left::Clean } else { Left::Killed });
                     map = again;
                 }
@@ -133,7 +133,7 @@ fn every_damaged_byte_of_a_used_map_is_named_or_outside() {
             let mut bad = good.clone();
             bad[at] ^= flip;
             fs::write(&path, &bad).unwrap();
-            let error = DirtyMap::open(&path, VOLUME).map(|_| at).expect_err("damaged");
+            let error = Marks::open(&path, VOLUME).map(|_| at).expect_err("damaged");
             assert!(error.to_string().contains(path.to_str().unwrap()));
             if let DirtyMapError::Damaged { region, offset, .. } = error {
                 assert_eq!((offset, region), (at as u64 / 8 * 8, (at as u64 - 4096) / 8 * 32));
@@ -145,10 +145,10 @@ fn every_damaged_byte_of_a_used_map_is_named_or_outside() {
     let mut lost = good.clone();
     lost[4096..8192].fill(0);
     fs::write(&path, &lost).unwrap();
-    assert!(matches!(DirtyMap::open(&path, VOLUME), Err(DirtyMapError::Damaged { region: 0, .. })));
+    assert!(matches!(Marks::open(&path, VOLUME), Err(DirtyMapError::Damaged { region: 0, .. })));
     for len in [good.len() - 1, 4096, 4095, 0] {
         fs::write(&path, &good[..len]).unwrap();
-        assert!(matches!(DirtyMap::open(&path, VOLUME), Err(DirtyMapError::Truncated { .. })));
+        assert!(matches!(Marks::open(&path, VOLUME), Err(DirtyMapError::Truncated { .. })));
     }
 }
 
@@ -166,15 +166,15 @@ fn another_boot_needs_a_clean_stop() {
     map.mark_clean().unwrap();
     drop(map);
     boot(&path);
-    let (map, left) = DirtyMap::open(&path, VOLUME).unwrap();
+    let (map, left) = Marks::open(&path, VOLUME).unwrap();
     assert_eq!((left, map.dirty_bytes()), (Left::Clean, 65536));
-    assert!(matches!(DirtyMap::open(&path, VOLUME), Err(DirtyMapError::InUse { .. })));
+    assert!(matches!(Marks::open(&path, VOLUME), Err(DirtyMapError::InUse { .. })));
     drop(map);
     boot(&path);
-    assert!(matches!(DirtyMap::open(&path, VOLUME), Err(DirtyMapError::OtherBoot { .. })));
-    assert!(matches!(DirtyMap::open(&path, [6; 16]), Err(DirtyMapError::OtherVolume { .. })));
+    assert!(matches!(Marks::open(&path, VOLUME), Err(DirtyMapError::OtherBoot { .. })));
+    assert!(matches!(Marks::open(&path, [6; 16]), Err(DirtyMapError::OtherVolume { .. })));
     fs::write(&path, [b'x'; 9000]).unwrap();
-    assert!(matches!(DirtyMap::open(&path, VOLUME), Err(DirtyMapError::NotAMap { .. })));
-    let bad = DirtyMap::create(&path, VOLUME, 1 << 40, 1000);
+    assert!(matches!(Marks::open(&path, VOLUME), Err(DirtyMapError::NotAMap { .. })));
+    let bad = Marks::create(&path, VOLUME, 1 << 40, 1000);
     assert!(matches!(bad, Err(DirtyMapError::Size { .. })));
 }

@@ -3,16 +3,17 @@
 //! | module | what |
 //! |---|---|
 //! | [`ring`] | the journal: a lock-free ring for many writers in a mapped file, found again after a kill |
-//! | [`dirty`] | the dirty map: regions that may differ from the appliance's copy |
+//! | [`dirty_map`] | the dirty map: regions that may differ from the appliance's copy |
 //! | [`intent`] | the write-intent map: regions that may differ from history after a power cut |
 //! | [`error`] | why a file was refused |
 //!
-//! Inside: `live` is the concurrent core (checked by a model in the tests), `head` its arithmetic, `survey` and
+//! Inside: `dirty` is the file of a dirty map, `live` is the concurrent core (checked by a model in the tests), `head` its arithmetic, `survey` and
 //! `recovery` find out what a ring holds, `file` and `map` are files and memory.
 
 #![cfg_attr(test, expect(clippy::duplicate_mod, reason = "the model compiles the core a second time"))]
 
-pub mod dirty;
+mod dirty;
+pub mod dirty_map;
 pub mod error;
 mod file;
 mod head;
@@ -26,7 +27,8 @@ mod survey;
 #[cfg(test)]
 mod model;
 
-pub use dirty::{DirtyMap, Left};
+pub use dirty::Left;
+pub use dirty_map::DirtyMap;
 pub use error::{Closed, DirtyMapError, IntentError, ReopenError, ReserveError, RingError};
 pub use intent::IntentMap;
 pub use ring::{RecordRef, Recovered, Reservation, Ring, RingConfig};

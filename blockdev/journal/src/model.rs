@@ -191,7 +191,7 @@ fn gap(fault: Fault) {
             thread::yield_now();
             assert_eq!(world.core.next().seq, gap, "no seq is taken while the ring is closed");
             loop {
-                match world.core.reopen(0, 99, 0) {
+                match world.core.reopen((0, 0), 99, 0) {
                     Ok(seq) => break assert_eq!(seq, gap, "the Gap is the first record"),
                     Err(_) => thread::yield_now(),
                 }
@@ -238,7 +238,7 @@ fn jump() {
             assert!([1, (9 << 32) + 5, (9 << 32) + 6, (9 << 32) + 7].contains(&next), "{next}");
         })
     };
-    assert_eq!(world.core.reopen(0, 6, (9 << 32) + 5), Ok((9 << 32) + 5));
+    assert_eq!(world.core.reopen((0, 0), 6, (9 << 32) + 5), Ok((9 << 32) + 5));
     for thread in [writer, looker] {
         thread.join().expect("checked inside");
     }

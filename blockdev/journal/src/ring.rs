@@ -22,7 +22,7 @@ use crate::live::parker::Parker;
 use crate::map::Map;
 use crate::survey::pages_of;
 use afterimage_base::world;
-use afterimage_format::record::{FLAG_SYNC, HEADER_LEN, Kind, MAX_NAME, MAX_PAYLOAD, Record};
+use afterimage_format::record::{FLAG_SIZED, FLAG_SYNC, HEADER_LEN, Kind, MAX_NAME, MAX_PAYLOAD, MAX_VOLUME, Record};
 use afterimage_format::ring::{END_MASK, FIXED_LEN, MAX_PAGES, PAGE, RingHeader, SLOT, Tail, word};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -213,7 +213,7 @@ impl Ring {
     /// Takes the next seq and the pages for `payload_len` bytes. Never waits.
     ///
     /// `len` is the record's own length field: equal to `payload_len` for Write and Point, bytes covered (with
-    /// `payload_len` 0) for Zero, 0 for the rest. Markers may use a small reserve that data may not.
+    /// `payload_len` 0) for Zero, the size of the volume for Resize, 0 for the rest. Markers may use a small reserve that data may not.
     ///
     /// # Errors
     /// [`ReserveError`].
@@ -229,6 +229,7 @@ impl Ring {
             Kind::Write => (MAX_PAYLOAD as u64, len),
             Kind::Point => (MAX_NAME as u64, len),
             Kind::Zero => (u64::MAX, 0),
+            Kind::Resize => (MAX_VOLUME, 0),
             Kind::Gap | Kind::SyncEnd | Kind::Void => (0, 0),
         };
         if len > longest || payload_len as u64 != carried {
@@ -300,12 +301,14 @@ impl Ring {
     }
 
     /// Opens a closed ring with a published [`Kind::Gap`] as its next record, in one step. The Gap's `offset` is
-    /// the time of [`close`](Self::close), its seq the gap's first, or `at_least_seq` if that is greater.
+    /// the time of [`close`](Self::close), its seq the gap's first, or `at_least_seq` if that is greater. With `size`
+    /// it says how large the volume is from there on.
     ///
     /// # Errors
     /// [`ReopenError`]; the ring then stays as it was.
-    pub fn reopen(&self, flags: u8, time_ns: u64, at_least_seq: u64) -> Result<u64, ReopenError> {
-        self.core.reopen(flags, time_ns, at_least_seq)
+    pub fn reopen(&self, flags: u8, time_ns: u64, at_least_seq: u64, size: Option<u64>) -> Result<u64, ReopenError> {
+        let sized = if size.is_some() { FLAG_SIZED } else { 0 };
+        self.core.reopen((flags | sized, size.unwrap_or(0)), time_ns, at_least_seq)
     }
 
     /// Waits until `seq` is published, somebody calls [`wake_sender`](Self::wake_sender) for any reason, or

@@ -106,11 +106,11 @@ fn a_full_ring_still_takes_markers_and_a_gap() {
     assert_eq!((gap, ring.close(NOW + 1)), (ring.next(), gap));
     assert_eq!(ring.closed(), Some(Closed { seq: gap, time: NOW }));
     assert_eq!(write(&ring, 0, 1), Err(ReserveError::Closed));
-    assert_eq!(ring.reopen(0, NOW + 9, gap + 1), Err(ReopenError::NotEmpty));
-    assert_eq!(ring.reopen(0, NOW + 9, 0), Ok(gap));
+    assert_eq!(ring.reopen(0, NOW + 9, gap + 1, None), Err(ReopenError::NotEmpty));
+    assert_eq!(ring.reopen(0, NOW + 9, 0, None), Ok(gap));
     let record = ring.record(gap).unwrap().unwrap().record;
     assert_eq!((record.kind, record.offset, record.time), (Kind::Gap, NOW, NOW + 9));
-    assert_eq!(ring.reopen(0, NOW, 0), Err(ReopenError::NotClosed));
+    assert_eq!(ring.reopen(0, NOW, 0, None), Err(ReopenError::NotClosed));
     assert!(!ring.is_closed() && ring.closed().is_none());
 }
 
@@ -126,7 +126,7 @@ fn an_empty_closed_ring_jumps_ahead() {
     ring.close(NOW);
     // Farther than the head's 32 bits can tell.
     let far = (5 << 32) + 3;
-    assert_eq!(ring.reopen(0, NOW, far), Ok(far));
+    assert_eq!(ring.reopen(0, NOW, far, None), Ok(far));
     assert_eq!((ring.first(), ring.next(), ring.last_freed()), (far, far + 1, freed));
     assert_eq!(write(&ring, 0, 4096), Ok(far + 1));
     check(&ring, far + 1);
@@ -313,7 +313,7 @@ fn apply(ring: Ring, model: &mut Model, op: &Op, path: &Path) -> Ring {
         }
         Op::Reopen(ahead) => {
             let at_least = if ahead == 0 { 0 } else { model.next + ahead };
-            match ring.reopen(0, NOW, at_least) {
+            match ring.reopen(0, NOW, at_least, None) {
                 Err(ReopenError::NotClosed) => assert!(!model.closed),
                 Err(ReopenError::NotEmpty) => assert!(model.closed && ahead > 0 && !model.held.is_empty()),
                 Err(ReopenError::Full) => assert_eq!(model.held.len(), 64),

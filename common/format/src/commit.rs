@@ -7,7 +7,8 @@
 //!                   block less the end of the run before (LEB128; the first: block itself),
 //!                   count (LEB128), place less the place before it in this frame (zigzag LEB128)
 //!   point         name (u16 length, text)
-//!   gap           when it began (LEB128)
+//!   gap           when it began (LEB128); with FLAG_SIZED also what a resize has
+//!   resize        size of the volume (LEB128), number of runs, runs: what a smaller size drops becomes zero
 //! ```
 //!
 //! A run says that blocks `block..block + count` have place, place + 1 slot, and so on, or are all zero. A write that
@@ -15,7 +16,7 @@
 
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::place::Place;
-use crate::record::{Kind, MAX_NAME, Record};
+use crate::record::{FLAG_SIZED, Kind, MAX_NAME, MAX_VOLUME, Record};
 
 /// When a frame is this long, it takes no more records: the longest record still fits behind it.
 pub const SOFT_LIMIT: usize = 96 << 10;
@@ -45,7 +46,7 @@ pub struct CommitRecord {
     pub time: u64,
     /// Byte offset; for a gap, when it began.
     pub offset: u64,
-    /// Bytes covered.
+    /// Bytes covered; for a record that sizes the volume, its size.
     pub len: u64,
     /// Name of a point.
     pub name: String,
@@ -126,18 +127,20 @@ impl CommitBuilder {
             Kind::Write | Kind::Zero => {
                 b.put_varint(record.offset);
                 b.put_varint(record.len);
-                b.put_varint(runs.len() as u64);
-                let mut end = 0;
-                for run in runs {
-                    b.put_varint(run.block - end);
-                    b.put_varint(run.count);
-                    b.put_varint(zigzag(run.place.word(), self.place));
-                    end = run.block + run.count;
-                    self.place = run.place.word();
-                }
+                put_runs(b, runs, &mut self.place);
             }
             Kind::Point => b.put_string(name),
-            Kind::Gap => b.put_varint(record.offset),
+            Kind::Gap => {
+                b.put_varint(record.offset);
+                if let Some(size) = record.new_size() {
+                    b.put_varint(size);
+                    put_runs(b, runs, &mut self.place);
+                }
+            }
+            Kind::Resize => {
+                b.put_varint(record.len);
+                put_runs(b, runs, &mut self.place);
+            }
             Kind::SyncEnd | Kind::Void => {}
         }
         if self.count == 0 {
@@ -158,6 +161,18 @@ impl CommitBuilder {
     }
 }
 
+fn put_runs(b: &mut Vec<u8>, runs: &[BlockRun], place: &mut u64) {
+    b.put_varint(runs.len() as u64);
+    let mut end = 0;
+    for run in runs {
+        b.put_varint(run.block - end);
+        b.put_varint(run.count);
+        b.put_varint(zigzag(run.place.word(), *place));
+        end = run.block + run.count;
+        *place = run.place.word();
+    }
+}
+
 /// The difference of two words as a small number, if it is small either way.
 const fn zigzag(word: u64, before: u64) -> u64 {
     let d = word.wrapping_sub(before).cast_signed();
@@ -170,6 +185,18 @@ const fn unzigzag(v: u64, before: u64) -> u64 {
 
 const fn field(field: &'static str, value: u64) -> DecodeError {
     DecodeError::Field { what: WHAT, field, value }
+}
+
+impl CommitRecord {
+    /// The size of the volume from this record on, if it says one.
+    #[must_use]
+    pub const fn new_size(&self) -> Option<u64> {
+        match self.kind {
+            Kind::Resize => Some(self.len),
+            Kind::Gap if self.flags & FLAG_SIZED != 0 => Some(self.len),
+            _ => None,
+        }
+    }
 }
 
 impl Commit {
@@ -198,7 +225,18 @@ impl Commit {
                     read_runs(&mut r, &mut commit.runs, &mut place)?;
                 }
                 Kind::Point => name = r.string(MAX_NAME)?,
-                Kind::Gap => offset = r.varint()?,
+                Kind::Gap | Kind::Resize => {
+                    if kind == Kind::Gap {
+                        offset = r.varint()?;
+                    }
+                    if kind == Kind::Resize || flags & FLAG_SIZED != 0 {
+                        len = r.varint()?;
+                        read_runs(&mut r, &mut commit.runs, &mut place)?;
+                        if !(1..=MAX_VOLUME).contains(&len) {
+                            return Err(field("size", len));
+                        }
+                    }
+                }
                 Kind::SyncEnd | Kind::Void => {}
             }
             let runs = start..commit.runs.len();

@@ -13,7 +13,8 @@ fn place() -> impl Strategy<Value = Place> {
 type Input = (Kind, u64, u64, Vec<(u64, u64, Place)>);
 
 fn records() -> impl Strategy<Value = Vec<Input>> {
-    let kind = prop_oneof![Just(Kind::Write), Just(Kind::Zero), Just(Kind::Point), Just(Kind::Gap), Just(Kind::Void)];
+    let kind = [Kind::Write, Kind::Zero, Kind::Point, Kind::Gap, Kind::Void, Kind::Resize];
+    let kind = proptest::sample::select(kind.to_vec());
     let runs = proptest::collection::vec((0u64..1000, 1u64..=16, place()), 0..5);
     proptest::collection::vec((kind, 1u64..3, 0u64..1_000_000, runs), 1..30)
 }
@@ -31,16 +32,19 @@ proptest! {
                 end = block + count;
                 BlockRun { block, count, place }
             }).collect();
-            let has_runs = matches!(kind, Kind::Write | Kind::Zero);
+            let sized = kind == Kind::Resize || (kind == Kind::Gap && step == 2);
+            let flags = if sized && kind == Kind::Gap { 1 | FLAG_SIZED } else { 1 };
+            let data = matches!(kind, Kind::Write | Kind::Zero);
+            let has_runs = data || sized;
             let runs = if has_runs { runs } else { Vec::new() };
             let name = if kind == Kind::Point { format!("p{seq}") } else { String::new() };
-            let offset = if has_runs || kind == Kind::Gap { seq * 7 } else { 0 };
+            let offset = if data || kind == Kind::Gap { seq * 7 } else { 0 };
             let len = if has_runs { 4096 } else { 0 };
-            let r = Record { kind, flags: 1, seq, offset, len, time: 0, payload_hash: 3, place: 0 };
+            let r = Record { kind, flags, seq, offset, len, time: 0, payload_hash: 3, place: 0 };
             b.push(&r, time, &name, &runs);
             let from = runs_seen.len();
             runs_seen.extend(runs);
-            want.push(CommitRecord { kind, flags: 1, seq, time, offset, len, name, runs: from..runs_seen.len() });
+            want.push(CommitRecord { kind, flags, seq, time, offset, len, name, runs: from..runs_seen.len() });
         }
         let mut bytes = Vec::new();
         b.finish(&[1; 16], &[2; 16], &mut bytes);

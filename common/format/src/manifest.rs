@@ -10,7 +10,8 @@
 //! ```
 //!
 //! The body is the fields of [`Manifest`] in the order in which they stand there: numbers as LEB128, ids and
-//! checksums as they are, texts with a `u16` length before them, lists with their length before them. A segment or layer file
+//! checksums as they are, texts with a `u16` length before them, lists with their length before them. In version 1 a volume has
+//! a number of no meaning behind `layered_to`, and no `sizes`. A segment or layer file
 //! that no manifest names is rubbish. Data is durable before the layer that names it, and the layer before the manifest.
 
 use crate::codec::{DecodeError, Reader, Writer};
@@ -20,8 +21,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// First four bytes of a manifest.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIM1");
-/// The version written, and the only one read.
-pub const VERSION: u32 = 1;
+/// The version written. Version 1, without sizes and with a number that nobody used, is read too.
+pub const VERSION: u32 = 2;
+const FIRST_VERSION: u32 = 1;
 /// Bytes before the body.
 pub const HEADER_LEN: usize = 24;
 const WHAT: &str = "manifest";
@@ -102,6 +104,15 @@ pub struct GapMeta {
     pub initial: bool,
 }
 
+/// A change of a volume's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SizeMeta {
+    /// Seq of the record that made it.
+    pub from_seq: u64,
+    /// Size in bytes from that seq on.
+    pub size: u64,
+}
+
 /// A volume and its history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeMeta {
@@ -109,7 +120,7 @@ pub struct VolumeMeta {
     pub id: [u8; 16],
     /// Its name, unique in the vault.
     pub name: String,
-    /// Its size in bytes.
+    /// Its size in bytes before the first of `sizes`.
     pub size: u64,
     /// Ring id of the session that wrote `durable_seq`.
     pub ring: [u8; 16],
@@ -127,14 +138,14 @@ pub struct VolumeMeta {
     pub first_time: u64,
     /// The layers hold every record up to this seq; replay begins behind it.
     pub layered_to: u64,
-    /// Number of the next layer.
-    pub next_layer: u64,
     /// The layers, oldest first.
     pub layers: Vec<LayerMeta>,
     /// Points at or before `layered_to`, oldest first.
     pub points: Vec<PointMeta>,
     /// Gaps that began at or before `layered_to`, oldest first.
     pub gaps: Vec<GapMeta>,
+    /// Changes of its size at or before `layered_to`, oldest first.
+    pub sizes: Vec<SizeMeta>,
 }
 
 impl VolumeMeta {
@@ -153,10 +164,10 @@ impl VolumeMeta {
             first_seq: 0,
             first_time: 0,
             layered_to: 0,
-            next_layer: 1,
             layers: Vec::new(),
             points: Vec::new(),
             gaps: Vec::new(),
+            sizes: Vec::new(),
         }
     }
 }
@@ -219,7 +230,7 @@ impl Manifest {
             return Err(DecodeError::Magic { what: WHAT });
         }
         let version = r.u32()?;
-        if version != VERSION {
+        if !(FIRST_VERSION..=VERSION).contains(&version) {
             return Err(DecodeError::Version { what: WHAT, found: version, known: VERSION });
         }
         let (len, sum) = (r.u64()?, r.u64()?);
@@ -238,7 +249,7 @@ impl Manifest {
             key_check: r.array()?,
             next_segment: narrow(r.varint()?, "next segment")?,
             segments: list(&mut r, segment)?,
-            volumes: list(&mut r, volume)?,
+            volumes: list(&mut r, |r| volume(r, version))?,
         };
         r.end()?;
         Ok(manifest)
@@ -333,7 +344,7 @@ fn put_volume(b: &mut Vec<u8>, v: &VolumeMeta) {
     for n in [v.durable_seq, v.digest, v.durable_time, v.logical_bytes] {
         b.put_varint(n);
     }
-    for n in [v.first_seq, v.first_time, v.layered_to, v.next_layer] {
+    for n in [v.first_seq, v.first_time, v.layered_to] {
         b.put_varint(n);
     }
     put_list(b, &v.layers, |b, l| l.encode(b));
@@ -349,9 +360,13 @@ fn put_volume(b: &mut Vec<u8>, v: &VolumeMeta) {
         }
         b.push(u8::from(g.initial));
     });
+    put_list(b, &v.sizes, |b, s| {
+        b.put_varint(s.from_seq);
+        b.put_varint(s.size);
+    });
 }
 
-fn volume(r: &mut Reader<'_>) -> Result<VolumeMeta, DecodeError> {
+fn volume(r: &mut Reader<'_>, version: u32) -> Result<VolumeMeta, DecodeError> {
     Ok(VolumeMeta {
         id: r.array()?,
         name: r.string(MAX_NAME)?,
@@ -363,8 +378,13 @@ fn volume(r: &mut Reader<'_>) -> Result<VolumeMeta, DecodeError> {
         logical_bytes: r.varint()?,
         first_seq: r.varint()?,
         first_time: r.varint()?,
-        layered_to: r.varint()?,
-        next_layer: r.varint()?,
+        layered_to: {
+            let seq = r.varint()?;
+            if version == FIRST_VERSION {
+                r.varint()?;
+            }
+            seq
+        },
         layers: list(r, LayerMeta::decode)?,
         points: list(r, |r| {
             Ok(PointMeta { name: r.string(MAX_NAME)?, seq: r.varint()?, time: r.varint()?, auto: r.u8()? != 0 })
@@ -378,6 +398,11 @@ fn volume(r: &mut Reader<'_>) -> Result<VolumeMeta, DecodeError> {
                 initial: r.u8()? != 0,
             })
         })?,
+        sizes: if version > FIRST_VERSION {
+            list(r, |r| Ok(SizeMeta { from_seq: r.varint()?, size: r.varint()? }))?
+        } else {
+            Vec::new()
+        },
     })
 }
 

@@ -7,6 +7,7 @@ fn sample() -> Manifest {
     v.points.push(PointMeta { name: "before upgrade".into(), seq: 40, time: 1_600_000_000, auto: false });
     v.gaps.push(GapMeta { from_seq: 1, from_time: 1, to_seq: Some(20), to_time: 5, initial: true });
     v.gaps.push(GapMeta { from_seq: 60, from_time: 9, to_seq: None, to_time: 0, initial: false });
+    v.sizes.push(SizeMeta { from_seq: 44, size: 2 << 30 });
     Manifest {
         vault: [1; 16],
         edition: 5,
@@ -43,9 +44,29 @@ fn golden_bytes() {
     let hex: String = m.encode().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(
         hex,
-        "41494d31010000003900000000000000c180b9d7b935295e010101010101010101010101010101010500080808080808\
+        "41494d310200000039000000000000006c9ad1c54b4c62e2010101010101010101010101010101010500080808080808\
          080808080808080808080301020909090909090909090909090909090900000000"
     );
+}
+
+/// A vault of the first version opens.
+#[test]
+fn version_1_is_read() {
+    let mut m = sample();
+    m.volumes[0].sizes.clear();
+    let now = m.encode();
+    // Behind `layered_to` stood a number; behind the gaps nothing.
+    let layered = now.windows(3).rposition(|w| w == [70, 0, 1]).unwrap();
+    let mut body = now[HEADER_LEN..now.len() - 1].to_vec();
+    body.insert(layered + 1 - HEADER_LEN, 1);
+    let mut old = Vec::new();
+    old.put_u32(MAGIC);
+    old.put_u32(1);
+    old.put_u64(body.len() as u64);
+    let sum = checksum(&old, &body);
+    old.put_u64(sum);
+    old.extend_from_slice(&body);
+    assert_eq!(Manifest::decode(&old), Ok(m));
 }
 
 #[test]

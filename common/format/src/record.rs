@@ -8,7 +8,8 @@
 //!      6     2  zero
 //!      8     8  seq: position in the volume's order, from 1, without gaps, at most MAX_SEQ
 //!     16     8  offset in the volume, in bytes
-//!     24     8  len: bytes of the volume covered; for markers, bytes of payload
+//!     24     8  len: bytes of the volume covered; for markers, bytes of payload; for a resize, and a gap
+//!               with FLAG_SIZED, the size of the volume from this record on
 //!     32     8  time: nanoseconds since 1970, a label on the seq. Writers race for seqs, so a label may be
 //!               a little less than the one before; the appliance raises it to that one
 //!     40     8  xxh3-64 of the payload; 0 without one
@@ -39,7 +40,11 @@ pub const FLAG_SYNC: u8 = 1;
 pub const FLAG_INITIAL: u8 = 2;
 /// Set on a [`Kind::Point`] made by policy, not by a user: its name may be thinned away.
 pub const FLAG_AUTO: u8 = 4;
-const FLAGS: u8 = FLAG_SYNC | FLAG_INITIAL | FLAG_AUTO;
+/// Set on a [`Kind::Gap`] whose `len` is the size of the volume from it on. Since version 2 of the protocol.
+pub const FLAG_SIZED: u8 = 8;
+const FLAGS: u8 = FLAG_SYNC | FLAG_INITIAL | FLAG_AUTO | FLAG_SIZED;
+/// Largest volume in bytes: 1 EiB, so that block numbers leave room for arithmetic.
+pub const MAX_VOLUME: u64 = 1 << 60;
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,6 +65,10 @@ pub enum Kind {
     SyncEnd = 5,
     /// Nothing: a seq that was taken by a writer that died before it published its record. No effect.
     Void = 6,
+    /// From this seq on the volume has `len` bytes. What lies beyond a smaller size is dropped: when the volume
+    /// grows again it reads as zeroes there, as all that is new does. A size that the volume has already changes
+    /// nothing. Since version 2 of the protocol.
+    Resize = 7,
 }
 
 impl Kind {
@@ -75,6 +84,7 @@ impl Kind {
             4 => Kind::Gap,
             5 => Kind::SyncEnd,
             6 => Kind::Void,
+            7 => Kind::Resize,
             _ => return Err(DecodeError::Field { what: "record", field: "kind", value: u64::from(v) }),
         })
     }
@@ -107,7 +117,17 @@ impl Record {
     pub fn payload_len(&self) -> usize {
         match self.kind {
             Kind::Write | Kind::Point => usize::try_from(self.len).unwrap_or(usize::MAX),
-            Kind::Zero | Kind::Gap | Kind::SyncEnd | Kind::Void => 0,
+            Kind::Zero | Kind::Gap | Kind::SyncEnd | Kind::Void | Kind::Resize => 0,
+        }
+    }
+
+    /// The size of the volume from this record on, if it says one.
+    #[must_use]
+    pub const fn new_size(&self) -> Option<u64> {
+        match self.kind {
+            Kind::Resize => Some(self.len),
+            Kind::Gap if self.flags & FLAG_SIZED != 0 => Some(self.len),
+            _ => None,
         }
     }
 
@@ -172,9 +192,12 @@ impl Record {
             Kind::Write => MAX_PAYLOAD as u64,
             Kind::Point => MAX_NAME as u64,
             Kind::Zero => u64::MAX - offset,
+            Kind::Resize => MAX_VOLUME,
+            Kind::Gap if flags & FLAG_SIZED != 0 => MAX_VOLUME,
             Kind::Gap | Kind::SyncEnd | Kind::Void => 0,
         };
-        if len > longest || offset.checked_add(len).is_none() {
+        let nothing = record.new_size() == Some(0);
+        if len > longest || nothing || (record.new_size().is_none() && offset.checked_add(len).is_none()) {
             return field("len", len);
         }
         Ok(record)

@@ -26,9 +26,13 @@ fn golden_bytes() {
 
 proptest! {
     #[test]
-    fn round_trip(kind in 1u8..=6, seq in 1u64.., offset in 0..u64::MAX / 2, len in 0u64..=255, time: u64, payload_hash: u64, place: u64) {
+    fn round_trip(kind in 1u8..=7, seq in 1u64.., offset in 0..u64::MAX / 2, len in 0u64..=255, time: u64, payload_hash: u64, place: u64) {
         let kind = Kind::from_u8(kind).expect("named");
-        let len = if matches!(kind, Kind::Gap | Kind::SyncEnd | Kind::Void) { 0 } else { len };
+        let len = match kind {
+            Kind::Gap | Kind::SyncEnd | Kind::Void => 0,
+            Kind::Resize => len + 1,
+            _ => len,
+        };
         let r = Record { kind, flags: 0, seq, offset, len, time, payload_hash, place };
         prop_assert_eq!(Record::decode(&r.encode()), Ok(r));
     }
@@ -40,6 +44,19 @@ proptest! {
         let in_place = (48..56).contains(&(bit / 8));
         prop_assert_eq!(Record::decode(&b).is_ok(), in_place);
     }
+}
+
+#[test]
+fn a_size_is_bounded_and_never_nothing() {
+    for (kind, flags) in [(Kind::Resize, 0), (Kind::Gap, FLAG_SIZED)] {
+        for (len, good) in [(0, false), (1, true), (MAX_VOLUME, true), (MAX_VOLUME + 1, false)] {
+            // The offset of a gap is a time and does not add up with the size.
+            let r = Record { kind, flags, len, offset: u64::MAX, ..sample() };
+            assert_eq!(Record::decode(&r.encode()).is_ok(), good, "{kind:?} {len}");
+            assert_eq!(r.new_size(), Some(len));
+        }
+    }
+    assert!(Record::decode(&Record { kind: Kind::Gap, flags: 0, len: 1, ..sample() }.encode()).is_err());
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub const VERSION: u16 = 2;
 pub const OLDEST_VERSION: u16 = 1;
 /// First version with HashQuery and Hashes.
 pub const HASH_VERSION: u16 = 2;
+/// First version with records that change the size of the volume; before it, the size of the Hello is the only one.
+pub const SIZE_VERSION: u16 = 2;
 /// First four bytes of a message.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIW1");
 /// Size of a message header in bytes.

@@ -105,6 +105,9 @@ pub(super) fn with_history(out: &mut VolumeStatus, appliance: &Appliance, info: 
     if let Some(text) = &info.failure {
         out.state = State::Error;
         out.reason = Some(format!("the appliance: {text}"));
+    } else if let Some(text) = &info.paused {
+        // What a reason says already need not be said twice.
+        out.reason.get_or_insert_with(|| format!("the appliance has no room: {text}"));
     }
 }
 

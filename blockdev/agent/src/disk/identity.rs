@@ -6,6 +6,7 @@
 
 use afterimage_base::world::fs::{FileKind, Metadata};
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
@@ -16,6 +17,20 @@ pub struct Identity {
     pub size: u64,
     /// Name of the file or device in its system.
     pub key: String,
+}
+
+/// When a file was touched last, in seconds and nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stamp {
+    size: u64,
+    written: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    pub(crate) fn of(m: &std::fs::Metadata) -> Stamp {
+        Stamp { size: m.len(), written: (m.mtime(), m.mtime_nsec()), changed: (m.ctime(), m.ctime_nsec()) }
+    }
 }
 
 impl Identity {
@@ -29,12 +44,9 @@ impl Identity {
         Identity { size, key }
     }
 
-    /// In words, how `now` differs from this; `None` if it does not.
+    /// In words, how `now` is another disk than this; `None` if it is not. A size may change.
     #[must_use]
     pub fn difference(&self, now: &Identity) -> Option<String> {
-        if self.size != now.size {
-            return Some(format!("its size was {} bytes and is {}", self.size, now.size));
-        }
         (self.key != now.key).then(|| format!("it was {:?} and is {:?}", self.key, now.key))
     }
 }

@@ -94,7 +94,7 @@ impl Clearer {
 
     fn dirty(&self, start: u64, end: u64) -> bool {
         let map = &self.shared.p.map;
-        map.next_dirty(start / map.region()).is_some_and(|r| map.region_range(r).start < end)
+        (start / map.region()..end.div_ceil(map.region())).any(|r| map.is_dirty(r))
     }
 
     /// Whether nothing of a region is in flight or dirty.

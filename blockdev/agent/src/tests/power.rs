@@ -83,6 +83,8 @@ fn mix(dice: &mut Dice, now: &[u8], durable: &[u8], torn: bool) -> Vec<u8> {
 impl Rig {
     fn new(seed: u64, cache: CacheMode, broken: Option<Break>) -> Rig {
         let mut lab = Lab::new(SIZE);
+        // The power cut puts another file's content in place of the disk's, which looks like somebody else's writes.
+        lab.foreign = crate::ForeignWrite::Ignore;
         (lab.ring_bytes, lab.cache) = (8 << 20, cache);
         Rig { lab, world: Arc::default(), dice: Dice::new(seed), broken }
     }

@@ -355,8 +355,8 @@ impl Core {
         self.next().seq
     }
 
-    /// Opens a closed ring, with a Gap as its first record. Returns the Gap's seq.
-    pub(crate) fn reopen(&self, flags: u8, time: u64, at_least: u64) -> Result<u64, ReopenError> {
+    /// Opens a closed ring, with a Gap of these flags and length as its first record. Returns the Gap's seq.
+    pub(crate) fn reopen(&self, (flags, len): (u8, u64), time: u64, at_least: u64) -> Result<u64, ReopenError> {
         let _switching = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
         let (limit, mut at, head) = self.look();
         if head & CLOSED == 0 {
@@ -377,7 +377,7 @@ impl Core {
         // A closed head moves for nobody else, so the slot is ours before the swap.
         let began = self.memory.header(word::CLOSED).load(Ordering::Relaxed);
         let claim = Claim { seq: at.seq, end: at.pages, pages: 0 };
-        self.publish(&claim, marker(Kind::Gap, flags, began, time), true);
+        self.publish(&claim, Record { len, ..marker(Kind::Gap, flags, began, time) }, true);
         self.memory.header(word::CLOSED).store(0, Ordering::Release);
         self.head.0.store(Point { seq: at.seq + 1, ..at }.pack(), Ordering::Release);
         Ok(at.seq)

@@ -172,7 +172,14 @@ pub(super) fn run(bytes: &[u8]) {
         connector: Arc::new(Scripted(Arc::clone(&scripts))),
         clock: Arc::new(SystemClock::new()),
     });
-    let config = VolumeConfig { name: "vol".into(), path: disk.clone(), ring_bytes: RING, cache: CacheMode::Writeback };
+    let config = VolumeConfig {
+        name: "vol".into(),
+        path: disk.clone(),
+        ring_bytes: RING,
+        cache: CacheMode::Writeback,
+        foreign: afterimage_agent::ForeignWrite::Ignore,
+        resize: false,
+    };
     let volume = agent.add_volume(config).unwrap();
     let mut model = vec![0; SIZE];
     write(&volume.device(), &mut model, &writes[..2]);

@@ -2,7 +2,9 @@
 
 use super::wires::Wires;
 use crate::place;
-use afterimage_mgmt::protocol::{Code, DiffEnd, Failure, PointInfo, PointList, Position, Status};
+use afterimage_mgmt::protocol::{
+    Code, CompareBegun, DiffEnd, Failure, PointInfo, PointList, Position, SizeChange, Status,
+};
 use afterimage_mgmt::server::{ControlServer, Opened, Site};
 use afterimage_mgmt::when::When;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -37,6 +39,14 @@ impl Site for Little {
 
     fn create_point(&self, volume: &str, name: &str) -> Result<PointInfo, Failure> {
         Err(Failure::new(Code::NotFound, format!("{volume} has no {name}")))
+    }
+
+    fn resize_volume(&self, volume: &str, size: Option<u64>) -> Result<SizeChange, Failure> {
+        Ok(SizeChange { volume: volume.into(), from: 4096, to: size.unwrap_or(8192), gap: false })
+    }
+
+    fn compare_volume(&self, volume: &str) -> Result<CompareBegun, Failure> {
+        Ok(CompareBegun { volume: volume.into(), bytes: 4096 })
     }
 
     fn resolve(&self, volume: &str, _: &When) -> Result<Position, Failure> {

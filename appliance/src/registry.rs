@@ -1,0 +1,134 @@
+//! The volumes of a vault while it is open, and the work that goes on behind them.
+
+use crate::appliance::ApplianceError;
+use crate::collect::{CollectError, CollectReport, Collector, Now, Round, Step};
+use crate::history::{HistoryConfig, LayerKeys, VolumeHistory};
+use crate::ingest::replay::replay;
+use crate::ingest::session::Volumes;
+use crate::ingest::volume::Volume;
+use crate::ingest::{SessionError, Shared};
+use crate::keys::VaultKey;
+use crate::store::StoreError;
+use afterimage_base::clock::Clock;
+use afterimage_base::world::sync::LongMutex;
+use afterimage_base::world::thread;
+use afterimage_format::manifest::VolumeMeta;
+use afterimage_format::wire::{Hello, SIZE_VERSION};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How often maintenance looks whether something is due.
+const MAINTENANCE: Duration = Duration::from_millis(250);
+/// How often collection has a turn while there is no room.
+const SHORT_EVERY: Duration = Duration::from_secs(2);
+
+/// The vault key as layers use it.
+pub(crate) struct Keys(pub(crate) VaultKey);
+
+impl LayerKeys for Keys {
+    fn layer_key(&self, id: &[u8; 16]) -> [u8; 32] {
+        self.0.layer_key(id)
+    }
+}
+
+/// Volumes, found by id and name, and made on the first Hello.
+pub(crate) struct Registry {
+    pub(crate) volumes: Mutex<Vec<Arc<Volume>>>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) history: HistoryConfig,
+    /// Held for a whole round, which waits for batches under way.
+    pub(crate) collector: LongMutex<Collector>,
+    pub(crate) window: Duration,
+}
+
+impl Registry {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Arc<Volume>>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Volume>> {
+        self.lock().clone()
+    }
+
+    pub(crate) fn open(&self, meta: &VolumeMeta) -> Result<Arc<Volume>, ApplianceError> {
+        let of_volume = |e| ApplianceError::History(meta.name.clone(), Box::new(e));
+        let dir = self.shared.vault.layers_dir();
+        let history = VolumeHistory::open(&dir, meta.id, &meta.layers, self.history.clone()).map_err(of_volume)?;
+        let (progress, missing) = replay(&self.shared.vault, meta, &history)?;
+        Ok(Arc::new(Volume::new(meta, history, progress, missing)))
+    }
+}
+
+impl Volumes for Registry {
+    fn of_hello(&self, hello: &Hello) -> Result<Arc<Volume>, SessionError> {
+        let mut volumes = self.lock();
+        if let Some(volume) = volumes.iter().find(|v| v.id == hello.volume) {
+            let size = volume.progress().size();
+            if size != hello.size && hello.newest < SIZE_VERSION {
+                return Err(SessionError::Volume(format!(
+                    "volume {} has {size} bytes in the vault and {} at the agent, which cannot say when it changed: use \
+                     a newer agent",
+                    volume.name, hello.size
+                )));
+            }
+            return Ok(Arc::clone(volume));
+        }
+        if volumes.iter().any(|v| v.name == hello.name) {
+            return Err(SessionError::Volume(format!(
+                "the vault has another volume with the name {}: its id is a different one. Give this disk another \
+                 name, or bring back the agent's data of the old one",
+                hello.name
+            )));
+        }
+        let meta = VolumeMeta::new(hello.volume, hello.name.clone(), hello.size);
+        let added = self.shared.vault.edit(|m| m.volumes.push(meta.clone()));
+        added.map_err(StoreError::from)?;
+        let volume = self.open(&meta).map_err(|e| SessionError::Failed(e.to_string()))?;
+        tracing::info!("volume {}: registered, {} bytes", volume.name, hello.size);
+        volumes.push(Arc::clone(&volume));
+        Ok(volume)
+    }
+}
+
+impl Registry {
+    /// A round of retention and collection; see [`crate::collect`].
+    pub(crate) fn collect(
+        &self,
+        now: Now<'_>,
+        stop: &AtomicBool,
+        hook: &dyn Fn(Step) -> bool,
+    ) -> Result<CollectReport, CollectError> {
+        let mut collector = self.collector.lock();
+        let volumes = self.all();
+        let window = u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX);
+        collector.round(&Round { shared: &self.shared, volumes: &volumes, stop, hook }, now, window)
+    }
+}
+
+/// Flushes, merges and collects until `stop` is set.
+pub(crate) fn maintain(registry: &Registry, stop: &AtomicBool, every: Duration, clock: &dyn Clock) {
+    let (mut waited, mut tried) = (Duration::ZERO, Duration::ZERO);
+    while !stop.load(Ordering::Acquire) {
+        for volume in registry.all() {
+            if volume.history.wants_flush()
+                && volume.failure().is_none()
+                && let Err(e) = volume.flush(&registry.shared)
+            {
+                tracing::warn!("volume {}: layers cannot be written now: {e}", volume.name);
+            }
+        }
+        // On a full disk collection is the way out, and comes more often.
+        let short = registry.shared.room.short().is_some() && every != Duration::MAX && tried >= SHORT_EVERY;
+        if waited >= every || short {
+            (waited, tried) = (Duration::ZERO, Duration::ZERO);
+            match registry.collect(Now::Clock(clock), stop, &|_| true) {
+                Ok(report) if report != CollectReport::default() => tracing::info!(?report, "collection"),
+                Ok(_) | Err(CollectError::Stopped) => {}
+                Err(e) => tracing::warn!("collection ended early and tries again in {every:?}: {e}"),
+            }
+        }
+        thread::park_timeout(MAINTENANCE);
+        (waited, tried) = (waited.saturating_add(MAINTENANCE), tried.saturating_add(MAINTENANCE));
+    }
+}

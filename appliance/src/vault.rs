@@ -109,7 +109,7 @@ impl Vault {
     /// [`VaultError`] says which file and why; nothing has been changed then.
     pub fn open_or_create(dir: &Path, source: &KeySource) -> Result<Vault, VaultError> {
         for d in [dir.to_path_buf(), dir.join("segments"), dir.join("layers")] {
-            fs::create_dir_all(&d).map_err(io_error(&d, "make the folder"))?;
+            crashsafe::create_folders(&d).map_err(io_error(&d, "make the folder"))?;
         }
         let lock = lock(dir)?;
         let manifest = match read_manifest(dir)? {

@@ -25,7 +25,7 @@ use crate::resize::{is_hole, say_size};
 use afterimage_base::block::BlockError;
 use afterimage_base::clock::Clock;
 use afterimage_base::crashsafe;
-use afterimage_base::world::fs;
+use afterimage_base::world::{self, fs};
 use afterimage_format::record::Kind;
 use afterimage_journal::{DirtyMap, DirtyMapError, IntentError, IntentMap, Recovered, Ring, RingConfig, RingError};
 use std::io;
@@ -71,12 +71,13 @@ pub(crate) fn open(
     if !is_name(&config.name) {
         return Err(AgentError::Name(config.name.clone()));
     }
-    if config.ring_bytes < MIN_RING_BYTES {
+    // Small rings fill often, as a simulation wants it.
+    if config.ring_bytes < MIN_RING_BYTES && world::simulated().is_none() {
         return Err(AgentError::RingSize { name: config.name.clone(), bytes: config.ring_bytes });
     }
     let disk = Arc::new(Disk::open(&config.path, config.cache)?);
     let files = Files { config, intent, dir: state_dir.join(&config.name), clock };
-    fs::create_dir_all(&files.dir).map_err(|e| files.bad(&files.dir, &e))?;
+    crashsafe::create_folders(&files.dir).map_err(|e| files.bad(&files.dir, &e))?;
     let path = fs::canonicalize(disk.path()).map_err(|e| files.bad(disk.path(), &e))?;
     match Meta::load(&files.meta()) {
         Ok(mut meta) => {

@@ -35,6 +35,20 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     fs::sync_dir(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 
+/// Makes a folder (mode 0700) and those above it, unless they are there, and their names durable: what is made durable in it later
+/// can be found after a power cut.
+///
+/// # Errors
+/// If a folder cannot be made or synced.
+pub fn create_folders(path: &Path) -> io::Result<()> {
+    let above: Vec<&Path> = path.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).collect();
+    let missing = above.iter().filter(|p| !fs::exists(p)).count();
+    fs::create_dir_all(path)?;
+    // Also what was there already: whoever made it may have been killed before it was durable.
+    sync_parent(path)?;
+    above.iter().take(missing).try_for_each(|p| sync_parent(p))
+}
+
 /// Whether an error of the store or journal can pass when somebody makes room (ENOSPC, EDQUOT, EFBIG),
 /// as opposed to one that is final for the file (I11).
 #[must_use]

@@ -139,7 +139,11 @@ impl File {
     pub fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         match self.of() {
             Ok(f) => nix::sys::uio::pwritev(f, bufs, off(offset)).map_err(Into::into),
-            Err(f) => f.write_at(&bufs.iter().flat_map(|b| b.iter().copied()).collect::<Vec<u8>>(), offset, false),
+            Err(f) => {
+                let mut all = Vec::with_capacity(bufs.iter().map(|b| b.len()).sum());
+                bufs.iter().for_each(|b| all.extend_from_slice(b));
+                f.write_at(&all, offset, false)
+            }
         }
     }
 

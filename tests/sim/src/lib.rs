@@ -1,0 +1,106 @@
+//! The whole system in one process, on simulated time, network and disks, driven by seeds.
+//!
+//! Agent, journal and appliance are the real ones; below them lies the [`world`] of this crate. One seed is one run, in a process of
+//! its own: the same seed gives the same trace, byte for byte. See docs/testing.md.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`sched`] | threads, of which one runs at a time; time; deaths of hosts |
+//! | [`disk`] | files: page cache and durable part, faults, power cuts |
+//! | [`net`] | connections and what goes wrong with them |
+//! | [`world`] | the three as the world of the product |
+//! | [`model`] | what must be on the disk, and what the appliance must show |
+//! | [`client`] | the load |
+//! | [`hosts`] | the processes |
+//! | [`story`] | one seed from the beginning to the end |
+//! | [`runner`] | many seeds, each in a process |
+
+pub mod client;
+pub mod disk;
+pub mod hosts;
+pub mod model;
+pub mod net;
+pub mod rng;
+pub mod runner;
+pub mod sched;
+pub mod story;
+pub mod world;
+
+use sched::Sim;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static SIM: OnceLock<&'static Sim> = OnceLock::new();
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+/// The simulation of this process.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn sim() -> &'static Sim {
+    SIM.get().copied().unwrap_or_else(|| fail("there is no simulation"))
+}
+
+/// Runs one seed in this process, which ends with it.
+pub fn run(seed: u64, broken: Option<String>, print: bool) -> ! {
+    let sim: &'static Sim = Box::leak(Box::new(Sim::new(seed, broken, print)));
+    let _ = SIM.set(sim);
+    afterimage_base::world::set(sim);
+    std::panic::set_hook(Box::new(|info| {
+        let trace = std::backtrace::Backtrace::force_capture();
+        fail(&format!("panic: {info}\n{trace}"));
+    }));
+    // SAFETY: the handler only looks at the simulation, in a process that is about to be killed.
+    unsafe { libc::signal(libc::SIGUSR1, tell_threads as *const () as libc::sighandler_t) };
+    story::tell(sim);
+    let s = sim.state();
+    let counts: Vec<String> = s.counts.iter().map(|(what, n)| format!("{n} {what}")).collect();
+    say(&format!("ok {seed} {:016x} {}", s.hash(), counts.join(", ")));
+    exit(0)
+}
+
+/// For the watchdog: where every thread stands.
+extern "C" fn tell_threads(_: libc::c_int) {
+    println!("{}", sim().threads());
+}
+
+fn say(line: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    // Whoever started this has gone if it cannot be written.
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
+
+/// Ends the process without any destructor: frozen threads hold what they hold.
+fn exit(code: i32) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// The seed has failed.
+pub fn fail(why: &str) -> ! {
+    if FAILED.swap(true, Ordering::SeqCst) {
+        exit(1);
+    }
+    say(&format!("FAILED: {why}"));
+    exit(1)
+}
+
+/// The standard library and others take their randomness from here: with it, the order of a `HashMap` comes from the seed too.
+///
+/// # Safety
+/// As getrandom(2): `buf` has room for `len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getrandom(buf: *mut u8, len: usize, flags: u32) -> isize {
+    if afterimage_base::world::simulated().is_some() {
+        // SAFETY: the caller says so.
+        let out = unsafe { std::slice::from_raw_parts_mut(buf, len) };
+        afterimage_base::world::World::random(sim(), out);
+        return isize::try_from(len).unwrap_or(isize::MAX);
+    }
+    // SAFETY: the caller's own arguments.
+    let n = unsafe { libc::syscall(libc::SYS_getrandom, buf, len, flags) };
+    isize::try_from(n).unwrap_or(-1)
+}

@@ -1,0 +1,411 @@
+//! The plain model: what clients did, what the wire carried, and so what may be on the disk and what the appliance must show.
+//!
+//! **Disk.** In each granule of 64 bytes the disk must hold what one of the *candidates* wrote: all operations that covered it, except those
+//! that had been answered before another one began that was answered itself. After a power cut an operation supersedes others only if it
+//! was flushed.
+//!
+//! **History.** What the agent sends on the session that the appliance serves is the volume's log, in the order of seqs; a Welcome cuts it off
+//! behind the seq that it names. The image of a seq is the log replayed up to there. A seq is valid if the last Gap or SyncEnd at or
+//! before it is a SyncEnd.
+
+use crate::disk::SECTOR;
+use afterimage_format::record::{HEADER_LEN as RECORD_LEN, Kind, Record};
+use afterimage_format::wire::{Ack, HEADER_LEN, Header, Hello, MessageType, Welcome};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes that are told apart.
+pub const GRANULE: usize = 64;
+const _: () = assert!(SECTOR % GRANULE == 0);
+
+/// What an operation leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// Zeroes.
+    Zero,
+    /// Bytes that no other operation writes.
+    Own(u64),
+    /// Bytes that others write too.
+    Common(u64),
+}
+
+impl Mark {
+    /// What it writes to granule number `granule` of the disk.
+    pub fn fill(self, granule: usize, out: &mut [u8]) {
+        let (a, b) = match self {
+            Mark::Zero => return out.fill(0),
+            Mark::Own(id) => (id << 1 | 1, granule as u64),
+            Mark::Common(k) => (k << 1 | 1 | 1 << 60, (granule % 64) as u64),
+        };
+        for (i, word) in out.chunks_mut(8).enumerate() {
+            let value = if i % 2 == 0 { a } else { b ^ (i as u64) << 32 };
+            word.copy_from_slice(&value.to_le_bytes()[..word.len()]);
+        }
+    }
+
+    fn is(self, granule: usize, bytes: &[u8]) -> bool {
+        let mut want = [0; GRANULE];
+        self.fill(granule, &mut want[..bytes.len()]);
+        want[..bytes.len()] == *bytes
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Op {
+    mark: Mark,
+    offset: usize,
+    len: usize,
+    submitted: u64,
+    /// Answered, or settled by a death.
+    answered: Option<u64>,
+    flushed: bool,
+}
+
+/// A record that was sent.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// Its header.
+    pub record: Record,
+    payload: Vec<u8>,
+}
+
+/// What is known of one volume.
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    size: usize,
+    ops: Vec<Op>,
+    now: u64,
+    candidates: Vec<Vec<u32>>,
+    durable: Vec<Vec<u32>>,
+    unflushed: Vec<u32>,
+    /// The log, in the order of seqs.
+    pub log: Vec<Sent>,
+    /// Connection of the session that the appliance serves.
+    serving: u64,
+    /// Highest seq that the appliance has said to be durable.
+    pub acked: u64,
+    /// The appliance may have lost what it acknowledged.
+    pub forgiven: bool,
+    image: (usize, Vec<u8>),
+}
+
+fn granules(offset: usize, len: usize) -> std::ops::Range<usize> {
+    offset / GRANULE..(offset + len).div_ceil(GRANULE)
+}
+
+impl Volume {
+    fn new(name: String, size: usize) -> Volume {
+        let none = vec![vec![0]; size.div_ceil(GRANULE)];
+        let zero = Op { mark: Mark::Zero, offset: 0, len: size, submitted: 0, answered: Some(0), flushed: true };
+        Volume {
+            name,
+            size,
+            ops: vec![zero],
+            now: 1,
+            candidates: none.clone(),
+            durable: none,
+            unflushed: Vec::new(),
+            log: Vec::new(),
+            serving: 0,
+            acked: 0,
+            forgiven: false,
+            image: (0, vec![0; size]),
+        }
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    /// An operation begins. `mark` gets its number.
+    pub fn begin(&mut self, mark: impl FnOnce(u64) -> Mark, offset: usize, len: usize) -> (u32, Mark) {
+        let id = u32::try_from(self.ops.len()).unwrap_or(u32::MAX);
+        let mark = mark(u64::from(id));
+        let submitted = self.tick();
+        self.ops.push(Op { mark, offset, len, submitted, answered: None, flushed: false });
+        for g in granules(offset, len) {
+            self.candidates[g].push(id);
+            self.durable[g].push(id);
+        }
+        (id, mark)
+    }
+
+    /// An operation was answered.
+    pub fn answered(&mut self, id: u32, good: bool, durable: bool) {
+        let now = self.tick();
+        let op = &mut self.ops[id as usize];
+        op.answered = Some(now);
+        if !good {
+            return;
+        }
+        let op = op.clone();
+        for g in granules(op.offset, op.len) {
+            supersede(&mut self.candidates[g], &self.ops, id, op.submitted);
+        }
+        self.unflushed.push(id);
+        if durable {
+            self.flush_one(id);
+        }
+    }
+
+    fn flush_one(&mut self, id: u32) {
+        let op = self.ops[id as usize].clone();
+        if op.flushed {
+            return;
+        }
+        self.ops[id as usize].flushed = true;
+        for g in granules(op.offset, op.len) {
+            supersede(&mut self.durable[g], &self.ops, id, op.submitted);
+        }
+    }
+
+    /// A flush begins.
+    pub fn begin_flush(&mut self) -> u64 {
+        self.tick()
+    }
+
+    /// A flush that began then was answered well.
+    pub fn flushed(&mut self, began: u64) {
+        let (done, rest): (Vec<u32>, Vec<u32>) = std::mem::take(&mut self.unflushed)
+            .into_iter()
+            .partition(|id| self.ops[*id as usize].answered.is_some_and(|t| t < began));
+        self.unflushed = rest;
+        done.into_iter().for_each(|id| self.flush_one(id));
+    }
+
+    /// The agent is back: what was under way has got to the disk by now, or never will. Checks the disk.
+    ///
+    /// # Errors
+    /// What is there that may not be.
+    pub fn settle(&mut self, disk: &[u8], power_cut: bool) -> Result<(), String> {
+        let now = self.tick();
+        self.ops.iter_mut().filter(|o| o.answered.is_none()).for_each(|o| o.answered = Some(now));
+        self.check(disk, power_cut)?;
+        let ops = &self.ops;
+        for (g, bytes) in disk.chunks(GRANULE).enumerate() {
+            if power_cut {
+                self.candidates[g] = self.durable[g].clone();
+                self.durable[g].retain(|c| ops[*c as usize].mark.is(g, bytes));
+            }
+            self.candidates[g].retain(|c| ops[*c as usize].mark.is(g, bytes));
+        }
+        if power_cut {
+            self.unflushed.clear();
+        }
+        Ok(())
+    }
+
+    /// Checks what is on the disk.
+    ///
+    /// # Errors
+    /// What is there that may not be.
+    pub fn check(&self, disk: &[u8], power_cut: bool) -> Result<(), String> {
+        let candidates = if power_cut { &self.durable } else { &self.candidates };
+        for (g, bytes) in disk.chunks(GRANULE).enumerate() {
+            if !candidates[g].iter().any(|c| self.ops[*c as usize].mark.is(g, bytes)) {
+                let may: Vec<String> = candidates[g].iter().map(|c| format!("{c}: {:?}", self.ops[*c as usize])).collect();
+                return Err(format!(
+                    "volume {}: the disk holds {:02x?} at byte {}, which may only hold what one of these wrote: {may:?}",
+                    self.name,
+                    &bytes[..16.min(bytes.len())],
+                    g * GRANULE
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Newest seq that was sent.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.log.last().map_or(0, |s| s.record.seq)
+    }
+
+    /// Whether a seq is a valid image.
+    #[must_use]
+    pub fn valid(&self, seq: u64) -> bool {
+        let end = self.log.partition_point(|s| s.record.seq <= seq);
+        let last = self.log[..end].iter().rev().find(|s| matches!(s.record.kind, Kind::Gap | Kind::SyncEnd));
+        seq <= self.last() && last.is_some_and(|s| s.record.kind == Kind::SyncEnd)
+    }
+
+    /// The image at a seq.
+    pub fn image(&mut self, seq: u64) -> &[u8] {
+        let end = self.log.partition_point(|s| s.record.seq <= seq);
+        if end < self.image.0 {
+            self.image = (0, vec![0; self.size]);
+        }
+        let (from, image) = &mut self.image;
+        for sent in &self.log[*from..end] {
+            let at = usize::try_from(sent.record.offset).unwrap_or(usize::MAX);
+            match sent.record.kind {
+                Kind::Write => image[at..at + sent.payload.len()].copy_from_slice(&sent.payload),
+                Kind::Zero => image[at..at + usize::try_from(sent.record.len).unwrap_or(0)].fill(0),
+                _ => {}
+            }
+        }
+        *from = end;
+        &self.image.1
+    }
+
+    fn welcome(&mut self, number: u64, w: &Welcome) -> Result<(), String> {
+        let name = &self.name;
+        if w.durable < self.acked && !self.forgiven {
+            return Err(format!(
+                "I5: volume {name}: the appliance had acknowledged seq {} and is now at {}",
+                self.acked, w.durable
+            ));
+        }
+        if w.durable > self.last() {
+            return Err(format!("volume {name}: the appliance is at seq {}, sent was {}", w.durable, self.last()));
+        }
+        let end = self.log.partition_point(|s| s.record.seq <= w.durable);
+        self.log.truncate(end);
+        if end < self.image.0 {
+            self.image = (0, vec![0; self.size]);
+        }
+        if w.ring != [0; 16] && self.log.last().is_some_and(|s| s.record.seq != w.durable || s.record.digest() != w.digest) {
+            return Err(format!("volume {name}: the appliance's record {} is not the one that was sent", w.durable));
+        }
+        self.acked = w.durable;
+        self.serving = number;
+        Ok(())
+    }
+
+    fn sent(&mut self, number: u64, record: Record, payload: &[u8]) -> Result<(), String> {
+        if number != self.serving {
+            return Ok(());
+        }
+        if record.seq != self.last() + 1 && !(record.kind == Kind::Gap && record.seq > self.last()) {
+            return Err(format!("volume {}: seq {} was sent behind {}", self.name, record.seq, self.last()));
+        }
+        self.log.push(Sent { record, payload: payload.to_vec() });
+        Ok(())
+    }
+}
+
+/// Takes away what was answered before `submitted`, but `id` itself.
+fn supersede(list: &mut Vec<u32>, ops: &[Op], id: u32, submitted: u64) {
+    list.retain(|c| *c == id || ops[*c as usize].answered.is_none_or(|t| t > submitted));
+}
+
+/// All volumes.
+#[derive(Default)]
+pub struct Model {
+    volumes: Mutex<Vec<Volume>>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Model {
+    /// Adds a volume.
+    pub fn add(&self, name: &str, size: usize) {
+        lock(&self.volumes).push(Volume::new(name.to_owned(), size));
+    }
+
+    /// Looks at a volume, or changes it.
+    pub fn with<T>(&self, index: usize, f: impl FnOnce(&mut Volume) -> T) -> T {
+        f(&mut lock(&self.volumes)[index])
+    }
+
+    /// Number of volumes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        lock(&self.volumes).len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What is seen on one connection.
+pub struct Tap {
+    model: Arc<Model>,
+    /// Number of the connection.
+    pub number: u64,
+    buffers: [Vec<u8>; 2],
+    volume: Option<usize>,
+    lost: bool,
+}
+
+impl Tap {
+    /// For a new connection.
+    #[must_use]
+    pub fn new(model: Arc<Model>) -> Tap {
+        Tap { model, number: 0, buffers: [Vec::new(), Vec::new()], volume: None, lost: false }
+    }
+
+    /// Something was written, to the appliance or back.
+    pub fn wrote(&mut self, to: bool, data: &[u8]) {
+        let side = usize::from(!to);
+        self.buffers[side].extend_from_slice(data);
+        let mut buffer = std::mem::take(&mut self.buffers[side]);
+        let mut at = 0;
+        while !self.lost {
+            let Some(head) = buffer[at..].first_chunk::<HEADER_LEN>() else { break };
+            let Ok(header) = Header::decode(head) else {
+                crate::fail("somebody sends what is no message");
+            };
+            let Some(body) = buffer.get(at + HEADER_LEN..at + HEADER_LEN + header.body_len) else { break };
+            if let Err(e) = self.message(header.kind, body) {
+                crate::fail(&e);
+            }
+            at += HEADER_LEN + header.body_len;
+        }
+        buffer.drain(..at);
+        self.buffers[side] = buffer;
+    }
+
+    fn message(&mut self, kind: MessageType, body: &[u8]) -> Result<(), String> {
+        let bad = |e: afterimage_format::codec::DecodeError| format!("somebody sends what is no {kind:?}: {e}");
+        match kind {
+            MessageType::Hello => {
+                let hello = Hello::decode(body).map_err(bad)?;
+                let volumes = lock(&self.model.volumes);
+                self.volume = volumes.iter().position(|v| v.name == hello.name);
+            }
+            MessageType::Welcome => {
+                let welcome = Welcome::decode(body).map_err(bad)?;
+                crate::sim().say(&format!("welcome on connection {} behind {}", self.number, welcome.durable));
+                return self.on(|v, number| v.welcome(number, &welcome));
+            }
+            MessageType::Data => {
+                let mut rest = body;
+                while let Some(head) = rest.first_chunk::<RECORD_LEN>() {
+                    let record = Record::decode(head).map_err(bad)?;
+                    let payload = &rest[RECORD_LEN..RECORD_LEN + record.payload_len()];
+                    crate::sim().state().note(b'#', record.seq ^ record.digest());
+                    self.on(|v, number| v.sent(number, record, payload))?;
+                    rest = &rest[RECORD_LEN + record.payload_len()..];
+                }
+            }
+            MessageType::Ack => {
+                let ack = Ack::decode(body).map_err(bad)?;
+                return self.on(|v, number| {
+                    if number == v.serving && ack.durable > v.last() {
+                        return Err(format!("volume {}: seq {} acknowledged, {} sent", v.name, ack.durable, v.last()));
+                    }
+                    if number == v.serving {
+                        v.acked = v.acked.max(ack.durable);
+                    }
+                    Ok(())
+                });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn on(&self, f: impl FnOnce(&mut Volume, u64) -> Result<(), String>) -> Result<(), String> {
+        match self.volume {
+            Some(index) => self.model.with(index, |v| f(v, self.number)),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Seeds in the test command: many short ones, the same one twice, and every deliberate break.
+
+use std::process::{Command, Output};
+
+fn sim(args: &[&str], broken: Option<&str>) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage-sim"));
+    command.arg("sim").args(args).env_remove("AFTERIMAGE_SIM_BREAK");
+    if let Some(name) = broken {
+        command.env("AFTERIMAGE_SIM_BREAK", name);
+    }
+    command.output().unwrap()
+}
+
+fn text(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// How many seeds, with the default in the test command.
+fn seeds() -> String {
+    std::env::var("AFTERIMAGE_SIM_SEEDS").unwrap_or_else(|_| "2000".into())
+}
+
+#[test]
+fn whatever_a_seed_does_nothing_is_lost_and_the_replica_converges() {
+    let first = std::env::var("AFTERIMAGE_SEED").unwrap_or_else(|_| "1".into());
+    let out = sim(&["--seeds", &seeds(), "--first", &first], None);
+    assert!(out.status.success(), "{}", text(&out));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in ["3", "17", "40", "58"] {
+        let [a, b] = [(); 2].map(|()| text(&sim(&["--seed", seed, "--trace"], None)));
+        assert!(a.contains("ok "), "seed {seed}: {a}");
+        assert!(a == b, "two runs of seed {seed} differ");
+    }
+}
+
+/// A rule that is broken, and within how many seeds that must be seen.
+const BREAKS: [(&str, &str); 10] = [
+    // I1
+    ("no-range-lock", "60"),
+    ("sync-unlocked", "300"),
+    // I3
+    ("no-mark", "60"),
+    ("clear-early", "400"),
+    ("publish-late", "600"),
+    // I5
+    ("ack-before-sync", "60"),
+    ("found-unsynced", "1500"),
+    ("replace-unsynced", "60"),
+    ("folder-unsynced", "60"),
+    // I6
+    ("gap-shown", "60"),
+];
+
+#[test]
+fn every_break_is_caught() {
+    for (name, seeds) in BREAKS {
+        let out = sim(&["--seeds", seeds], Some(name));
+        assert!(!out.status.success(), "{name} was not caught in {seeds} seeds: {}", text(&out));
+    }
+}

@@ -18,7 +18,7 @@ const DEPTH: usize = 6;
 
 enum Flying {
     Write { id: u32, fua: bool },
-    Flush { began: u64 },
+    Flush { began: u64, lost: u64 },
     Read,
 }
 
@@ -98,8 +98,11 @@ impl Client {
         let model = &self.lab.model;
         match self.flying.remove(&c.tag) {
             Some(Flying::Write { id, fua }) => model.with(self.volume, |v| v.answered(id, good, good && fua)),
-            Some(Flying::Flush { began }) if good => model.with(self.volume, |v| v.flushed(began)),
-            Some(Flying::Flush { .. } | Flying::Read) => {}
+            Some(Flying::Flush { began, lost }) => {
+                let whole = good && self.lab.sim.state().disks.lost == lost;
+                model.with(self.volume, |v| if whole { v.flushed(began) } else { v.flush_failed() });
+            }
+            Some(Flying::Read) => {}
             None => crate::fail("an operation was answered twice, or never begun"),
         }
     }
@@ -124,7 +127,8 @@ impl Client {
         let submitted = match self.rng.below(20) {
             0 => {
                 let began = model.with(volume, crate::model::Volume::begin_flush);
-                self.flying.insert(tag, Flying::Flush { began });
+                let lost = self.lab.sim.state().disks.lost;
+                self.flying.insert(tag, Flying::Flush { began, lost });
                 queue.submit(tag, Request::Flush)
             }
             1 => {

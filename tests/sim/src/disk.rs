@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 /// Bytes that a disk writes whole or not at all.
 pub const SECTOR: usize = 512;
 const BLOCK: usize = 4096;
+/// Parts of writes end at multiples of this: what the model tells apart.
+const GRAIN: usize = 64;
 
 /// What a file is for; faults are chosen by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +122,8 @@ struct Inode {
     /// Blocks that are not holes.
     data: Vec<bool>,
     lock: Option<u64>,
+    /// Failed syncs.
+    errors: u64,
     ino: u64,
     born: u64,
     modified: u64,
@@ -279,6 +283,8 @@ pub struct Disks {
     hosts: Vec<Disk>,
     /// Chance of the disks.
     pub rng: Rng,
+    /// Failed syncs of protected disks: what they should have made durable is lost.
+    pub lost: u64,
 }
 
 fn missing() -> io::Error {
@@ -309,7 +315,7 @@ impl Disks {
     #[must_use]
     pub fn new(rng: Rng) -> Disks {
         let disk = || Disk { folders: BTreeMap::from([(PathBuf::from("/"), Folder::default())]), ..Disk::default() };
-        Disks { hosts: (0..HOSTS).map(|_| disk()).collect(), rng }
+        Disks { hosts: (0..HOSTS).map(|_| disk()).collect(), rng, lost: 0 }
     }
 
     /// A host's disk.
@@ -319,7 +325,7 @@ impl Disks {
 
     /// The power fails.
     pub fn power_cut(&mut self, host: Host) {
-        let Disks { hosts, rng } = self;
+        let Disks { hosts, rng, .. } = self;
         let disk = &mut hosts[host as usize];
         disk.inodes.iter_mut().for_each(|i| i.power_cut(rng));
         disk.folders.values_mut().for_each(|f| f.power_cut(rng));
@@ -336,7 +342,7 @@ impl Disks {
 
     /// Writes, as the host's faults allow.
     pub fn write(&mut self, host: Host, inode: usize, data: &[u8], at: u64, durable: bool) -> io::Result<usize> {
-        let Disks { hosts, rng } = self;
+        let Disks { hosts, rng, .. } = self;
         let disk = &mut hosts[host as usize];
         let faults = disk.faults_of(inode);
         let mut at = usize::try_from(at).unwrap_or(usize::MAX);
@@ -345,11 +351,14 @@ impl Disks {
         }
         if rng.permille(faults.write) {
             // Some of it may have got there.
-            let n = rng.index(data.len() + 1);
+            let n = rng.index(data.len() + 1) / GRAIN * GRAIN;
             disk.inodes[inode].put(&data[..n], at);
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let n = if data.len() > 1 && rng.permille(faults.short) { 1 + rng.index(data.len() - 1) } else { data.len() };
+        let mut n = data.len();
+        if n > GRAIN && rng.permille(faults.short) {
+            n = (1 + rng.index((n - 1) / GRAIN)) * GRAIN;
+        }
         let mut own;
         let mut data = &data[..n];
         if n > 0 && rng.permille(faults.flip) {
@@ -374,7 +383,7 @@ impl Disks {
 
     /// Syncs, as the host's faults allow.
     pub fn sync(&mut self, host: Host, inode: usize, from: usize, to: usize) -> io::Result<()> {
-        let Disks { hosts, rng } = self;
+        let Disks { hosts, rng, lost } = self;
         let disk = &mut hosts[host as usize];
         let faults = disk.faults_of(inode);
         let inode = &mut disk.inodes[inode];
@@ -383,6 +392,8 @@ impl Disks {
         if fails {
             // As the kernel does: what could not be written counts as clean from now on.
             inode.dirty.fill(false);
+            inode.errors += 1;
+            *lost += u64::from(inode.tag == Tag::Disk);
             return Err(io::Error::from_raw_os_error(if faults.full { libc::ENOSPC } else { libc::EIO }));
         }
         Ok(())
@@ -390,7 +401,7 @@ impl Disks {
 
     /// Reads, as the host's faults allow.
     pub fn read(&mut self, host: Host, inode: usize, buf: &mut [u8], at: u64) -> io::Result<usize> {
-        let Disks { hosts, rng } = self;
+        let Disks { hosts, rng, .. } = self;
         let disk = &mut hosts[host as usize];
         let faults = disk.faults_of(inode);
         if rng.permille(faults.read) {
@@ -440,6 +451,12 @@ impl Disk {
             })
     }
 
+    /// Errors of writing an inode back so far.
+    #[must_use]
+    pub fn errors(&self, inode: usize) -> u64 {
+        self.inodes[inode].errors
+    }
+
     /// Opens or makes a file; its inode.
     pub fn open(&mut self, path: &Path, how: How, now: u64) -> io::Result<usize> {
         let (parent, name) = split(path)?;
@@ -461,6 +478,7 @@ impl Disk {
                     dirty: Vec::new(),
                     data: Vec::new(),
                     lock: None,
+                    errors: 0,
                     ino: number as u64 + 100,
                     born: now,
                     modified: now,
@@ -573,7 +591,9 @@ impl Disk {
         let faults = self.faults_of(inode);
         let i = &mut self.inodes[inode];
         let (from, end) = (usize::try_from(offset).unwrap_or(0), usize::try_from(offset + len).unwrap_or(0));
-        if mode & libc::FALLOC_FL_PUNCH_HOLE == 0 && (faults.full || self.faults.full && i.tag == Tag::Mapped) {
+        if mode & libc::FALLOC_FL_PUNCH_HOLE == 0
+            && (faults.full || self.faults.full && self.faults.only.is_none() && i.tag == Tag::Mapped)
+        {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && end > i.len() {

@@ -295,9 +295,8 @@ impl Lab {
     /// Stops the appliance in order. False if it died in it.
     pub fn stop_appliance(self: &Arc<Lab>) -> bool {
         let Some(appliance) = lock(&self.board).appliance.take() else { return false };
-        let stopped = self.on(Host::Appliance, "stop", 600_000 * MILLI, move |_| {
-            Arc::into_inner(appliance).map(Appliance::stop)
-        });
+        let stopped =
+            self.on(Host::Appliance, "stop", 600_000 * MILLI, move |_| Arc::into_inner(appliance).map(Appliance::stop));
         if stopped.is_none() {
             return false;
         }

@@ -174,6 +174,11 @@ impl Volume {
         done.into_iter().for_each(|id| self.flush_one(id));
     }
 
+    /// A flush failed: what it should have made durable may never be, whatever later flushes say.
+    pub fn flush_failed(&mut self) {
+        self.unflushed.clear();
+    }
+
     /// The agent is back: what was under way has got to the disk by now, or never will. Checks the disk.
     ///
     /// # Errors
@@ -204,7 +209,8 @@ impl Volume {
         let candidates = if power_cut { &self.durable } else { &self.candidates };
         for (g, bytes) in disk.chunks(GRANULE).enumerate() {
             if !candidates[g].iter().any(|c| self.ops[*c as usize].mark.is(g, bytes)) {
-                let may: Vec<String> = candidates[g].iter().map(|c| format!("{c}: {:?}", self.ops[*c as usize])).collect();
+                let may: Vec<String> =
+                    candidates[g].iter().map(|c| format!("{c}: {:?}", self.ops[*c as usize])).collect();
                 return Err(format!(
                     "volume {}: the disk holds {:02x?} at byte {}, which may only hold what one of these wrote: {may:?}",
                     self.name,
@@ -265,7 +271,9 @@ impl Volume {
         if end < self.image.0 {
             self.image = (0, vec![0; self.size]);
         }
-        if w.ring != [0; 16] && self.log.last().is_some_and(|s| s.record.seq != w.durable || s.record.digest() != w.digest) {
+        if w.ring != [0; 16]
+            && self.log.last().is_some_and(|s| s.record.seq != w.durable || s.record.digest() != w.digest)
+        {
             return Err(format!("volume {name}: the appliance's record {} is not the one that was sent", w.durable));
         }
         self.acked = w.durable;

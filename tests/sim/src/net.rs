@@ -361,7 +361,11 @@ impl Connector for Dial {
             let sim = crate::sim();
             for (i, pipe) in closing.pipes.iter().enumerate() {
                 let mut p = lock(pipe);
-                if i == TO { p.ended = true } else { p.shut = true }
+                if i == TO {
+                    p.ended = true
+                } else {
+                    p.shut = true
+                }
                 drop(p);
                 sim.notify(std::ptr::from_ref(pipe).addr(), true);
             }
@@ -445,7 +449,11 @@ impl Drop for Closing {
     fn drop(&mut self) {
         for (i, pipe) in self.0.link.pipes.iter().enumerate() {
             let mut p = lock(pipe);
-            if i == BACK { p.ended = true } else { p.reset = true }
+            if i == BACK {
+                p.ended = true
+            } else {
+                p.reset = true
+            }
             drop(p);
             self.0.net.sim.notify(std::ptr::from_ref(pipe).addr(), true);
         }

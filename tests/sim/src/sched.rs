@@ -538,9 +538,7 @@ impl State {
         }
         let chosen = ready[self.rng.index(ready.len())];
         match self.policy.starve {
-            Some(bit) if chosen >> bit & 1 == 1 => {
-                ready.iter().copied().find(|t| t >> bit & 1 == 0).unwrap_or(chosen)
-            }
+            Some(bit) if chosen >> bit & 1 == 1 => ready.iter().copied().find(|t| t >> bit & 1 == 0).unwrap_or(chosen),
             _ => chosen,
         }
     }

@@ -1,11 +1,11 @@
 //! One seed: what is set up, what goes wrong, and what is looked at in between and at the end.
 
-use crate::disk::Faults;
+use crate::disk::{Faults, Tag};
 use crate::hosts::{Lab, Setup, VAULT, image, lock};
 use crate::model::{GRANULE, Mark, Model};
 use crate::net::{Cut, Net, Weather};
 use crate::rng::Rng;
-use crate::sched::{Death, Doom, Host, MILLI, SECOND, Sim};
+use crate::sched::{Death, Doom, HOSTS, Host, MILLI, SECOND, Sim};
 use afterimage_agent::{CacheMode, VolumeState};
 use afterimage_appliance::{Appliance, KeySource};
 use afterimage_base::block::{Request, Submitted};
@@ -88,7 +88,7 @@ pub fn tell(sim: &'static Sim) {
         setup,
     });
     lock(&lab.board).begun = begun;
-    let mut story = Story { lab, rng, flavour, damaged: false };
+    let mut story = Story { lab, rng, flavour, damaged: false, ill: [false; HOSTS], healing: None };
     story.prepare();
     story.middle();
     story.end();
@@ -99,6 +99,10 @@ struct Story {
     rng: Rng,
     flavour: Flavour,
     damaged: bool,
+    /// Something was wrong with the host's disk when its process was started last, or since.
+    ill: [bool; HOSTS],
+    /// Since when nothing goes wrong any more.
+    healing: Option<u64>,
 }
 
 impl Story {
@@ -153,16 +157,31 @@ impl Story {
         self.lab.bury(Host::Appliance);
     }
 
+    /// Notes how the disk of a host is whose process is about to start.
+    fn examine_disk(&mut self, host: Host) {
+        let f = self.lab.with_disk(host, |d| d.faults);
+        self.ill[host as usize] = f.full || f.read + f.write + f.sync > 0;
+    }
+
     /// Starts what does not run.
     fn raise(&mut self) {
         self.bury();
         if !self.lab.up(Host::Appliance) {
+            self.examine_disk(Host::Appliance);
             match self.lab.start_appliance() {
                 None | Some(Ok(())) => {}
                 Some(Err(e)) => self.refused(Host::Appliance, &e),
             }
+            // Right behind a start it shows what was vouched for without being durable.
+            if self.flavour.power && self.healing.is_none() && self.rng.below(4) == 0 {
+                let time = self.rng.below(3 * SECOND);
+                self.wait(time);
+                self.lab.sim.die(Host::Appliance, Death::PowerCut);
+                return;
+            }
         }
         if !self.lab.up(Host::Agent) {
+            self.examine_disk(Host::Agent);
             self.lab.start_agent();
         }
         let refused = lock(&self.lab.board).refused.take();
@@ -174,8 +193,7 @@ impl Story {
     /// A process did not start: that may be only while something is wrong with its disk.
     fn refused(&mut self, host: Host, why: &str) {
         self.lab.sim.say(&format!("{host:?} does not start: {why}"));
-        let faults = self.lab.with_disk(host, |d| d.faults);
-        if !faults.full && faults.read + faults.write + faults.sync == 0 && !self.damaged {
+        if !self.ill[host as usize] && !self.damaged {
             crate::fail(&format!("{host:?} does not start: {why}"));
         }
         self.lab.sim.die(host, Death::Kill);
@@ -229,17 +247,34 @@ impl Story {
                 };
                 self.faults(Host::Appliance, faults, "errors of the appliance's disk");
             }
+            10 if f.errors => {
+                let which = self.rng.index(5);
+                let n = [2, 20, 200][self.rng.index(3)];
+                let one = |i, on| if i == which { on } else { 0 };
+                let faults = Faults {
+                    read: one(0, n),
+                    write: one(1, n),
+                    sync: one(2, n),
+                    short: one(3, 500),
+                    full: which == 4,
+                    only: Some(Tag::Disk),
+                    ..Faults::default()
+                };
+                self.faults(Host::Agent, faults, "errors of the protected disk");
+            }
             8 => self.point(),
             9 if f.kills => self.stop(),
             _ => self.look(),
         }
         if self.rng.below(3) == 0 {
             self.lab.with_disk(Host::Appliance, |d| d.faults = Faults::default());
+            self.lab.with_disk(Host::Agent, |d| d.faults = Faults::default());
             self.lab.net.set(Weather::FAIR);
         }
     }
 
     fn faults(&mut self, host: Host, faults: Faults, what: &'static str) {
+        self.ill[host as usize] = true;
         self.lab.with_disk(host, |d| d.faults = faults);
         let mut s = self.lab.sim.state();
         s.count(what);
@@ -317,7 +352,9 @@ impl Story {
         }
         self.lab.net.set(Weather::FAIR);
         self.lab.sim.say("everything heals");
-        let until = self.lab.sim.state().now + 1200 * SECOND;
+        let now = self.lab.sim.state().now;
+        self.healing = Some(now);
+        let until = now + 1200 * SECOND;
         // What was begun by the last act shows by then.
         self.wait(300 * MILLI);
         while !self.live() {
@@ -368,7 +405,8 @@ impl Story {
         let looked = self.lab.ask(move |lab, appliance| {
             for index in 0..lab.model.len() {
                 let last = lab.model.with(index, |v| v.last());
-                let newest = appliance.choose(&format!("v{index}"), afterimage_appliance::history::timeline::Wish::Latest);
+                let newest =
+                    appliance.choose(&format!("v{index}"), afterimage_appliance::history::timeline::Wish::Latest);
                 if !newest.as_ref().is_ok_and(|n| *n == last) {
                     crate::fail(&format!("volume {index}: the newest seq is {last}, and {newest:?} is offered"));
                 }
@@ -426,7 +464,8 @@ fn examine(lab: &Lab, appliance: &Appliance, index: usize, rng: &mut Rng, more: 
         let bytes = match read(appliance, &name, seq, lab.setup.sizes[index]) {
             Ok(bytes) => bytes,
             Err(e) => {
-                if lab.sim.state().disks.of(Host::Appliance).faults.read == 0 && appliance.check_seq(&name, seq).is_ok() {
+                if lab.sim.state().disks.of(Host::Appliance).faults.read == 0 && appliance.check_seq(&name, seq).is_ok()
+                {
                     crate::fail(&format!("volume {name}: seq {seq} is offered, and cannot be read: {e}"));
                 }
                 continue;

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -144,10 +145,11 @@ impl Files for Sim {
         let how = How { create: how.create, new: how.create_new, truncate: how.truncate };
         let (now, life) = (s.now, s.hosts[host as usize].life);
         let inode = s.disks.of(host).open(path, how, now)?;
-        drop(s);
         // The world is set once, for good.
         let sim = crate::sim();
-        Ok(Arc::new(Open { sim, host, life, inode, locked: std::sync::atomic::AtomicBool::new(false) }))
+        let seen = s.disks.of(host).errors(inode);
+        drop(s);
+        Ok(Arc::new(Open { sim, host, life, inode, locked: AtomicBool::new(false), seen: AtomicU64::new(seen) }))
     }
 
     fn metadata(&self, path: &Path) -> io::Result<Metadata> {
@@ -186,7 +188,9 @@ struct Open {
     host: Host,
     life: u64,
     inode: usize,
-    locked: std::sync::atomic::AtomicBool,
+    locked: AtomicBool,
+    /// Errors of writing back that it has told.
+    seen: AtomicU64,
 }
 
 impl fmt::Debug for Open {
@@ -197,7 +201,7 @@ impl fmt::Debug for Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if self.locked.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.locked.load(Ordering::Relaxed) {
             let mut s = self.sim.state();
             if s.hosts[self.host as usize].life == self.life {
                 s.disks.of(self.host).unlock(self.inode);
@@ -234,7 +238,14 @@ impl SimFile for Open {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.operation(b'S', 0).disks.sync(self.host, self.inode, 0, usize::MAX)
+        let mut s = self.operation(b'S', 0);
+        let result = s.disks.sync(self.host, self.inode, 0, usize::MAX);
+        // As the kernel does: every description tells of every error, once.
+        let errors = s.disks.of(self.host).errors(self.inode);
+        if self.seen.swap(errors, Ordering::Relaxed) != errors && result.is_ok() {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        result
     }
 
     fn fallocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
@@ -245,9 +256,15 @@ impl SimFile for Open {
         self.operation(b'K', offset).disks.of(self.host).seek(self.inode, offset, whence == libc::SEEK_DATA)
     }
 
+    fn again(&self) -> Arc<dyn SimFile> {
+        let seen = self.sim.state().disks.of(self.host).errors(self.inode);
+        let (sim, host, life, inode) = (self.sim, self.host, self.life, self.inode);
+        Arc::new(Open { sim, host, life, inode, locked: AtomicBool::new(false), seen: AtomicU64::new(seen) })
+    }
+
     fn try_lock(&self) -> bool {
         let got = self.operation(b'L', 0).disks.of(self.host).lock(self.inode, self.life);
-        self.locked.fetch_or(got, std::sync::atomic::Ordering::Relaxed);
+        self.locked.fetch_or(got, Ordering::Relaxed);
         got
     }
 

@@ -153,6 +153,9 @@ pub trait SimFile: Send + Sync + Debug {
     /// As the system would.
     fn seek(&self, offset: u64, whence: i32) -> io::Result<u64>;
 
+    /// The same file through a description of its own.
+    fn again(&self) -> Arc<dyn SimFile>;
+
     /// As flock, exclusive and without waiting. False if somebody has it.
     fn try_lock(&self) -> bool;
 
@@ -320,9 +323,9 @@ impl File {
     /// # Errors
     /// As [`std::fs::File::open`].
     pub fn open_again(&self) -> io::Result<File> {
-        match self.real() {
-            Some(f) => std::fs::File::open(format!("/proc/self/fd/{}", f.as_raw_fd())).map(File::from),
-            None => self.try_clone(),
+        match self.of() {
+            Ok(f) => std::fs::File::open(format!("/proc/self/fd/{}", f.as_raw_fd())).map(File::from),
+            Err(f) => Ok(File(Kind::Sim { file: f.again(), at: AtomicU64::new(0) })),
         }
     }
 }

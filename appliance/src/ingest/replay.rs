@@ -15,7 +15,7 @@ use crate::store::scan::{Found, Scan, recover};
 use crate::store::{StoreError, file_name, io_error};
 use crate::vault::Vault;
 use afterimage_base::world;
-use afterimage_base::world::fs::OpenOptions;
+use afterimage_base::world::fs::{File, OpenOptions};
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::commit::Commit;
 use afterimage_format::manifest::{GapMeta, SegmentMeta, SegmentState, VolumeMeta};
@@ -74,7 +74,7 @@ fn end_open(vault: &Vault, meta: &SegmentMeta) -> Result<Option<End>, StoreError
     if recovered.committed == 0 {
         return Ok(None);
     }
-    let file = OpenOptions::write_only().open(&path).map_err(io_error(&path, "open it"))?;
+    let file = OpenOptions::read_write().open(&path).map_err(io_error(&path, "open it"))?;
     let file_end = file.metadata().map_err(io_error(&path, "ask its size"))?.len;
     if file_end > recovered.length {
         tracing::info!(
@@ -86,12 +86,26 @@ fn end_open(vault: &Vault, meta: &SegmentMeta) -> Result<Option<End>, StoreError
     }
     // The last frames may be in the page cache only, and what is counted now is acknowledged in the next Welcome (I5).
     if !world::broken("found-unsynced") {
-        file.sync_all().map_err(io_error(&path, "make what was found in it durable"))?;
+        write_again(&file, recovered.length).map_err(io_error(&path, "make what was found in it durable"))?;
     }
     let mut last = 0;
     let meta = SegmentMeta { state: recovered.state, length: recovered.length, ..meta.clone() };
     each_commit(vault, &meta, |commit| last = last.max(commit.last()))?;
     Ok(Some((recovered.state, recovered.length, last)))
+}
+
+/// Writes the first `len` bytes of a file once more, over themselves, and syncs it. A sync alone is not enough: if one has
+/// failed before, the kernel may hold pages that count as clean and are not on the disk.
+fn write_again(file: &File, len: u64) -> std::io::Result<()> {
+    let mut piece = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < len {
+        let n = usize::try_from(len - at).unwrap_or(usize::MAX).min(piece.len());
+        file.read_exact_at(&mut piece[..n], at)?;
+        file.write_all_at(&piece[..n], at)?;
+        at += n as u64;
+    }
+    file.sync_all()
 }
 
 /// Opens every commit frame of a segment, in order. A damaged one is passed over and logged.

@@ -210,7 +210,7 @@ impl Lab {
             connector: Arc::new(dial),
             clock: Arc::new(WallClock(self.sim, Host::Agent)),
         }));
-        let dark = self.dark.swap(false, std::sync::atomic::Ordering::Relaxed);
+        let dark = self.dark.load(std::sync::atomic::Ordering::Relaxed);
         let mut volumes = Vec::new();
         for index in 0..self.setup.sizes.len() {
             let config = VolumeConfig {
@@ -222,9 +222,6 @@ impl Lab {
             match agent.add_volume(config) {
                 Ok(volume) => volumes.push(volume),
                 Err(e) => {
-                    if dark {
-                        self.dark.store(true, std::sync::atomic::Ordering::Relaxed);
-                    }
                     lock(&self.board).refused = Some(e.to_string());
                     return;
                 }
@@ -234,6 +231,8 @@ impl Lab {
                 crate::fail(&e);
             }
         }
+        // Not before: a death in between must not make anybody forget the power cut.
+        self.dark.store(false, std::sync::atomic::Ordering::Relaxed);
         {
             let mut board = lock(&self.board);
             board.refused = None;
@@ -285,7 +284,7 @@ impl Lab {
             (config.window, config.collect_every) = (setup.window, setup.collect);
             (config.dedupe_bytes, config.cache_bytes, config.layer_cache_bytes) = (64 << 10, 1 << 20, 256 << 10);
             (config.threads, config.segment_size, config.credit) = (setup.threads, setup.segment, setup.credit);
-            config.memory_runs = setup.runs;
+            (config.memory_runs, config.read_threads) = (setup.runs, setup.threads);
             let appliance = Appliance::start(config).map_err(|e| e.to_string())?;
             lock(&lab.board).appliance = Some(Arc::new(appliance));
             Ok(())

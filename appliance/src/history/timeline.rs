@@ -1,7 +1,8 @@
 //! From a wish to a seq that is a valid image, or an error that names the nearest ones (I6).
 //!
 //! A prefix that ends with seq n is valid unless n lies in a gap: `gap.from_seq <= n < gap.to_seq`, where `from_seq` is the
-//! seq of the gap's record and `to_seq` that of the record that closed it. The first gap is the initial sync.
+//! seq of the gap's record and `to_seq` that of the record that closed it. The first gap is the initial sync; nothing before it is
+//! valid. It need not begin at seq 1: seqs go on where they were when a vault was lost and the copying begins anew.
 
 use thiserror::Error;
 
@@ -147,7 +148,12 @@ impl Choices<'_> {
     pub fn is_valid(&self, seq: u64) -> bool {
         let w = &self.window;
         let there = seq > 0 && seq <= w.last_seq && (seq >= w.first_seq || self.kept.contains(&seq));
-        there && !self.gaps.iter().any(|g| g.hides(seq))
+        there && seq >= self.beginning() && !self.gaps.iter().any(|g| g.hides(seq))
+    }
+
+    /// There is no history before this seq.
+    fn beginning(&self) -> u64 {
+        self.gaps.first().filter(|g| g.initial).map_or(1, |g| g.from_seq)
     }
 
     /// The newest valid seq at or before `seq`.
@@ -166,7 +172,7 @@ impl Choices<'_> {
     #[must_use]
     pub fn at_or_after(&self, seq: u64) -> Option<u64> {
         let pinned = self.kept.iter().copied().filter(|k| *k >= seq && self.is_valid(*k)).min();
-        let mut next = seq.max(self.window.first_seq).max(1);
+        let mut next = seq.max(self.window.first_seq).max(self.beginning());
         loop {
             match self.gaps.iter().find(|g| g.hides(next)) {
                 None => break,

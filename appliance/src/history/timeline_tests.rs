@@ -79,3 +79,15 @@ proptest! {
         prop_assert_eq!(choose(open, &kept, Wish::Seq(seq)).ok(), Some(seq).filter(|s| valid(*s)));
     }
 }
+
+#[test]
+fn nothing_before_the_initial_sync_is_valid_wherever_its_seqs_begin() {
+    let gap = |to_seq| Gap { from_seq: 13, from_time: 5, to_seq, to_time: 6, initial: true };
+    let window = Window { first_seq: 0, first_time: 0, last_seq: 30, last_time: 9 };
+    for (to, newest, oldest) in [(None, None, None), (Some(20), Some(30), Some(20))] {
+        let gaps = [gap(to)];
+        let all = Choices { window, gaps: &gaps, kept: &[2] };
+        assert!((1..13).all(|seq| !all.is_valid(seq)));
+        assert_eq!((all.at_or_before(u64::MAX), all.at_or_after(1)), (newest, oldest));
+    }
+}

@@ -270,12 +270,18 @@ impl Folder {
 }
 
 /// The disk of one host.
-#[derive(Default)]
 pub struct Disk {
     inodes: Vec<Inode>,
     folders: BTreeMap<PathBuf, Folder>,
     /// What goes wrong.
     pub faults: Faults,
+}
+
+impl Default for Disk {
+    fn default() -> Disk {
+        let folders = BTreeMap::from([(PathBuf::from("/"), Folder::default())]);
+        Disk { inodes: Vec::new(), folders, faults: Faults::default() }
+    }
 }
 
 /// The disks of all hosts.
@@ -314,8 +320,7 @@ impl Disks {
     /// Empty disks.
     #[must_use]
     pub fn new(rng: Rng) -> Disks {
-        let disk = || Disk { folders: BTreeMap::from([(PathBuf::from("/"), Folder::default())]), ..Disk::default() };
-        Disks { hosts: (0..HOSTS).map(|_| disk()).collect(), rng, lost: 0 }
+        Disks { hosts: (0..HOSTS).map(|_| Disk::default()).collect(), rng, lost: 0 }
     }
 
     /// A host's disk.

@@ -279,6 +279,7 @@ impl Lab {
         self.on(Host::Appliance, "appliance", 600_000 * MILLI, |lab| {
             let setup = &lab.setup;
             let mut config = ApplianceConfig::new(VAULT.into(), "/none".into());
+            config.listen.clear();
             config.acceptor = Some(Arc::new(Door::open(&lab.net)));
             config.clock = Arc::new(WallClock(lab.sim, Host::Appliance));
             (config.window, config.collect_every) = (setup.window, setup.collect);

@@ -86,6 +86,8 @@ pub struct Volume {
     pub acked: u64,
     /// The appliance may have lost what it acknowledged.
     pub forgiven: bool,
+    /// The vault was lost: the next Welcome may be behind anything.
+    pub lost: bool,
     image: (usize, Vec<u8>),
 }
 
@@ -109,6 +111,7 @@ impl Volume {
             serving: 0,
             acked: 0,
             forgiven: false,
+            lost: false,
             image: (0, vec![0; size]),
         }
     }
@@ -257,7 +260,7 @@ impl Volume {
 
     fn welcome(&mut self, number: u64, w: &Welcome) -> Result<(), String> {
         let name = &self.name;
-        if w.durable < self.acked && !self.forgiven {
+        if w.durable < self.acked && !self.forgiven && !std::mem::take(&mut self.lost) {
             return Err(format!(
                 "I5: volume {name}: the appliance had acknowledged seq {} and is now at {}",
                 self.acked, w.durable

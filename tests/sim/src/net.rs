@@ -419,6 +419,7 @@ impl Acceptor for Door {
         };
         Ok(Some(Connection {
             peer: format!("connection {}", link.number),
+            address: None,
             reader: Box::new(net.reader(&link, TO, TICK)),
             writer: Box::new(Closing(net.reader(&link, BACK, WRITE_LIMIT))),
             readable: Box::new(move |limit| poller.ready(limit)),

@@ -281,6 +281,14 @@ impl Story {
                 };
                 self.faults(Host::Agent, faults, "errors of the protected disk");
             }
+            11 if f.errors && self.rng.below(3) == 0 => {
+                self.lab.sim.say("the vault is lost");
+                self.lab.sim.die(Host::Appliance, Death::Kill);
+                self.bury();
+                self.lab.with_disk(Host::Appliance, |d| *d = crate::disk::Disk::default());
+                (0..self.lab.model.len()).for_each(|v| self.lab.model.with(v, |v| v.lost = true));
+                self.lab.sim.state().count("lost vault");
+            }
             8 => self.point(),
             9 if f.kills => self.stop(),
             _ => self.look(),

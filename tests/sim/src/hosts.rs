@@ -6,7 +6,7 @@ use crate::model::{Model, Tap};
 use crate::net::{Dial, Door, Net};
 use crate::sched::{Death, Host, MILLI, Sim};
 use crate::world::WallClock;
-use afterimage_agent::{Agent, AgentConfig, CacheMode, Volume, VolumeConfig, VolumeStatus};
+use afterimage_agent::{Agent, AgentConfig, CacheMode, ForeignWrite, Volume, VolumeConfig, VolumeStatus};
 use afterimage_appliance::{Appliance, ApplianceConfig};
 use afterimage_base::world::{self, thread};
 use std::panic::Location;
@@ -218,6 +218,8 @@ impl Lab {
                 path: image(index),
                 ring_bytes: self.setup.ring,
                 cache: self.setup.cache,
+                foreign: ForeignWrite::default(),
+                resize: false,
             };
             match agent.add_volume(config) {
                 Ok(volume) => volumes.push(volume),

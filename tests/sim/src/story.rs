@@ -384,7 +384,7 @@ impl Story {
         let until = now + 1200 * SECOND;
         // What was begun by the last act shows by then.
         self.wait(300 * MILLI);
-        while !self.live() {
+        while !(self.live() && self.appliance_has_all()) {
             self.raise();
             if self.damaged && self.lab.sim.state().now > now + 60 * SECOND {
                 break;
@@ -423,6 +423,14 @@ impl Story {
             && board.status.len() == self.lab.setup.sizes.len()
             && board.status.iter().all(good)
             && board.appliance.is_some()
+    }
+
+    /// Whether the appliance itself holds what the agent believes that it holds: a connection may be half open.
+    fn appliance_has_all(&self) -> bool {
+        let want: Vec<(String, u64)> =
+            lock(&self.lab.board).status.iter().map(|s| (s.name.clone(), s.seq_acked)).collect();
+        let has = move |a: &Appliance, name: &str, seq| a.volumes().iter().any(|v| v.name == name && v.durable_seq == seq);
+        self.lab.ask(move |_, a| want.iter().all(|(name, seq)| has(a, name, *seq))) == Some(true)
     }
 
     fn compare(&mut self) {

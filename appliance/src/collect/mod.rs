@@ -322,7 +322,6 @@ impl Round<'_> {
         let time = history.record_at_seq(keep.window()).map_err(of_volume(volume))?.map_or(0, |r| r.1);
         self.step(Step::Window)?;
         let goes = |seq: u64, auto: bool| auto && dropped.contains(&seq);
-        volume.edit_progress(|p| p.forget(&keep, goes));
         self.shared.vault.edit(|m| {
             if let Some(v) = m.volumes.iter_mut().find(|v| v.id == volume.id) {
                 (v.first_seq, v.first_time) = (keep.window(), time);
@@ -331,6 +330,8 @@ impl Round<'_> {
                 known.store(v);
             }
         })?;
+        // Not before the window has moved: a gap that is forgotten too early would be shown (the disk may be full).
+        volume.edit_progress(|p| p.forget(&keep, goes));
         Ok(keep)
     }
 

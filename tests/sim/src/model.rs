@@ -231,6 +231,13 @@ impl Volume {
         self.log.last().map_or(0, |s| s.record.seq)
     }
 
+    /// The records that begin and end gaps, by seq.
+    #[must_use]
+    pub fn bounds(&self) -> Vec<(u64, Kind)> {
+        let bounds = self.log.iter().map(|s| (s.record.seq, s.record.kind));
+        bounds.filter(|(_, kind)| matches!(kind, Kind::Gap | Kind::SyncEnd)).collect()
+    }
+
     /// Whether a seq is a valid image.
     #[must_use]
     pub fn valid(&self, seq: u64) -> bool {

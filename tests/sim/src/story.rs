@@ -429,7 +429,8 @@ impl Story {
     fn appliance_has_all(&self) -> bool {
         let want: Vec<(String, u64)> =
             lock(&self.lab.board).status.iter().map(|s| (s.name.clone(), s.seq_acked)).collect();
-        let has = move |a: &Appliance, name: &str, seq| a.volumes().iter().any(|v| v.name == name && v.durable_seq == seq);
+        let has =
+            move |a: &Appliance, name: &str, seq| a.volumes().iter().any(|v| v.name == name && v.durable_seq == seq);
         self.lab.ask(move |_, a| want.iter().all(|(name, seq)| has(a, name, *seq))) == Some(true)
     }
 
@@ -504,7 +505,12 @@ fn examine(lab: &Lab, appliance: &Appliance, index: usize, rng: &mut Rng, more: 
             continue;
         }
         if !lab.model.with(index, |v| v.valid(seq)) {
-            crate::fail(&format!("I6: volume {name}: seq {seq} is offered, and lies in a gap"));
+            let bounds = lab.model.with(index, |v| v.bounds());
+            let gaps = appliance.gaps(&name);
+            let window = appliance.volumes();
+            crate::fail(&format!(
+                "I6: volume {name}: seq {seq} is offered, and lies in a gap: sent were {bounds:?}, the appliance knows {gaps:?} and {window:?}"
+            ));
         }
         let bytes = match read(appliance, &name, seq, lab.setup.sizes[index]) {
             Ok(bytes) => bytes,

@@ -183,14 +183,14 @@ impl Lab {
         if host == Host::Agent {
             // What a frozen process holds is not given back: its destructors do not run.
             std::mem::take(&mut board.volumes).into_iter().for_each(std::mem::forget);
-            board.agent.take().map(std::mem::forget);
+            std::mem::forget(board.agent.take());
             board.status.clear();
             board.working = 0;
             if death == Death::PowerCut {
                 self.dark.store(true, std::sync::atomic::Ordering::Relaxed);
             }
         } else {
-            board.appliance.take().map(std::mem::forget);
+            std::mem::forget(board.appliance.take());
         }
     }
 

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that are told apart.
 pub const GRANULE: usize = 64;
-const _: () = assert!(SECTOR % GRANULE == 0);
+const _: () = assert!(SECTOR.is_multiple_of(GRANULE));
 
 /// What an operation leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

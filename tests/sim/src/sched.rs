@@ -188,7 +188,7 @@ impl Sim {
             starve: (rng.below(4) == 0).then(|| rng.index(5)),
         };
         let host = |boot| HostState { up: false, life: 0, doom: None, death: None, boot, skew: 0 };
-        let hosts = [host(rng.next()), host(rng.next()), host(rng.next())];
+        let hosts = [host(rng.word()), host(rng.word()), host(rng.word())];
         let disks = Disks::new(rng.fork());
         let main = Thread {
             name: "story".into(),
@@ -456,7 +456,7 @@ impl State {
         (state.up, state.doom, state.death) = (false, None, Some(death));
         state.life += 1;
         if death == Death::PowerCut {
-            state.boot = self.rng.next();
+            state.boot = self.rng.word();
         }
         self.count(match (host, death) {
             (Host::Agent, Death::Kill) => "kill of the agent",

@@ -31,7 +31,7 @@ impl World for Sim {
     fn random(&self, out: &mut [u8]) {
         let mut s = self.state();
         for chunk in out.chunks_mut(8) {
-            let bytes = s.rng.next().to_le_bytes();
+            let bytes = s.rng.word().to_le_bytes();
             chunk.copy_from_slice(&bytes[..chunk.len()]);
         }
     }

@@ -32,6 +32,11 @@ engine=$folder/$host/fuzz/afterimage-fuzz-engine
 list=$(AFTERIMAGE_FUZZ_TARGET=list "$engine")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cut -d' ' -f1 <<<"$list")
 
+# What a target leaves when it ends or dies goes with this folder.
+AFTERIMAGE_FUZZ_SCRATCH=$(mktemp -d /dev/shm/afterimage-fuzz-XXXXXX || mktemp -d)
+export AFTERIMAGE_FUZZ_SCRATCH
+trap 'rm -rf "$AFTERIMAGE_FUZZ_SCRATCH"' EXIT
+
 failed=0
 for target in "${targets[@]}"; do
     longest=$(awk -v t="$target" '$1 == t { print $2 }' <<<"$list")

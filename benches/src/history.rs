@@ -140,8 +140,7 @@ pub fn measure(plan: &Plan, mut progress: impl FnMut(&str)) -> Results {
     let manifest = server.cli("dump manifest").arg("--json").run().stdout;
     let manifest: Value = serde_json::from_str(&manifest).unwrap_or_else(|e| panic!("dump manifest: {e}"));
     results.layers = manifest["volumes"][0]["layers"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-    let size = tool("du").arg("-sB1").arg(server.data().join("vault")).run().stdout;
-    results.stored = size.split_whitespace().next().and_then(|s| s.parse().ok()).unwrap_or(0);
+    results.stored = crate::ingest::stored(&server.data().join("vault"));
     progress(&format!("made in {:.0} s, {} layers", results.fill_seconds, results.layers));
     for round in 0..plan.rounds {
         for way in [Way::Request, Way::Command] {

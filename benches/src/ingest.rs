@@ -197,13 +197,15 @@ impl Repository {
 }
 
 /// Bytes that a folder takes on its disk.
-fn stored(folder: &Path) -> u64 {
+pub(crate) fn stored(folder: &Path) -> u64 {
     let mut bytes = 0;
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             match entry.metadata() {
                 Ok(about) if about.is_dir() => folders.push(entry.path()),
+                // The reserve is no data: it is for getting out of a full disk.
+                Ok(_) if entry.file_name() == "RESERVE" => {}
                 Ok(about) => bytes += about.blocks() * 512,
                 Err(_) => {}
             }

@@ -325,8 +325,7 @@ impl VolumeHistory {
     #[must_use]
     pub fn damage(&self) -> Option<(u64, String)> {
         let state = self.state();
-        let broken = state.layers.iter().find_map(|l| l.broken().map(|why| (l.meta().after_seq, why.to_owned())));
-        broken
+        state.layers.iter().find_map(|l| l.broken().map(|why| (l.meta().after_seq, why.to_owned())))
     }
 
     fn edit(&self, permit: PermitGuard, replaced: Vec<(Vec<Arc<Layer>>, Arc<Layer>)>) -> HistoryEdit {

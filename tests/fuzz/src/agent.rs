@@ -27,6 +27,8 @@ pub fn config(folder: &Path) -> ApplianceConfig {
     (config.segment_size, config.dedupe_bytes, config.threads) = (1 << 20, 1 << 20, 1);
     (config.cache_bytes, config.layer_cache_bytes, config.memory_runs) = (1 << 20, 1 << 20, 64);
     config.collect_every = Duration::from_secs(1 << 20);
+    // Without the reserve file, which would be most of each vault.
+    config.min_free = afterimage_appliance::MinFree::Bytes(0);
     config
 }
 

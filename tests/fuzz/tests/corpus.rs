@@ -5,7 +5,10 @@
 use std::process::Command;
 
 fn replay(target: &str) {
-    let out = Command::new(env!("CARGO_BIN_EXE_afterimage-fuzz")).args(["run", target]).output().unwrap();
+    // Gone with what the process has left in it.
+    let scratch = afterimage_fuzz::place::folder();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage-fuzz"));
+    let out = command.args(["run", target]).env("AFTERIMAGE_FUZZ_SCRATCH", scratch.path()).output().unwrap();
     let (said, wrong) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{said}{wrong}\nrun it alone: cargo run -p afterimage-fuzz -- run {target} FILE");
 }
@@ -51,7 +54,8 @@ corpora!(
 fn what_goes_wrong_is_seen() {
     for (target, what) in [("broken_panic", "on purpose"), ("broken_memory", "memory limit")] {
         let me = env!("CARGO_MANIFEST_DIR").to_string() + "/Cargo.toml";
-        let run = Command::new(env!("CARGO_BIN_EXE_afterimage-fuzz")).args(["run", target, &me]).output().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage-fuzz"));
+        let run = command.args(["run", target, &me]).output().unwrap();
         let said = String::from_utf8_lossy(&run.stderr);
         assert!(!run.status.success() && said.contains(what) && said.contains("FAILED"), "{target}: {said}");
     }

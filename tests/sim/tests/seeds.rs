@@ -8,7 +8,7 @@ fn sim(args: &[&str], broken: Option<&str>) -> Output {
     if let Some(name) = broken {
         command.env("AFTERIMAGE_SIM_BREAK", name);
     }
-    command.output().unwrap()
+    command.output().expect("the simulation starts")
 }
 
 fn text(out: &Output) -> String {

@@ -20,7 +20,11 @@ fn other() -> Hello {
 
 /// Writes of whole blocks, seqs `from..to`, none like another.
 fn writes(from: u64, to: u64) -> Vec<Write1> {
-    let bytes = |seq: u64| (0..4096u64).map(move |i| (seq.wrapping_mul(6_364_136_223_846_793_005) >> (i % 57)) as u8);
+    let bytes = |seq: u64| {
+        (0..4096u64).map(move |i| {
+            seq.wrapping_mul(6_364_136_223_846_793_005).to_le_bytes()[(i % 8) as usize].wrapping_add((i % 57) as u8)
+        })
+    };
     (from..to).map(|seq| record(Kind::Write, seq, seq % 24 * 4096, 4096, bytes(seq).collect())).collect()
 }
 

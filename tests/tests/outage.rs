@@ -36,7 +36,7 @@ fn outage(go: impl FnOnce(&mut Pair), come_back: impl FnOnce(&mut Pair)) {
     come_back(&mut pair);
     pair.wait_live();
     pair.assert_history_is_the_disk();
-    let volume = pair.try_volume(Role::Agent).unwrap();
+    let volume = pair.try_volume(Role::Agent).expect("the volume is known");
     assert!(number(&volume, "gaps") >= 1, "{volume:#}");
 }
 

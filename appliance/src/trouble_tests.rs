@@ -225,6 +225,34 @@ fn clocks_that_jump_change_no_order_and_drop_nothing() {
     assert_eq!(appliance.volumes()[0].first_seq, 19);
 }
 
+/// A gap that skips seqs hides them: they may have named other writes, in a future that is lost.
+#[test]
+fn a_seq_that_a_gap_skips_names_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let mut appliance = Appliance::start(config.clone()).unwrap();
+    send(&config.listen, &hello(), &writes(1, 6)).unwrap();
+    let mut rest = vec![record(Kind::Gap, 9, 55, 0, Vec::new()), record(Kind::SyncEnd, 10, 0, 0, Vec::new())];
+    rest.extend(writes(11, 13));
+    send(&config.listen, &hello(), &rest).unwrap();
+    for restart in [None, Some(false), Some(true)] {
+        if let Some(clean) = restart {
+            if clean {
+                appliance.stop()
+            } else {
+                drop(appliance)
+            }
+            appliance = Appliance::start(config.clone()).unwrap();
+        }
+        let gaps = appliance.gaps("disk").unwrap();
+        assert_eq!((gaps.len(), gaps[0].from_seq, gaps[0].to_seq), (1, 6, Some(10)));
+        for seq in 1..=12 {
+            let there = appliance.choose("disk", Wish::Seq(seq)).is_ok();
+            assert_eq!(there, !(6..10).contains(&seq), "@{seq}");
+        }
+    }
+}
+
 #[test]
 fn gaps_and_sizes_that_nothing_kept_needs_are_forgotten() {
     let dir = tempfile::tempdir().unwrap();

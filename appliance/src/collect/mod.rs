@@ -5,6 +5,7 @@
 //! | step | what | durable before the next |
 //! |---|---|---|
 //! | window | moves the window's first seq on, drops automatic points that fall out of it | manifest |
+//! | flush | writes memory tables that the window has begun to leave to layers | layer, then manifest |
 //! | merge | merges layers, dropping versions that no kept seq sees | layer, then manifest |
 //! | condemn | takes segments with few or no live blocks out of the dedupe index, waits for batches under way | - |
 //! | flush | writes memory tables to layers: no commit frame of a condemned segment is needed for replay | layer, then manifest |
@@ -196,6 +197,17 @@ impl Collector {
             let start = self.now(volume, now).saturating_sub(window);
             let kept = round.retain(volume, start);
             let Some(keep) = passed_over(volume, kept)? else { continue };
+            // Merging lets go of what is in files: what the window has left behind in memory is written to one first. A
+            // volume of few large writes fills the disk long before its memory.
+            let in_files =
+                volume.history.layers().iter().rev().find(|l| !l.in_memory()).map_or(0, |l| l.meta().last_seq);
+            if keep.window() > in_files + 1 {
+                round.step(Step::Flush)?;
+                let flushed = volume.flush(round.shared).map_err(CollectError::from);
+                if passed_over(volume, flushed)?.is_none() {
+                    continue;
+                }
+            }
             let merged = round.merge(volume, &keep);
             report.merges += passed_over(volume, merged)?.unwrap_or(0);
             keeps.insert(volume.id, keep);

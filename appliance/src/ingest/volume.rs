@@ -98,16 +98,19 @@ impl Progress {
                 let (name, auto) = (r.name.to_string(), r.flags & FLAG_AUTO != 0);
                 self.points.push(PointMeta { name, seq: r.seq, time: r.time, auto });
             }
-            Kind::Gap if self.gaps.iter().all(|g| g.from_seq != r.seq) => {
+            // The seqs that a gap skips are hidden with it: in a future that was lost they may have named something else.
+            Kind::Gap if self.gaps.iter().all(|g| g.from_seq != self.seq + 1 && g.from_seq != r.seq) => {
                 self.close_gap(r.seq, r.time);
                 let initial = r.flags & FLAG_INITIAL != 0;
                 let from_time = r.offset.min(r.time);
-                self.gaps.push(GapMeta { from_seq: r.seq, from_time, to_seq: None, to_time: 0, initial });
+                let from_seq = (self.seq + 1).min(r.seq);
+                self.gaps.push(GapMeta { from_seq, from_time, to_seq: None, to_time: 0, initial });
                 // A gap within a gap: one began before the other was closed, so that one goes on in this.
             }
             Kind::SyncEnd => self.close_gap(r.seq, r.time),
             _ => {}
         }
+        self.seq = self.seq.max(r.seq);
     }
 
     /// Forgets points that go, gaps that hide nothing that can still be chosen, and sizes that nothing kept had.

@@ -92,7 +92,7 @@ pub struct PointMeta {
 /// A hole in the history: no prefix that ends at `from_seq` or later, and before `to_seq`, is a valid image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GapMeta {
-    /// Seq of the gap record.
+    /// First seq that is hidden: that of the gap record, or the first that it skips.
     pub from_seq: u64,
     /// When the gap began, in nanoseconds since 1970.
     pub from_time: u64,

@@ -15,7 +15,12 @@ type Block = [u8; 4096];
 const WRITES: usize = 300_000;
 /// Different blocks that are written, all over the disk.
 const BLOCKS: usize = 40_000;
-const DEPTH: usize = 64;
+/// Most of them in so many pieces of the disk,
+const PIECES: u64 = 128;
+/// of so many bytes.
+const PIECE: u64 = 1 << 20;
+/// One after the other: of writes in flight together any may get the lower seq, and each is to be told by its own.
+const DEPTH: usize = 1;
 /// The ring holds so many: the appliance may be slower than the guest.
 const CHUNK: usize = 25_000;
 
@@ -41,9 +46,15 @@ fn connect(socket: &Path) -> Client {
 
 impl Load {
     fn new(chance: &mut Chance, base: u64) -> Self {
-        // Some neighbours, most of them far apart.
+        // Some neighbours, most of them in pieces that lie far apart.
         let mut offsets: Vec<u64> = (0..BLOCKS as u64 / 4).map(|n| SIZE / 2 + n * BLOCK).collect();
-        offsets.extend((BLOCKS / 4..BLOCKS).map(|_| chance.below(SIZE / BLOCK) * BLOCK));
+        let pieces: Vec<u64> = (0..PIECES).map(|_| chance.below(SIZE / PIECE) * PIECE).collect();
+        let mut within = || chance.below(PIECES) * PIECE + chance.below(PIECE / BLOCK) * BLOCK;
+        offsets.extend(
+            (BLOCKS / 4..BLOCKS)
+                .map(|_| within())
+                .map(|at| pieces[usize::try_from(at / PIECE).unwrap_or(0)] + at % PIECE),
+        );
         offsets.sort_unstable();
         offsets.dedup();
         let mut index = |below: usize| usize::try_from(chance.below(below as u64)).unwrap_or(0);

@@ -54,7 +54,7 @@ fn load(pair: &Pair, journal: &Path, chance: &mut Chance) -> Process {
 fn qemu(pair: &Pair, chance: &mut Chance) -> Process {
     let node = format!(
         "driver=raw,file.driver=nbd,file.server.type=inet,file.server.host=127.0.0.1,file.server.port={},\
-         file.export={VM},file.reconnect-delay=100",
+         file.export={VM},file.reconnect-delay=100,file.open-timeout=100",
         pair.nbd
     );
     let mut qemu = tool("qemu-io").args(["--image-opts", &node]);

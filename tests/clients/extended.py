@@ -9,26 +9,16 @@ MODEL, as a raw image. Prints the number of checks; any difference is an excepti
 """
 
 import errno
-import os
-import random
 import sys
 
+import checks
 import nbd
+from checks import chance, check, seed
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 LARGEST = 32 * MIB
 BLOCK = 64 * KIB
 ALLOCATION = nbd.CONTEXT_BASE_ALLOCATION
-checks = 0
-seed = int(os.environ.get("AFTERIMAGE_SEED", random.SystemRandom().getrandbits(32)))
-chance = random.Random(seed)
-
-
-def check(good, *what):
-    global checks
-    checks += 1
-    if not good:
-        raise AssertionError(" ".join(str(w) for w in what))
 
 
 def expect_error(number, action, *what):
@@ -323,7 +313,7 @@ def main(uri, path):
     for part in (large_ranges, filtered_status, long_transfers, refusals, in_flight):
         part(uri, model)
     model.save(path)
-    print(f"extended: {checks} checks")
+    print(f"extended: {checks.done} checks")
 
 
 if __name__ == "__main__":

@@ -9,24 +9,14 @@ number of checks; any difference is an exception and exit code 1.
 """
 
 import errno
-import os
-import random
 import sys
 
+import checks
 import nbd
+from checks import chance, check, seed
 
 KIB, MIB = 1 << 10, 1 << 20
 LARGEST = 32 * MIB  # the longest request that every server takes
-checks = 0
-seed = int(os.environ.get("AFTERIMAGE_SEED", random.SystemRandom().getrandbits(32)))
-chance = random.Random(seed)
-
-
-def check(good, *what):
-    global checks
-    checks += 1
-    if not good:
-        raise AssertionError(" ".join(str(w) for w in what))
 
 
 def expect_error(allowed, action, *what):
@@ -300,7 +290,7 @@ def main(uri):
     disk = Disk(connect(uri), model)
     disk.see(0, size, "the whole disk")
     disk.handle.shutdown()
-    print(f"walk: {checks} checks")
+    print(f"walk: {checks.done} checks")
 
 
 if __name__ == "__main__":

@@ -6,17 +6,17 @@
 //! One queue, 32 writes in flight, cache mode writeback, rounds interleaved; each run has a new image. The appliance is a
 //! thread that reads and acknowledges. Prints a table for docs/performance.md.
 
+mod sink;
+
 use afterimage_agent::{
     Agent, AgentConfig, CacheMode, IntentConfig, Volume, VolumeConfig, VolumeState, unix_connector,
 };
 use afterimage_base::block::{Queue, Request, Submitted};
 use afterimage_base::clock::{Clock, SystemClock};
-use afterimage_format::record::{self, Record};
-use afterimage_format::wire::{self, Ack, Header, MAX_BODY, MessageType, Welcome};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,39 +24,6 @@ use std::time::{Duration, Instant};
 const DEPTH: usize = 32;
 const REGIONS: [Option<u64>; 4] = [None, Some(256 << 10), Some(1 << 20), Some(4 << 20)];
 const PATTERNS: [&str; 4] = ["cold", "warm", "local", "sequential"];
-
-fn send(s: &mut UnixStream, kind: MessageType, body: &[u8]) -> io::Result<()> {
-    let mut all = Header::of(kind, body).encode().to_vec();
-    all.extend_from_slice(body);
-    s.write_all(&all)
-}
-
-/// Reads, finds the last seq, acknowledges.
-fn swallow(mut s: UnixStream) -> io::Result<()> {
-    let (mut head, mut body) = ([0; wire::HEADER_LEN], vec![0; MAX_BODY]);
-    let mut credit = 16 * MAX_BODY as u64;
-    let mut greeted = false;
-    loop {
-        s.read_exact(&mut head)?;
-        let header = Header::decode(&head).map_err(io::Error::other)?;
-        s.read_exact(&mut body[..header.body_len])?;
-        if !greeted {
-            greeted = true;
-            let welcome = Welcome { version: 1, ring: [0; 16], durable: 0, digest: 0, credit };
-            send(&mut s, MessageType::Welcome, &welcome.encode())?;
-        } else if header.kind == MessageType::Data {
-            let (mut at, mut durable) = (0, 0);
-            while at < header.body_len {
-                let bytes = body[at..at + record::HEADER_LEN].try_into().map_err(io::Error::other)?;
-                let r = Record::decode(bytes).map_err(io::Error::other)?;
-                durable = r.seq;
-                at += record::HEADER_LEN + r.payload_len();
-            }
-            credit += header.body_len as u64;
-            send(&mut s, MessageType::Ack, &Ack { durable, credit }.encode())?;
-        }
-    }
-}
 
 /// Numbers that look random and are the same in each run.
 struct Dice(u64);
@@ -149,7 +116,7 @@ fn open(dir: &Path, image: &Path, region: Option<u64>) -> io::Result<(Agent, Arc
     std::thread::spawn(move || {
         if let Some(s) = listener.incoming().flatten().next() {
             // The end of the session is the end of the measurement.
-            let _ = swallow(s);
+            let _ = sink::swallow(s);
         }
     });
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());

@@ -5,55 +5,22 @@
 //! One thread, interleaved rounds of both on files of their own, in the page cache. The appliance is a thread that reads and
 //! acknowledges, so that the figure includes forwarding.
 
+mod sink;
+
 use afterimage_agent::{Agent, AgentConfig, CacheMode, PlainDisk, VolumeConfig, VolumeState, connector};
 use afterimage_base::block::{BlockDevice, Queue, Request, Submitted};
 use afterimage_base::clock::{Clock, SystemClock};
 use afterimage_base::net::Endpoint;
-use afterimage_format::record::{self, Record};
-use afterimage_format::wire::{self, Ack, Header, MAX_BODY, MessageType, Welcome};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 7;
 const BATCH: u64 = 32;
-
-fn send(s: &mut UnixStream, kind: MessageType, body: &[u8]) -> io::Result<()> {
-    let mut all = Header::of(kind, body).encode().to_vec();
-    all.extend_from_slice(body);
-    s.write_all(&all)
-}
-
-/// Reads, finds the last seq, acknowledges.
-fn swallow(mut s: UnixStream) -> io::Result<()> {
-    let (mut head, mut body) = ([0; wire::HEADER_LEN], vec![0; MAX_BODY]);
-    let mut credit = 16 * MAX_BODY as u64;
-    let mut greeted = false;
-    loop {
-        s.read_exact(&mut head)?;
-        let header = Header::decode(&head).map_err(io::Error::other)?;
-        s.read_exact(&mut body[..header.body_len])?;
-        if !greeted {
-            greeted = true;
-            let welcome = Welcome { version: 1, ring: [0; 16], durable: 0, digest: 0, credit };
-            send(&mut s, MessageType::Welcome, &welcome.encode())?;
-        } else if header.kind == MessageType::Data {
-            let (mut at, mut durable) = (0, 0);
-            while at < header.body_len {
-                let bytes = body[at..at + record::HEADER_LEN].try_into().map_err(io::Error::other)?;
-                let r = Record::decode(bytes).map_err(io::Error::other)?;
-                durable = r.seq;
-                at += record::HEADER_LEN + r.payload_len();
-            }
-            credit += header.body_len as u64;
-            send(&mut s, MessageType::Ack, &Ack { durable, credit }.encode())?;
-        }
-    }
-}
 
 fn image(path: &Path, size: u64) -> io::Result<()> {
     // Written in small pieces: large ones would leave large folios, which make every later small write slow.
@@ -117,7 +84,7 @@ fn main() -> io::Result<()> {
     std::thread::spawn(move || {
         for s in listener.incoming().flatten() {
             // The end of a session is the end of the measurement.
-            let _ = swallow(s);
+            let _ = sink::swallow(s);
         }
     });
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());

@@ -254,31 +254,11 @@ impl Story {
             }
             7 if f.room => self.faults(Host::Appliance, Faults { full: true, ..Faults::default() }, "full disk"),
             7 if f.errors => {
-                let which = self.rng.index(4);
-                let n = [2, 20, 200][self.rng.index(3)];
-                let one = |i, on| if i == which { on } else { 0 };
-                let faults = Faults {
-                    read: one(0, n),
-                    write: one(1, n),
-                    sync: one(2, n),
-                    short: one(3, 500),
-                    ..Faults::default()
-                };
+                let faults = self.errors(4, None);
                 self.faults(Host::Appliance, faults, "errors of the appliance's disk");
             }
             10 if f.errors => {
-                let which = self.rng.index(5);
-                let n = [2, 20, 200][self.rng.index(3)];
-                let one = |i, on| if i == which { on } else { 0 };
-                let faults = Faults {
-                    read: one(0, n),
-                    write: one(1, n),
-                    sync: one(2, n),
-                    short: one(3, 500),
-                    full: which == 4,
-                    only: Some(Tag::Disk),
-                    ..Faults::default()
-                };
+                let faults = self.errors(5, Some(Tag::Disk));
                 self.faults(Host::Agent, faults, "errors of the protected disk");
             }
             11 if f.errors && self.rng.below(3) == 0 => {
@@ -298,6 +278,15 @@ impl Story {
             self.lab.with_disk(Host::Agent, |d| d.faults = Faults::default());
             self.lab.net.set(Weather::FAIR);
         }
+    }
+
+    /// One of so many kinds of errors, rare or frequent: reads, writes, syncs, short results, a full disk.
+    fn errors(&mut self, kinds: usize, only: Option<Tag>) -> Faults {
+        let which = self.rng.index(kinds);
+        let n = [2, 20, 200][self.rng.index(3)];
+        let one = |i, on| if i == which { on } else { 0 };
+        let (read, write, sync, short) = (one(0, n), one(1, n), one(2, n), one(3, 500));
+        Faults { read, write, sync, short, full: which == 4, only, ..Faults::default() }
     }
 
     fn faults(&mut self, host: Host, faults: Faults, what: &'static str) {

@@ -13,6 +13,9 @@
 //! 4. There is one order of the writes that explains which of two overlapping writes is seen where: no circle.
 //!
 //! For an image that must have everything acknowledged (the disk itself at the end) `T` is infinite.
+//!
+//! A server that is killed while its volume is in a gap has no record to finish a write from: what was in flight then may be on
+//! the disk in part, as on any disk. [`Order::torn`] takes that as right, for requests of unknown fate only.
 
 use super::journal::Entry;
 use super::op::Kind;
@@ -29,6 +32,7 @@ pub struct Order {
     /// For each sector the latest submission among the writes that must be there, plus one; 0 if none.
     floor: Vec<u64>,
     horizon: u64,
+    torn: bool,
 }
 
 /// Sectors that a request covers.
@@ -59,7 +63,18 @@ impl Order {
                 .iter_mut()
                 .for_each(|c| c.push(i));
         }
-        Ok(Order { seed, entries, covering, floor: vec![0; count], horizon: 0 })
+        Ok(Order { seed, entries, covering, floor: vec![0; count], horizon: 0, torn: false })
+    }
+
+    /// Whether requests of unknown fate may be there in part.
+    #[must_use]
+    pub fn torn(self, torn: bool) -> Order {
+        Order { torn, ..self }
+    }
+
+    /// Whether all of a request must be there if a part of it is.
+    const fn is_whole(&self, e: &Entry) -> bool {
+        !self.torn || e.acked != u64::MAX
     }
 
     fn see(&self, image: &[u8]) -> Result<Vec<Found>, String> {
@@ -108,7 +123,8 @@ impl Order {
         let mut shown = vec![false; self.entries.len()];
         for found in &seen {
             if let Found::Write(n) = found
-                && let Some(s) = n.checked_sub(1).and_then(|i| usize::try_from(i).ok()).and_then(|i| shown.get_mut(i))
+                && let Some(e) = self.entry(*n).filter(|e| self.is_whole(e))
+                && let Some(s) = usize::try_from(e.op.number - 1).ok().and_then(|i| shown.get_mut(i))
             {
                 *s = true;
             }
@@ -158,8 +174,9 @@ impl Order {
         for (sector, found) in seen.iter().enumerate() {
             let Found::Write(top) = found else { continue };
             for i in &self.covering[sector] {
-                let number = self.entries[*i as usize].op.number;
-                if number != *top && shown.contains(&number) {
+                let entry = &self.entries[*i as usize];
+                let number = entry.op.number;
+                if number != *top && shown.contains(&number) && self.is_whole(entry) {
                     above.entry(number).or_default().insert(*top);
                 }
             }

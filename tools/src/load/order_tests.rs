@@ -115,6 +115,19 @@ fn each_rule_catches_the_image_that_breaks_it() {
 }
 
 #[test]
+fn only_what_was_never_acknowledged_may_be_there_in_part_and_only_if_that_is_said() {
+    let entries = [write(1, 0..8, 0, 1), write(2, 0..8, 2, u64::MAX), write(3, 4..6, 3, u64::MAX)];
+    let judged = |parts: &[_], torn| judge(&entries).torn(torn).check(&image(parts), true);
+    let in_part = [(1, 0..8), (2, 4..8)];
+    assert!(judged(&in_part, false).unwrap_err().contains("request 2"));
+    judged(&in_part, true).unwrap();
+    let crossed = [(1, 0..8), (2, 0..5), (3, 5..6)];
+    assert!(judged(&crossed, false).is_err());
+    judged(&crossed, true).unwrap();
+    assert!(judged(&[(1, 0..7), (2, 0..2)], true).unwrap_err().contains("is zero"), "what was acknowledged is whole");
+}
+
+#[test]
 fn random_damage_is_caught() {
     let mut caught = 0;
     for seed in 0..40 {

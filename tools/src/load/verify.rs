@@ -7,6 +7,7 @@ use super::order::Order;
 use crate::image::Image;
 use crate::problem::Problem;
 use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::protocol::PointList;
 use afterimage_mgmt::when::When;
 use afterimage_nbd::client::Uri;
 use std::collections::BTreeSet;
@@ -65,11 +66,18 @@ pub fn verify(options: &Options) -> Result<Report, Problem> {
         Some(path) => std::fs::read(path).map_err(|e| Problem::file(path, &e))?,
         None => vec![0; usize::try_from(header.size).map_err(|_| Problem::failed("the disk is too large"))?],
     };
+    let list = match &options.volume {
+        Some((data, volume)) => Some(ControlClient::connect(data)?.points(volume)?),
+        None => None,
+    };
+    let since = header.base_seq.unwrap_or(0);
+    let gap = list.iter().flat_map(|list| &list.gaps).any(|g| g.to_seq.is_none_or(|to| to > since));
     let new = || -> Result<Judge, Problem> {
         Ok(if header.exact {
             Judge::Exact(Exact::new(header.seed, &entries, initial.clone()))
         } else {
-            Judge::Order(Order::new(header.seed, header.size, entries.clone()).map_err(Problem::failed)?)
+            let order = Order::new(header.seed, header.size, entries.clone()).map_err(Problem::failed)?;
+            Judge::Order(order.torn(gap))
         })
     };
     if let Some(disk) = &options.disk {
@@ -85,8 +93,8 @@ pub fn verify(options: &Options) -> Result<Report, Problem> {
         judge.at(None, &image).map_err(|e| Problem::failed(format!("{} at @{seq}: {e}", path.display())))?;
         report.images += 1;
     }
-    if let Some((data, volume)) = &options.volume {
-        history(options, data, volume, &header, new()?, &mut report)?;
+    if let Some(((data, volume), list)) = options.volume.as_ref().zip(list) {
+        history(options, data, volume, &list, &header, new()?, &mut report)?;
     }
     Ok(report)
 }
@@ -123,12 +131,12 @@ fn history(
     options: &Options,
     data: &Path,
     volume: &str,
+    list: &PointList,
     header: &Header,
     mut judge: Judge,
     report: &mut Report,
 ) -> Result<(), Problem> {
-    let list = ControlClient::connect(data)?.points(volume)?;
-    let window = list.window.ok_or_else(|| Problem::failed(format!("volume {volume} has no window yet")))?;
+    let window = list.window.as_ref().ok_or_else(|| Problem::failed(format!("volume {volume} has no window yet")))?;
     let first = header.base_seq.unwrap_or(0).max(window.first_seq);
     let last = window.last_seq;
     // With no marker but points among the records, and no request of unknown fate, the count follows from the seq.

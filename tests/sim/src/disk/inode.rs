@@ -1,0 +1,138 @@
+//! A file: what every process sees of it, and what a power cut leaves.
+
+use super::{BLOCK, SECTOR, Tag};
+use crate::rng::Rng;
+
+pub(super) enum Content {
+    Owned(Vec<u8>),
+    /// Mapped memory, which is never given back: whoever mapped it may be frozen.
+    Mapped(*mut u8, usize),
+}
+
+// SAFETY: the address is of memory that lives as long as the process; one thread runs at a time.
+unsafe impl Send for Content {}
+
+impl Content {
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Content::Owned(v) => v,
+            // SAFETY: mapped for good, and one thread runs at a time.
+            Content::Mapped(p, n) => unsafe { std::slice::from_raw_parts(*p, *n) },
+        }
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Content::Owned(v) => v,
+            // SAFETY: mapped for good, and one thread runs at a time.
+            Content::Mapped(p, n) => unsafe { std::slice::from_raw_parts_mut(*p, *n) },
+        }
+    }
+}
+
+/// Anonymous memory of `len` bytes, for good.
+pub(super) fn pages(len: usize) -> *mut u8 {
+    // SAFETY: a new private mapping touches nothing that is there.
+    let p = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len.max(BLOCK),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    assert!(p != libc::MAP_FAILED, "no memory");
+    p.cast()
+}
+
+pub(super) struct Inode {
+    pub(super) content: Content,
+    pub(super) durable: Vec<u8>,
+    /// Sectors written and not synced.
+    pub(super) dirty: Vec<bool>,
+    /// Blocks that are not holes.
+    pub(super) data: Vec<bool>,
+    pub(super) lock: Option<u64>,
+    /// Failed syncs.
+    pub(super) errors: u64,
+    pub(super) ino: u64,
+    pub(super) born: u64,
+    pub(super) modified: u64,
+    pub(super) tag: Tag,
+}
+
+impl Inode {
+    pub(super) fn len(&self) -> usize {
+        self.content.bytes().len()
+    }
+
+    pub(super) fn resize(&mut self, len: usize) {
+        if len == self.len() {
+            return;
+        }
+        if let Content::Mapped(..) = self.content {
+            self.content = Content::Owned(self.content.bytes().to_vec());
+        }
+        if let Content::Owned(v) = &mut self.content {
+            v.resize(len, 0);
+        }
+        self.dirty.resize(len.div_ceil(SECTOR), true);
+        self.data.resize(len.div_ceil(BLOCK), false);
+    }
+
+    pub(super) fn put(&mut self, data: &[u8], at: usize) {
+        if data.is_empty() {
+            return;
+        }
+        let end = at + data.len();
+        if end > self.len() {
+            self.resize(end);
+        }
+        self.content.bytes_mut()[at..end].copy_from_slice(data);
+        self.dirty[at / SECTOR..end.div_ceil(SECTOR)].fill(true);
+        self.data[at / BLOCK..end.div_ceil(BLOCK)].fill(true);
+    }
+
+    /// Makes sectors durable.
+    pub(super) fn write_back(&mut self, from: usize, to: usize, mut pick: impl FnMut(usize) -> bool) {
+        let len = self.len();
+        self.durable.resize(len, 0);
+        let bytes = self.content.bytes();
+        for s in from / SECTOR..to.min(len).div_ceil(SECTOR) {
+            if (self.dirty[s] || matches!(self.content, Content::Mapped(..))) && pick(s) {
+                let range = s * SECTOR..((s + 1) * SECTOR).min(len);
+                self.durable[range.clone()].copy_from_slice(&bytes[range]);
+                self.dirty[s] = false;
+            }
+        }
+    }
+
+    pub(super) fn power_cut(&mut self, rng: &mut Rng) {
+        let (old, new) = (self.durable.len(), self.len());
+        let len = match rng.below(4) {
+            0 => old,
+            1 => new,
+            _ => {
+                let (low, high) = (old.min(new), old.max(new));
+                low + rng.index(high - low + 1) / SECTOR * SECTOR
+            }
+        };
+        let keep = [0, 1000, 500, rng.below(1000)][rng.index(4)];
+        let mapped = matches!(self.content, Content::Mapped(..));
+        let mut left = self.durable.clone();
+        left.resize(len, 0);
+        let bytes = self.content.bytes();
+        for s in 0..len.min(new).div_ceil(SECTOR) {
+            if (self.dirty[s] || mapped) && rng.permille(keep) {
+                let range = s * SECTOR..((s + 1) * SECTOR).min(len).min(new);
+                left[range.clone()].copy_from_slice(&bytes[range]);
+            }
+        }
+        self.durable.clone_from(&left);
+        self.content = Content::Owned(left);
+        self.dirty = vec![false; len.div_ceil(SECTOR)];
+        self.data.resize(len.div_ceil(BLOCK), false);
+    }
+}

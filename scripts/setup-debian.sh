@@ -14,12 +14,12 @@ packages=(
     libnbd-bin             # nbdinfo, nbdcopy
     python3-libnbd         # the script that walks every NBD command
     nbdkit                 # a second server to check the harness itself with
-    nbd-client             # the kernel's client, copied into the test guest
+    nbd-client             # for the kernel's client
     qemu-system-x86
     qemu-utils             # qemu-img, qemu-nbd, qemu-io
     ipxe-qemu seabios      # firmware of the test guest
     e2fsprogs xfsprogs
-    busybox-static cpio xz-utils   # the test guest's initramfs
+    cpio xz-utils          # the test guest's initramfs
     util-linux             # unshare, nsenter
 )
 

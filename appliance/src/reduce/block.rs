@@ -1,5 +1,6 @@
 //! What one grid block is: zero, or known by its fingerprint.
 
+use afterimage_base::world;
 use afterimage_format::segment::{FINGERPRINT_LEN, Fingerprint};
 use zeroize::Zeroizing;
 
@@ -40,7 +41,8 @@ impl Fingerprinter {
     pub fn of(&self, block: &[u8]) -> Fingerprint {
         let full = blake3::keyed_hash(&self.0, block);
         let mut out = [0; FINGERPRINT_LEN];
-        out.copy_from_slice(&full.as_bytes()[..FINGERPRINT_LEN]);
+        let kept = if world::broken("short-hash") { 1 } else { FINGERPRINT_LEN };
+        out[..kept].copy_from_slice(&full.as_bytes()[..kept]);
         out
     }
 }

@@ -214,7 +214,10 @@ impl SegmentWriter {
         self.write(frames, total)?;
         let segment = &self.segment;
         if !world::broken("ack-before-sync") {
-            let synced = segment.ask(IoOp::Sync).and_then(|()| segment.file.sync_data());
+            let mut synced = segment.ask(IoOp::Sync).and_then(|()| segment.file.sync_data());
+            if synced.is_err() && world::broken("sync-again") {
+                synced = segment.file.sync_data();
+            }
             synced.map_err(io_error(&segment.path, "make it durable"))?;
         }
         self.committed = self.end;

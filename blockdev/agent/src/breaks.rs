@@ -37,6 +37,8 @@ pub(crate) enum Break {
     WrongSeq = 16384,
     /// The sync sends what it has compared although a live write came in between.
     OvertakeWrites = 32768,
+    /// A write that finds the ring full waits until there is room (I4).
+    WaitWhenFull = 65536,
 }
 
 #[cfg(not(test))]
@@ -60,6 +62,7 @@ impl Break {
             Break::CompareUnclaimed => "compare-unclaimed",
             Break::WrongSeq => "wrong-seq",
             Break::OvertakeWrites => "overtake-writes",
+            Break::WaitWhenFull => "wait-when-full",
         }
     }
 }

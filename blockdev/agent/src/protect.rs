@@ -109,6 +109,9 @@ impl Protection {
                 }
                 // It was reopened just now: try again.
                 Err(ReserveError::Closed) => {}
+                Err(ReserveError::Full) if self.breaks.has(Break::WaitWhenFull) => {
+                    afterimage_base::world::sleep(std::time::Duration::from_millis(10));
+                }
                 Err(ReserveError::Full) => self.close("the ring is full: the appliance is away or behind"),
                 Err(ReserveError::Invalid(what)) => self.close(what),
             }

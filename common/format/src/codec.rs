@@ -74,6 +74,12 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`DecodeError::Truncated`] if fewer are left.
     pub fn take(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {
+        #[cfg(test)]
+        if tests::UNCHECKED.get() {
+            let (head, tail) = self.bytes.split_at(n);
+            self.bytes = tail;
+            return Ok(head);
+        }
         let Some((head, tail)) = self.bytes.split_at_checked(n) else {
             return Err(DecodeError::Truncated { what: self.what, need: n, have: self.bytes.len() });
         };
@@ -218,7 +224,30 @@ impl Writer for Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{commit, compare, manifest, segment, wire};
     use proptest::prelude::*;
+    use std::cell::Cell;
+    use std::panic;
+
+    thread_local! {
+        /// A deliberate break of I12: the reader believes every length.
+        pub(super) static UNCHECKED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Gives `bytes` to everything that reads what came from a socket or a file.
+    fn read_all(bytes: &[u8]) {
+        let _ = wire::Hello::decode(bytes);
+        let _ = wire::Welcome::decode(bytes);
+        let _ = wire::Refuse::decode(bytes);
+        let _ = compare::HashQuery::decode(bytes, 1 << 30);
+        let _ = compare::Hashes::decode(bytes);
+        let _ = manifest::Manifest::decode(bytes);
+        let _ = segment::SegmentHeader::decode(bytes);
+        let _ = segment::FrameHeader::decode(bytes);
+        let _ = segment::Footer::decode(bytes);
+        let _ = segment::DirEntry::decode_all(bytes);
+        let _ = commit::Commit::decode(bytes);
+    }
 
     proptest! {
         #[test]
@@ -242,6 +271,17 @@ mod tests {
     fn an_overlong_varint_is_refused() {
         assert!(Reader::new("test", &[0xff; 11]).varint().is_err());
         assert!(Reader::new("test", &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02]).varint().is_err());
+    }
+
+    #[test]
+    fn i12_a_reader_that_believes_lengths_is_seen() {
+        let short: Vec<Vec<u8>> = (0..40).map(|n| vec![0xff; n]).collect();
+        let fall = || short.iter().filter(|b| panic::catch_unwind(|| read_all(b)).is_err()).count();
+        assert_eq!(fall(), 0);
+        UNCHECKED.set(true);
+        let fallen = fall();
+        UNCHECKED.set(false);
+        assert!(fallen > 0, "a reader without checks went unseen");
     }
 
     #[test]

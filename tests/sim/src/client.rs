@@ -3,6 +3,7 @@
 use crate::hosts::{Lab, lock, named};
 use crate::model::{GRANULE, Mark};
 use crate::rng::Rng;
+use crate::sched::{MILLI, SECOND};
 use afterimage_agent::{CacheMode, Volume};
 use afterimage_base::block::{BlockDevice, Completion, Queue, Request, Submitted};
 use afterimage_base::buf::AlignedBuf;
@@ -15,6 +16,10 @@ use std::time::Duration;
 
 /// Operations in flight of one client.
 const DEPTH: usize = 6;
+
+/// So long an operation may take at most, with nothing wrong but the appliance, its network and errors of the disk (I4): the
+/// simulated disk answers within milliseconds, clients think for longer.
+const LONGEST_WAIT: u64 = SECOND;
 
 enum Flying {
     Write { id: u32, fua: bool },
@@ -74,8 +79,20 @@ impl Client {
         *begun <= self.lab.setup.operations
     }
 
+    /// I4: to be called when a wait that began at `since` has ended.
+    fn waited(&self, since: u64) {
+        let waited = self.lab.sim.state().now - since;
+        if waited > LONGEST_WAIT {
+            crate::fail(&format!("the guest waited {} ms for one operation", waited / MILLI));
+        }
+    }
+
     fn reap(&mut self, queue: &mut dyn Queue, done: &mut Vec<Completion>, most: usize) {
+        let mut since = self.lab.sim.state().now;
         loop {
+            if !done.is_empty() {
+                since = self.lab.sim.state().now;
+            }
             for c in done.drain(..) {
                 self.ended(&c);
             }
@@ -88,6 +105,7 @@ impl Client {
             {
                 wait_readable(fd, Some(Duration::from_secs(5)));
                 queue.reap(done);
+                self.waited(since);
             }
         }
     }
@@ -120,6 +138,7 @@ impl Client {
     fn one(&mut self, queue: &mut dyn Queue) -> Option<Completion> {
         self.next += 1;
         let tag = self.next;
+        let since = self.lab.sim.state().now;
         let (offset, len) = self.range();
         let at = offset as u64;
         let fua = self.rng.below(20) == 0;
@@ -159,6 +178,7 @@ impl Client {
                 queue.submit(tag, Request::Write { offset: at, data: &data, fua })
             }
         };
+        self.waited(since);
         let cache = self.lab.setup.cache == CacheMode::None;
         self.lab.sim.state().note(b'c', at ^ u64::from(cache));
         match submitted {

@@ -1,5 +1,6 @@
 //! Initial sync, a full ring, dirty tracking, resync.
 
+use crate::breaks::Break;
 use crate::kit::{Lab, Load, load, loads, wait};
 use crate::{CacheMode, PointError, VolumeState};
 use afterimage_format::record::{FLAG_SYNC, Kind};
@@ -54,6 +55,40 @@ fn a_full_ring_costs_the_guest_nothing_and_the_replica_converges() {
     }
     assert!(lab.appliance.kept().gaps().len() >= 5);
     assert!(lab.appliance.kept().gaps()[1..].iter().all(|(_, initial)| !initial));
+}
+
+/// Whether a guest's writes end while the appliance takes nothing.
+fn goes_on_without_the_appliance(broken: Option<Break>) -> bool {
+    let mut lab = Lab::new(32 << 20);
+    lab.ring_bytes = 8 << 20;
+    let (_agent, volume) = lab.open();
+    wait(&volume, |s| s.state == VolumeState::Live);
+    if let Some(what) = broken {
+        volume.shared().p.breaks.set(what);
+    }
+    lab.appliance.stalled.store(true, Ordering::SeqCst);
+    let device = volume.device();
+    let big = Load { span: 32 << 20, longest: 128 << 10, operations: 400, ..Load::small(1) };
+    thread::scope(|scope| {
+        let guest = scope.spawn(|| load(&device, big));
+        let (mut full, mut patience) = (false, 100);
+        while !guest.is_finished() && patience > 0 {
+            thread::sleep(Duration::from_millis(20));
+            let status = volume.status();
+            full |= status.ring_used > status.ring_bytes / 10 * 9;
+            patience -= u32::from(full && status.state != VolumeState::Dirty);
+        }
+        let ended = guest.is_finished() || volume.status().state == VolumeState::Dirty;
+        lab.appliance.stalled.store(false, Ordering::SeqCst);
+        assert!(guest.join().unwrap().iter().all(|d| d.ok));
+        ended
+    })
+}
+
+#[test]
+fn i4_a_write_that_waits_for_the_appliance_is_seen() {
+    assert!(goes_on_without_the_appliance(None));
+    assert!(!goes_on_without_the_appliance(Some(Break::WaitWhenFull)));
 }
 
 #[test]

@@ -124,8 +124,6 @@ install_modules() {
     for name in "${early[@]}"; do
         [ -z "$(find "$folder" -name "${name//[-_]/[-_]}.ko")" ] || echo "$name"
     done >"$tree/etc/early-modules"
-    mkdir -p "$tree/etc/modprobe.d"
-    echo "options loop max_loop=8" >"$tree/etc/modprobe.d/guest.conf"
 }
 
 base_tree() {
@@ -138,6 +136,8 @@ base_tree() {
     install_programs "$debian" "$tree" "${base_programs[@]}"
     ln -s ../lib/ld-linux-x86-64.so.2 "$tree/lib64/"
     for name in ext2 ext3 ext4; do ln -s mke2fs "$tree/sbin/mkfs.$name"; done
+    # Where the kernel calls it.
+    ln -s ../bin/busybox "$tree/sbin/modprobe"
     install_modules "$kernel" "$tree"
     install "$here/init" "$tree/init"
     ln -s ../proc/mounts "$tree/etc/mtab"

@@ -33,10 +33,8 @@ pub fn path_of(name: &str) -> PathBuf {
     path
 }
 
-fn folder() -> PathBuf {
-    if let Some(folder) = std::env::var_os("AFTERIMAGE_BIN_DIR") {
-        return folder.into();
-    }
+/// Where cargo put the running test: its target folder, and the folder and the name of the profile.
+fn place() -> (PathBuf, PathBuf, String) {
     // target/PROFILE/deps/test-HASH, or target/PROFILE/program
     let me = std::env::current_exe().expect("the path of the running program");
     let folder = me.ancestors().skip(1).find(|f| !f.ends_with("deps")).expect("a folder above the program").to_owned();
@@ -45,10 +43,25 @@ fn folder() -> PathBuf {
         Some("debug") | None => "dev",
         Some(name) => name,
     };
+    let profile = profile.to_owned();
+    (target, folder, profile)
+}
+
+/// Cargo's target folder, and the profile of the running test.
+pub(crate) fn target_and_profile() -> (PathBuf, String) {
+    let (target, _, profile) = place();
+    (target, profile)
+}
+
+fn folder() -> PathBuf {
+    if let Some(folder) = std::env::var_os("AFTERIMAGE_BIN_DIR") {
+        return folder.into();
+    }
+    let (target, folder, profile) = place();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let hour = std::time::Duration::from_secs(3600);
     tool(cargo)
-        .args(["build", "--quiet", "--package", "afterimage", "--bins", "--profile", profile, "--manifest-path"])
+        .args(["build", "--quiet", "--package", "afterimage", "--bins", "--profile", &profile, "--manifest-path"])
         .arg(repository().join("Cargo.toml"))
         .arg("--target-dir")
         .arg(target)

@@ -1,70 +1,236 @@
-//! A QEMU guest (emulated, so it runs anywhere) that executes a shell script; its disk is an NBD export. The test reads
-//! its serial console and types on it. What is in the guest: vm-images/README.md.
+//! A QEMU guest (with KVM where that works, else emulated, so it runs anywhere), driven by its serial ports. What is in it:
+//! vm-images/README.md.
+//!
+//!     let mut vm = guest::machine("web").afterimage().network().image(&disk).boot();
+//!     vm.run("mke2fs -q /dev/vda && mount /dev/vda /mnt");
+//!     assert_eq!(vm.run("ls /mnt"), "lost+found");
+//!     vm.kill();                                  // a power cut
+//!
+//! What fails panics with the command, its output and the end of the kernel's messages. Dropping a guest kills it and removes
+//! its files; it dies with the test program, too.
 
-use crate::binary::repository;
-use crate::tool::{cannot_start, line_of, tool};
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+mod console;
+mod cpio;
+mod image;
+
+use crate::process::spawn;
+use crate::seats::Seat;
+pub use crate::seats::{Seats, reserve as seats};
+use crate::tool::{cannot_start, line_of, tail, tool};
+use console::{Console, Missing};
+use cpio::Entry;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// An emulated guest on a loaded machine is slow; one that says nothing for so long hangs.
-const SILENCE: Duration = Duration::from_secs(240);
-/// What /init says when the script is over.
+/// What /init says when the script is over, and when it takes commands.
 const ENDED: &str = "guest: script ended with status ";
+const STARTS: &str = "guest: script starts";
+const READY: &str = "guest: console is ready";
+/// A command that takes longer than this hangs: the guest may be emulated on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(300);
+const PREFIX: &str = "afterimage-guest-";
 
 /// The plan of a guest.
 #[derive(Debug)]
 pub struct Builder {
-    script: String,
+    name: String,
+    script: Option<String>,
     arguments: Vec<String>,
+    kernel: String,
+    memory: u32,
+    processors: u32,
+    fio: bool,
+    afterimage: bool,
+    files: Vec<Entry>,
+    seats: Option<Seats>,
 }
 
 /// A running guest; dropping it kills it.
 #[derive(Debug)]
 pub struct Guest {
+    name: String,
     child: Child,
     keyboard: ChildStdin,
     console: Arc<Console>,
-    reader: Option<JoinHandle<()>>,
-    _script: tempfile::NamedTempFile,
+    port: Option<Port>,
+    readers: Vec<JoinHandle<()>>,
+    _folder: Folder,
+    _seat: Seat,
 }
 
-#[derive(Debug, Default)]
-struct Console {
-    state: Mutex<Lines>,
-    changed: Condvar,
+/// The second serial port, on which a shell reads.
+#[derive(Debug)]
+struct Port {
+    to: UnixStream,
+    console: Arc<Console>,
+    commands: u32,
 }
 
-#[derive(Debug, Default)]
-struct Lines {
-    lines: Vec<String>,
-    closed: bool,
+/// A guest's own folder, with a lock that its owner holds.
+#[derive(Debug)]
+struct Folder {
+    path: tempfile::TempDir,
+    _lock: Flock<File>,
 }
 
-/// A guest that runs this script (busybox's sh) as root.
+/// How a command in the guest ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit status.
+    pub status: i32,
+    /// What it printed, errors too, without the newline at the end.
+    pub text: String,
+}
+
+/// A command that runs in the guest's background.
+#[derive(Debug)]
+#[must_use = "nobody notices if it fails"]
+pub struct Job(u32);
+
+/// A guest that runs this script (busybox's sh) as root on its first serial port, and powers off: [`Builder::start`].
 #[must_use]
 pub fn guest(script: &str) -> Builder {
-    Builder { script: script.to_owned(), arguments: Vec::new() }
+    Builder { script: Some(script.to_owned()), ..machine("guest") }
+}
+
+/// A guest of this host name that takes commands: [`Builder::boot`].
+#[must_use]
+pub fn machine(name: &str) -> Builder {
+    Builder {
+        name: name.to_owned(),
+        script: None,
+        arguments: Vec::new(),
+        kernel: "console=ttyS0 quiet panic=-1".to_owned(),
+        memory: 256,
+        processors: 1,
+        fio: false,
+        afterimage: false,
+        files: Vec::new(),
+        seats: None,
+    }
+}
+
+/// The folder with the guest's kernel and its root disk (`root.ext4`, to be copied).
+#[must_use]
+pub fn image_folder() -> &'static Path {
+    image::folder()
+}
+
+/// A static `afterimage` of this checkout, as the guests get it.
+#[must_use]
+pub fn static_program() -> &'static Path {
+    image::program()
 }
 
 impl Builder {
-    /// Gives it a disk: the next of /dev/vda, /dev/vdb, ...
+    /// Gives it a disk that is served over NBD: the next of /dev/vda, /dev/vdb, ...
     #[must_use]
-    pub fn disk(mut self, uri: &str) -> Self {
+    pub fn disk(self, uri: &str) -> Self {
         // The guest's own cache is the only one: QEMU sends every write and every flush to the server.
-        let drive = format!("file={},format=raw,if=virtio,cache=none,discard=unmap", uri.replace(',', ",,"));
-        self.arguments.extend(["-drive".to_owned(), drive]);
-        self
+        self.drive(&format!("file={},cache=none", uri.replace(',', ",,")))
+    }
+
+    /// The same, with an image file of the host; what the guest wrote to it is there after a kill, flushed or not.
+    #[must_use]
+    pub fn image(self, path: &Path) -> Self {
+        self.drive(&format!("file={},cache=writeback", path.display().to_string().replace(',', ",,")))
+    }
+
+    fn drive(self, what: &str) -> Self {
+        let drive = format!("{what},format=raw,if=virtio,discard=unmap");
+        self.arguments(["-drive", &drive])
     }
 
     /// Gives it a network card: the host is 10.0.2.2.
     #[must_use]
-    pub fn network(mut self) -> Self {
-        self.arguments.extend(["-nic".to_owned(), "user,model=virtio-net-pci".to_owned()]);
+    pub fn network(self) -> Self {
+        self.arguments(["-nic", "user,model=virtio-net-pci"])
+    }
+
+    /// The same, with TCP ports of the host's loopback that lead to ports of the guest: (host, guest).
+    #[must_use]
+    pub fn network_with_ports(self, ports: &[(u16, u16)]) -> Self {
+        let forward = ports.iter().map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-10.0.2.15:{guest}"));
+        let nic = format!("user,model=virtio-net-pci{}", forward.collect::<String>());
+        self.arguments(["-nic", &nic])
+    }
+
+    /// Adds arguments of QEMU.
+    #[must_use]
+    pub fn arguments<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// Boots from a root disk instead of the initramfs: one of the disks, `/dev/vda`. Files that were handed over
+    /// are not there then.
+    #[must_use]
+    pub fn root(mut self, device: &str) -> Self {
+        self.kernel.push_str(" root=");
+        self.kernel.push_str(device);
+        self
+    }
+
+    /// Its memory, in MiB.
+    #[must_use]
+    pub fn memory(mut self, mib: u32) -> Self {
+        self.memory = mib;
+        self
+    }
+
+    /// Its processors.
+    #[must_use]
+    pub fn processors(mut self, count: u32) -> Self {
+        self.processors = count;
+        self
+    }
+
+    /// Puts fio into it, which takes 160 MiB more of memory.
+    #[must_use]
+    pub fn fio(mut self) -> Self {
+        self.fio = true;
+        self
+    }
+
+    /// Puts our program into it: /bin/afterimage.
+    #[must_use]
+    pub fn afterimage(mut self) -> Self {
+        self.afterimage = true;
+        self
+    }
+
+    /// Hands a file over.
+    #[must_use]
+    pub fn file(mut self, path: &str, content: impl Into<Vec<u8>>) -> Self {
+        self.files.push(Entry { path: path.to_owned(), mode: 0o644, content: content.into() });
+        self
+    }
+
+    /// Hands a file of the host over, with its permissions.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn copy(mut self, from: &Path, path: &str) -> Self {
+        let read = || Ok::<_, std::io::Error>((from.metadata()?.permissions().mode() & 0o777, std::fs::read(from)?));
+        let (mode, content) = read().unwrap_or_else(|e| panic!("read {}: {e}", from.display()));
+        self.files.push(Entry { path: path.to_owned(), mode, content });
+        self
+    }
+
+    /// Takes one of the reserved seats; see [`seats`].
+    #[must_use]
+    pub fn seat(mut self, seats: &Seats) -> Self {
+        self.seats = Some(seats.clone());
         self
     }
 
@@ -75,47 +241,244 @@ impl Builder {
     #[must_use]
     #[track_caller]
     pub fn start(self) -> Guest {
-        let image = image();
-        let mut script = tempfile::NamedTempFile::new().expect("make a script file");
-        script.write_all(self.script.as_bytes()).expect("write a script file");
+        let guest = self.power_on();
+        guest.wait_for(STARTS);
+        guest
+    }
+
+    /// Boots it, and waits until it takes commands.
+    ///
+    /// # Panics
+    /// If it does not boot.
+    #[must_use]
+    #[track_caller]
+    pub fn boot(mut self) -> Guest {
+        self.kernel.push_str(" afterimage=console");
+        let mut guest = self.power_on();
+        guest.wait_for(READY);
+        guest.run("true");
+        guest
+    }
+
+    #[track_caller]
+    fn power_on(mut self) -> Guest {
+        if self.afterimage {
+            self = self.copy(image::program(), "/bin/afterimage");
+        }
+        let accelerator = image::accelerator();
+        let seat = self.seats.as_ref().map_or_else(Seat::alone, Seats::sit);
+        let folder = Folder::new();
+        let initrd = folder.path.path().join("initrd");
+        image::write_initrd(&initrd, self.fio, &self.files);
+        let socket = folder.path.path().join("port");
+        let memory = self.memory + if self.fio { 160 } else { 0 };
         let mut command = tool("qemu-system-x86_64")
-            .args(["-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config", "-no-reboot"])
-            .args(["-display", "none", "-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1"])
+            .args(accelerator)
+            .args(["-m", &memory.to_string(), "-smp", &self.processors.to_string()])
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"])
+            .args(["-serial", &format!("unix:{},server=on,wait=off", socket.display())])
+            .args(["-append", &format!("{} afterimage.name={}", self.kernel, self.name)])
             .arg("-kernel")
-            .arg(image.join("vmlinuz"))
+            .arg(image::folder().join("vmlinuz"))
             .arg("-initrd")
-            .arg(image.join("initramfs"))
-            .arg("-fw_cfg")
-            .arg(format!("name=opt/afterimage/script,file={}", script.path().display()))
-            .args(&self.arguments)
-            .into_command();
+            .arg(&initrd)
+            .args(&self.arguments);
+        if let Some(script) = &self.script {
+            let path = folder.path.path().join("script");
+            std::fs::write(&path, script).expect("write a script file");
+            command = command.arg("-fw_cfg").arg(format!("name=opt/afterimage/script,file={}", path.display()));
+        }
+        let mut command = command.into_command();
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let line = line_of(&command);
-        let mut child = command.spawn().unwrap_or_else(|e| cannot_start(&line, &e));
+        let mut child = spawn(command).unwrap_or_else(|e| cannot_start(&line, &e));
         let keyboard = child.stdin.take().expect("the guest's keyboard");
-        let screen = child.stdout.take().expect("the guest's screen");
-        let console = Arc::new(Console::default());
-        let reader = std::thread::spawn({
-            let console = Arc::clone(&console);
-            move || console.read(screen)
-        });
-        let mut guest = Guest { child, keyboard, console, reader: Some(reader), _script: script };
-        guest.wait_for("guest: script starts");
+        let (console, reader) = Console::start(child.stdout.take().expect("the guest's screen"));
+        let mut guest = Guest {
+            name: self.name,
+            child,
+            keyboard,
+            console,
+            port: None,
+            readers: vec![reader],
+            _folder: folder,
+            _seat: seat,
+        };
+        if self.script.is_none() {
+            guest.connect(&socket);
+        }
         guest
     }
 }
 
 impl Guest {
-    /// Waits for a line of the console that holds this text, from the first line on, and returns it.
+    #[track_caller]
+    fn connect(&mut self, socket: &Path) {
+        let end = Instant::now() + LIMIT;
+        let to = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(e) => {
+                    let running = self.child.try_wait().expect("wait for the guest").is_none();
+                    assert!(running && Instant::now() < end, "QEMU does not listen ({e}):\n{}", self.screen());
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        };
+        let (console, reader) = Console::start(to.try_clone().expect("share the guest's port"));
+        self.readers.push(reader);
+        self.port = Some(Port { to, console, commands: 0 });
+    }
+
+    /// Runs a shell script (busybox's sh; it ends at the first command that fails) in the guest; it must succeed. Returns what it
+    /// printed.
+    ///
+    /// # Panics
+    /// If it fails, or takes more than five minutes.
+    #[track_caller]
+    pub fn run(&mut self, script: &str) -> String {
+        self.run_within(LIMIT, script)
+    }
+
+    /// The same with another limit.
+    ///
+    /// # Panics
+    /// If it fails, or takes longer.
+    #[track_caller]
+    pub fn run_within(&mut self, limit: Duration, script: &str) -> String {
+        let Output { status, text } = self.run_any(limit, script);
+        assert!(status == 0, "{}", self.explain(&format!("failed with status {status}"), script, &text));
+        text
+    }
+
+    /// Runs a script, however it ends.
+    ///
+    /// # Panics
+    /// If it takes longer than `limit`, or the guest ends.
+    #[track_caller]
+    pub fn run_any(&mut self, limit: Duration, script: &str) -> Output {
+        let port = self.port.as_mut().expect("the guest was booted to take commands");
+        port.commands += 1;
+        let (n, from) = (port.commands, port.console.len());
+        let typed = format!(
+            "cat >/run/lab.{n} <<'=lab.{n}='\n{script}\n=lab.{n}=\n\
+             sh -e /run/lab.{n} </dev/null >/dev/ttyS1 2>&1\nprintf '\\n=lab.{n}= %d\\n' $? >/dev/ttyS1\n\
+             rm /run/lab.{n}\n"
+        );
+        let sent = port.to.write_all(typed.as_bytes());
+        let marker = format!("=lab.{n}= ");
+        let found = sent.map_err(|_| Missing::Ended).and_then(|()| {
+            let is_end = |line: &str| line.strip_prefix(&marker).is_some_and(|s| s.parse::<i32>().is_ok());
+            port.console.wait(from, Some(limit), is_end)
+        });
+        let mut lines = port.console.lines().split_off(from);
+        match found {
+            Ok(at) => {
+                let status = lines[at - from].strip_prefix(&marker).and_then(|s| s.parse().ok()).unwrap_or(-1);
+                lines.truncate(at - from);
+                // The newline in front of the marker ends a last line that has none of its own.
+                while lines.last().is_some_and(String::is_empty) {
+                    lines.pop();
+                }
+                Output { status, text: lines.join("\n") }
+            }
+            Err(missing) => {
+                let how = match missing {
+                    Missing::Ended => "did not end, but the guest did".to_owned(),
+                    Missing::Late => format!("did not end within {} s", limit.as_secs()),
+                };
+                panic!("{}", self.explain(&how, script, &lines.join("\n")))
+            }
+        }
+    }
+
+    fn explain(&self, how: &str, script: &str, output: &str) -> String {
+        format!(
+            "guest {}: {how}: {script}\n--- output\n{}\n--- console\n{}",
+            self.name,
+            tail(output),
+            tail(&self.screen())
+        )
+    }
+
+    /// Starts a script in the guest's background.
+    ///
+    /// # Panics
+    /// If the guest is gone.
+    #[track_caller]
+    pub fn spawn(&mut self, script: &str) -> Job {
+        let id = self.port.as_ref().map_or(0, |p| p.commands);
+        self.run(&format!(
+            "cat >/run/job.{id} <<'=job.{id}='\n{script}\n=job.{id}=\n\
+             {{ setsid sh -e /run/job.{id} </dev/null >/run/job.{id}.log 2>&1; echo $? >/run/job.{id}.status; }} &"
+        ));
+        Job(id)
+    }
+
+    /// Waits for the end of a script in the background; it must succeed. Returns what it printed.
+    ///
+    /// # Panics
+    /// If it fails or takes longer than `limit`.
+    #[track_caller]
+    pub fn wait(&mut self, job: &Job, limit: Duration) -> String {
+        let Job(id) = job;
+        self.wait_until(limit, &format!("test -s /run/job.{id}.status"));
+        let status = self.run(&format!("cat /run/job.{id}.status"));
+        let text = self.run(&format!("cat /run/job.{id}.log"));
+        let script = format!("job {id}");
+        assert!(status == "0", "{}", self.explain(&format!("failed with status {status}"), &script, &text));
+        text
+    }
+
+    /// Has a script in the background ended?
+    ///
+    /// # Panics
+    /// If the guest is gone.
+    #[track_caller]
+    pub fn has_ended(&mut self, job: &Job) -> bool {
+        self.run_any(LIMIT, &format!("test -s /run/job.{}.status", job.0)).status == 0
+    }
+
+    /// Runs a script again and again until it succeeds.
+    ///
+    /// # Panics
+    /// If it never does.
+    #[track_caller]
+    pub fn wait_until(&mut self, limit: Duration, script: &str) -> String {
+        let end = Instant::now() + limit;
+        loop {
+            let last = self.run_any(LIMIT, script);
+            if last.status == 0 {
+                return last.text;
+            }
+            assert!(Instant::now() < end, "{}", self.explain("never succeeded", script, &last.text));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// The content of a text file of the guest, for logs.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    #[track_caller]
+    pub fn read(&mut self, path: &str) -> String {
+        self.run(&format!("cat {path}"))
+    }
+
+    /// Waits for a line of the first serial port that holds this text, from the first line on, and returns it.
     ///
     /// # Panics
     /// If the guest ends or falls silent first.
     #[track_caller]
-    pub fn wait_for(&mut self, text: &str) -> String {
-        self.console.wait_for(text)
+    pub fn wait_for(&self, text: &str) -> String {
+        match self.console.wait(0, None, |line| line.contains(text)) {
+            Ok(n) => self.console.lines().swap_remove(n),
+            Err(Missing::Ended) => panic!("guest {} ended before it said {text:?}:\n{}", self.name, self.screen()),
+            Err(Missing::Late) => panic!("guest {} never said {text:?}:\n{}", self.name, self.screen()),
+        }
     }
 
-    /// Types a line on the console.
+    /// Types a line on the first serial port.
     ///
     /// # Panics
     /// If the guest is gone.
@@ -125,10 +488,10 @@ impl Guest {
         sent.unwrap_or_else(|e| panic!("cannot type on the guest's console ({e}):\n{}", self.screen()));
     }
 
-    /// All that the console has shown so far.
+    /// All that the first serial port, with the kernel's messages, has shown so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
-        self.console.lock().lines.clone()
+        self.console.lines()
     }
 
     /// The same as one text.
@@ -147,6 +510,18 @@ impl Guest {
         assert!(line.trim_end().ends_with(&format!("{ENDED}0")), "the guest's script failed:\n{}", self.screen());
     }
 
+    /// Shuts it down in order: file systems are synced.
+    ///
+    /// # Panics
+    /// If it does not end.
+    #[track_caller]
+    pub fn power_off(mut self) {
+        let port = self.port.as_mut().expect("the guest was booted to take commands");
+        let _ = port.to.write_all(b"sync; umount -a -r; poweroff -f\n");
+        let ended = crate::tool::wait(&mut self.child, LIMIT);
+        assert!(ended.is_some(), "guest {} does not power off:\n{}", self.name, self.screen());
+    }
+
     /// Kills the guest's QEMU, as a power cut would.
     ///
     /// # Panics
@@ -163,61 +538,40 @@ impl Drop for Guest {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(reader) = self.reader.take() {
+        for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
         if std::thread::panicking() {
-            eprintln!("the guest's console:\n{}", self.screen());
+            eprintln!("the console of guest {}:\n{}", self.name, self.screen());
+            if let Some(port) = &self.port {
+                eprintln!("what its commands printed:\n{}", tail(&port.console.lines().join("\n")));
+            }
         }
     }
 }
 
-impl Console {
-    fn lock(&self) -> MutexGuard<'_, Lines> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn read(&self, screen: ChildStdout) {
-        for line in BufReader::new(screen).split(b'\n') {
-            let Ok(line) = line else { break };
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            self.lock().lines.push(text);
-            self.changed.notify_all();
-        }
-        self.lock().closed = true;
-        self.changed.notify_all();
-    }
-
-    #[track_caller]
-    fn wait_for(&self, text: &str) -> String {
-        let mut seen = 0;
-        let mut last_news = Instant::now();
-        let mut state = self.lock();
-        loop {
-            if let Some(line) = state.lines[seen..].iter().find(|l| l.contains(text)) {
-                return line.clone();
-            }
-            if state.lines.len() > seen {
-                seen = state.lines.len();
-                last_news = Instant::now();
-            }
-            let screen = state.lines.iter().fold(String::new(), |mut all, line| {
-                let _ = writeln!(all, "{line}");
-                all
-            });
-            assert!(!state.closed, "the guest ended before it said {text:?}:\n{screen}");
-            assert!(last_news.elapsed() < SILENCE, "the guest never said {text:?}:\n{screen}");
-            let waited = self.changed.wait_timeout(state, Duration::from_millis(500));
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+impl Folder {
+    fn new() -> Folder {
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(sweep);
+        let path = tempfile::Builder::new().prefix(PREFIX).tempdir().expect("make a folder");
+        let lock = File::create(path.path().join("lock")).expect("make a lock file");
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).expect("lock a folder of one's own");
+        Folder { path, _lock: lock }
     }
 }
 
-/// The folder with the guest's kernel and initramfs, which is built if need be.
-fn image() -> &'static Path {
-    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
-    IMAGE.get_or_init(|| {
-        let built = tool(repository().join("vm-images/build.sh")).deadline(Duration::from_secs(1800)).run();
-        PathBuf::from(built.stdout.trim_end())
-    })
+/// Removes the folders of guests whose test was killed: nobody holds their locks. A new one may not be locked yet.
+fn sweep() {
+    let is_old = |path: &Path| {
+        let age = path.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+        age.is_some_and(|a| a > Duration::from_secs(60))
+    };
+    let found = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten().map(|e| e.path());
+    for folder in found.filter(|p| p.to_string_lossy().contains(PREFIX) && is_old(p)) {
+        let Ok(file) = File::open(folder.join("lock")) else { continue };
+        if let Ok(_lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            let _ = std::fs::remove_dir_all(&folder);
+        }
+    }
 }

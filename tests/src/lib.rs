@@ -10,7 +10,8 @@
 //! | [`pair`] | agent and appliance as two processes |
 //! | [`peer`] | other NBD servers, to check the harness with and to measure against |
 //! | [`proxy`] | a TCP proxy that cuts, stalls, spoils and slows |
-//! | [`guest`] | a QEMU guest whose disk is an NBD export, driven by its serial console |
+//! | [`guest`] | QEMU guests, driven by their serial ports |
+//! | [`seats`] | how many guests run at a time |
 //! | [`ext4`] | is this image a sound ext4 after journal replay? |
 //! | [`lab`] | the usual setting: one protected disk in a folder of its own |
 //! | [`data`] | test data: seeded chance, image files, comparisons |
@@ -27,4 +28,5 @@ pub mod pair;
 pub mod peer;
 pub mod process;
 pub mod proxy;
+pub mod seats;
 pub mod tool;

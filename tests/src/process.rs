@@ -4,8 +4,12 @@ use crate::tool::{cannot_start, line_of, tail, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 /// What takes longer than this hangs.
@@ -30,7 +34,7 @@ impl Process {
         let file = File::options().create(true).append(true).open(log).expect("open the log of a process");
         let twin = file.try_clone().expect("share the log of a process");
         command.stdin(Stdio::null()).stdout(file).stderr(twin);
-        let child = command.spawn().unwrap_or_else(|e| cannot_start(&line, &e));
+        let child = spawn(command).unwrap_or_else(|e| cannot_start(&line, &e));
         Self { child, line, log: log.to_owned() }
     }
 
@@ -111,6 +115,37 @@ impl Process {
         let log = std::fs::read(&self.log).unwrap_or_default();
         format!("{}\n--- output\n{}", self.line, tail(&String::from_utf8_lossy(&log)))
     }
+}
+
+/// Starts a program that dies with this one, even if this one is killed.
+///
+/// The kernel sends the signal when the *thread* that started the child ends, and a test's thread ends with its test; so
+/// one thread starts them all and never ends.
+pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
+    type Order = (Command, Sender<io::Result<Child>>);
+    static STARTER: OnceLock<Sender<Order>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (send, orders) = channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in orders {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        send
+    });
+    let parent = nix::unistd::getpid();
+    // SAFETY: between fork and exec only system calls are made, nothing is allocated and no lock is taken.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // It may have died before this was said.
+            if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        });
+    }
+    let (answer, child) = channel();
+    let gone = |_| io::Error::other("the thread that starts programs has ended");
+    starter.send((command, answer)).map_err(|_| gone(()))?;
+    child.recv().map_err(|_| gone(()))?
 }
 
 impl Drop for Process {

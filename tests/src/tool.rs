@@ -122,11 +122,11 @@ impl Tool {
     #[track_caller]
     pub fn run_any(mut self) -> Finished {
         let line = line_of(&self.command);
-        let (mut stdout, mut stderr) = (scratch(), scratch());
+        let (stdout, stderr) = (scratch(), scratch());
         self.command.stdin(Stdio::null()).stdout(share(&stdout)).stderr(share(&stderr));
         let mut child = self.command.spawn().unwrap_or_else(|e| cannot_start(&line, &e));
         let status = wait(&mut child, self.deadline);
-        let (stdout, stderr) = (content(&mut stdout), content(&mut stderr));
+        let (stdout, stderr) = (content(&stdout), content(&stderr));
         let Some(status) = status else {
             panic!("hangs: {line}\n--- stdout\n{}\n--- stderr\n{}", tail(&stdout), tail(&stderr));
         };
@@ -190,7 +190,8 @@ fn share(file: &File) -> Stdio {
     Stdio::from(file.try_clone().expect("share a scratch file"))
 }
 
-fn content(file: &mut File) -> String {
+/// What a program has written to a scratch file.
+pub(crate) fn content(mut file: &File) -> String {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0)).expect("rewind a scratch file");
     file.read_to_end(&mut bytes).expect("read a scratch file");

@@ -1,5 +1,6 @@
 //! The command's end of the control socket.
 
+use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REPLY, write_line};
 use crate::protocol::{
@@ -159,6 +160,22 @@ impl ControlClient {
     /// If there is no such volume.
     pub fn compare_volume(&mut self, volume: &str) -> Result<CompareBegun, ClientError> {
         self.call(Request::CompareVolume { volume: volume.to_owned() })
+    }
+
+    /// See [`Request::Attach`].
+    ///
+    /// # Errors
+    /// If the kernel or a program that is needed is missing.
+    pub fn attach(&mut self, volume: &str, options: AttachOptions) -> Result<Attached, ClientError> {
+        self.call(Request::Attach { volume: volume.to_owned(), options })
+    }
+
+    /// See [`Request::Detach`].
+    ///
+    /// # Errors
+    /// If there is no such device, or somebody uses it.
+    pub fn detach(&mut self, what: &str) -> Result<Detached, ClientError> {
+        self.call(Request::Detach { what: what.to_owned() })
     }
 
     /// See [`Request::Resolve`].

@@ -13,6 +13,7 @@
 //! | [`lines`], [`fdpass`] | its lines and its file descriptors |
 //! | [`schedule`] | when automatic points are due |
 
+pub mod attach;
 pub mod client;
 pub mod fdpass;
 pub mod lines;

@@ -21,6 +21,7 @@
 //! A server that does not speak the request's version answers `version` and names its own. Fields may be
 //! added within a version; readers ignore those that they do not know.
 
+use crate::attach::{AttachOptions, Attached};
 use crate::units::Time;
 use crate::verify::VerifyOptions;
 use crate::when::When;
@@ -75,6 +76,19 @@ pub enum Request {
     CompareVolume {
         /// Name of the volume.
         volume: String,
+    },
+    /// Makes a block device of a volume, or of a moment of it, and answers [`Attached`]. It is there until it is detached.
+    Attach {
+        /// Name of the volume.
+        volume: String,
+        /// What and how.
+        #[serde(flatten)]
+        options: AttachOptions,
+    },
+    /// Takes block devices away again and answers [`Detached`](crate::attach::Detached).
+    Detach {
+        /// Name of a volume (all its block devices), or a block device.
+        what: String,
     },
     /// [`Position`] of a moment.
     Resolve {
@@ -343,6 +357,9 @@ pub struct VolumeStatus {
     pub first_time: Option<Time>,
     /// Time of the newest durable write.
     pub durable_time: Option<Time>,
+    /// Block devices that show it.
+    #[serde(default)]
+    pub devices: Vec<Attached>,
 }
 
 /// How far an initial sync or a resync is.

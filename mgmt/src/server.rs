@@ -1,5 +1,6 @@
 //! The daemon's end of the control socket: a thread per connection, a limit on their number.
 
+use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REQUEST, write_line};
 use crate::protocol::{
@@ -61,6 +62,23 @@ pub trait Site: Send + Sync + 'static {
     /// # Errors
     /// [`Code::NotFound`] if there is no such volume here.
     fn compare_volume(&self, volume: &str) -> Result<CompareBegun, Failure>;
+
+    /// Makes a block device.
+    ///
+    /// # Errors
+    /// [`Code::Failed`] if the kernel or a program that is needed is missing; the message names it.
+    fn attach(&self, volume: &str, options: &AttachOptions) -> Result<Attached, Failure> {
+        let _ = options;
+        Err(Failure::new(Code::Failed, format!("this process makes no block device of volume {volume}")))
+    }
+
+    /// Takes block devices away.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] if there is none, [`Code::Conflict`] if somebody uses it.
+    fn detach(&self, what: &str) -> Result<Detached, Failure> {
+        Err(Failure::new(Code::NotFound, format!("{what} is not attached here")))
+    }
 
     /// What a moment means.
     ///
@@ -254,6 +272,8 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
             Ok(Request::CreatePoint { volume, name }) => finish(&stream, site.create_point(&volume, &name))?,
             Ok(Request::ResizeVolume { volume, size }) => finish(&stream, site.resize_volume(&volume, size))?,
             Ok(Request::CompareVolume { volume }) => finish(&stream, site.compare_volume(&volume))?,
+            Ok(Request::Attach { volume, options }) => finish(&stream, site.attach(&volume, &options))?,
+            Ok(Request::Detach { what }) => finish(&stream, site.detach(&what))?,
             Ok(Request::Resolve { volume, at }) => finish(&stream, site.resolve(&volume, &at))?,
             Ok(Request::Diff { volume, from, to }) => diff(&stream, site.diff(&volume, &from, &to))?,
             Ok(Request::Verify { volume, options }) => verify(&stream, site, &volume, &options)?,

@@ -60,6 +60,7 @@ fn toy_volume() -> VolumeStatus {
         first_seq: Some(3),
         first_time: Some(Time(3)),
         durable_time: Some(Time(8)),
+        devices: Vec::new(),
     }
 }
 

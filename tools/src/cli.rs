@@ -48,6 +48,10 @@ pub enum Command {
     Point(PointCommand),
     /// Serve a volume as it was over NBD, until interrupted
     Export(ExportArgs),
+    /// Make a block device of this machine of a volume, or of a volume as it was
+    Attach(AttachArgs),
+    /// Take a block device away again
+    Detach(DetachArgs),
     /// Write a volume as it was to a file, a block device or a pipe
     Restore(RestoreArgs),
     /// List what changed between two moments
@@ -373,6 +377,48 @@ pub struct ExportArgs {
     /// The socket to serve at
     #[arg(long, value_name = "unix:PATH")]
     pub listen: Address,
+}
+
+/// Arguments of `attach`.
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The volume
+    pub volume: String,
+    /// The moment [default: the disk itself]
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub at: Option<When>,
+    /// Take writes at a moment, which are forgotten when it is detached
+    #[arg(long, requires = "at")]
+    pub writable: bool,
+    /// Through the kernel's ublk driver, /dev/ublkbN [default: if there is one]
+    #[arg(long, conflicts_with = "nbd")]
+    pub ublk: bool,
+    /// Through the kernel's NBD client, /dev/nbdN [default: if there is no ublk]
+    #[arg(long)]
+    pub nbd: bool,
+    /// Queues, each with a thread
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub queues: Option<u16>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// A block device, or a volume: then all its block devices
+    #[arg(value_name = "DEVICE|VOLUME")]
+    pub what: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `restore`.

@@ -266,6 +266,7 @@ impl Daemon {
             server = Some(serve(listen, &served)?);
         }
         let site = Arc::new(Local::new(data.path(), served, appliance.map(Arc::new), server.clone(), about)?);
+        site.attach_again();
         let control = data.path().join("control.sock");
         let control = ControlServer::start(&control, Arc::clone(&site) as Arc<dyn Site>)
             .map_err(|e| Problem::failed(format!("{}: {e}", control.display())))?;
@@ -302,10 +303,14 @@ impl Daemon {
     pub fn stop(self) -> bool {
         let Daemon { site, agent, server, mut control, data } = self;
         site.stop_serving();
+        // Whoever uses a device that is left waits until the next process goes on with it: nothing holds that up. What the
+        // appliance lacks stays in the journal.
+        let left = site.leave_devices();
+        let drain = if left { Duration::ZERO } else { DRAIN };
         if let Some(server) = server.and_then(|s| sole(s, CONTROL_GRACE)) {
             server.stop(NBD_GRACE);
         }
-        let complete = agent.is_none_or(|agent| agent.stop(DRAIN));
+        let complete = agent.is_none_or(|agent| agent.stop(drain));
         control.stop();
         let appliance = site.take_appliance();
         drop(site);

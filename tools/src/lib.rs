@@ -8,6 +8,7 @@
 //! | [`site`] | what the control socket can do, done by the roles |
 //! | [`data`] | the data folder: lock and version |
 //! | [`show`], [`restore`], [`export`] | the user's commands |
+//! | [`attach`], [`attached`] | volumes as block devices of this machine: the commands, and who makes them |
 //! | [`metrics`] | the status as metrics |
 //! | [`check`], [`dump`], [`ring_file`] | verification of, and a look into, the files of a data folder |
 //! | [`verify`] | `afterimage verify`, both ends |
@@ -17,6 +18,8 @@
 //! | [`qcow2`] | qcow2 as a stream |
 //! | [`progress`], [`screen`], [`signals`], [`notify`], [`problem`] | what all of them use |
 
+pub mod attach;
+pub mod attached;
 pub mod check;
 pub mod cli;
 pub mod config;

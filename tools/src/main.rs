@@ -2,7 +2,8 @@
 
 use afterimage::cli::{Cli, Command, DataArgs, PointCommand, StatusFormat, VolumeCommand};
 use afterimage::problem::Problem;
-use afterimage::{check, demo, dump, export, restore, roles, show, up, verify};
+use afterimage::{attach, check, demo, dump, export, restore, roles, show, up, verify};
+use afterimage_mgmt::attach::{AttachOptions, Front};
 use afterimage_mgmt::verify::VerifyOptions;
 use afterimage_nbd::Address;
 use clap::Parser;
@@ -33,6 +34,16 @@ fn run(command: Command) -> Result<(), Problem> {
             let options = export::Options { volume: a.volume, at: a.at, writable: a.writable, listen };
             export::export(&folder(a.data)?, &options)
         }
+        Command::Attach(a) => {
+            let front = match (a.ublk, a.nbd) {
+                (true, _) => Some(Front::Ublk),
+                (_, true) => Some(Front::Nbd),
+                _ => None,
+            };
+            let options = AttachOptions { at: a.at, front, writable: a.writable, queues: a.queues };
+            attach::attach(&folder(a.data)?, &a.volume, options, a.json)
+        }
+        Command::Detach(a) => attach::detach(&folder(a.data)?, &a.what, a.json),
         Command::Restore(a) => {
             let options = restore::Options { volume: a.volume, at: a.at, to: a.to, format: a.format, yes: a.yes };
             // Not on standard output: the image may go there.

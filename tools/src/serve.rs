@@ -84,6 +84,9 @@ fn greeting(daemon: &Daemon, status: &Status, rings: &BTreeMap<String, u64>) -> 
         for uri in &v.uri {
             let _ = writeln!(out, "  {uri}");
         }
+        for d in &v.devices {
+            let _ = writeln!(out, "  {}{}", d.device, show::device_notes(d));
+        }
     }
     let others: Vec<&str> = status.volumes.iter().filter(|v| !rings.contains_key(&v.name)).map(|v| &*v.name).collect();
     if !others.is_empty() {

@@ -3,6 +3,7 @@
 use crate::cli::StatusFormat;
 use crate::metrics;
 use crate::problem::Problem;
+use afterimage_mgmt::attach::Attached;
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::protocol::{PointList, State, Status, SyncInfo, VolumeStatus};
 use afterimage_mgmt::units::{Time, format_duration, format_size};
@@ -98,6 +99,9 @@ fn status_text(status: &Status) -> String {
             let why = gap.reason.as_deref().unwrap_or("the reason is not known any more");
             let _ = writeln!(out, "{}: a gap in the history since {}: {why}", v.name, gap.since.short());
         }
+        for d in &v.devices {
+            let _ = writeln!(out, "{}: attached as {}{}", v.name, d.device, device_notes(d));
+        }
         if let Some(s) = &v.sync {
             let _ = writeln!(out, "{}: {}", v.name, sync(s));
         }
@@ -106,6 +110,20 @@ fn status_text(status: &Status) -> String {
         }
     }
     out
+}
+
+/// What there is to say of a block device, behind its name.
+#[must_use]
+pub fn device_notes(d: &Attached) -> String {
+    let mut notes = Vec::new();
+    if let Some(seq) = d.seq {
+        notes.push(format!("as it was after write @{seq}, {}", if d.writable { "writable" } else { "read-only" }));
+    }
+    notes.extend(d.trouble.iter().map(|why| format!("NOT SERVED: {why}")));
+    if !d.lacks.is_empty() {
+        notes.push(format!("this kernel lacks {}", d.lacks.join("; ")));
+    }
+    if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) }
 }
 
 /// How far a sync is, in one phrase.

@@ -2,14 +2,17 @@
 //!
 //! A process with one role answers what that role knows; for the rest it says which other process to ask.
 
+mod devices;
 mod figures;
 mod past;
 
+use crate::attached::Attachments;
 use crate::problem::Problem;
 use crate::show::now;
 use afterimage_agent::{PointError, RecoveryReport, ResizeError, Volume, VolumeState};
 use afterimage_appliance::Appliance;
 use afterimage_base::block::BlockDevice;
+use afterimage_mgmt::attach::{AttachOptions, Attached, Detached};
 use afterimage_mgmt::protocol::{
     Code, CompareBegun, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, SizeChange, State, Status,
     VERSION, VolumeStatus,
@@ -23,7 +26,7 @@ use afterimage_nbd::{Address, Export, ExportTable, Server, Stop};
 use figures::{blank, of_agent, of_appliance, uuid, window, with_history};
 use past::{OfVolume, Past, failure};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -90,6 +93,7 @@ pub struct Local {
     server: Mutex<Option<Arc<Server>>>,
     schedule: Mutex<Schedule>,
     stop: Stop,
+    attachments: OnceLock<Attachments>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -129,6 +133,7 @@ impl Local {
             server: Mutex::new(server),
             schedule: Mutex::new(schedule),
             stop: Stop::new()?,
+            attachments: OnceLock::new(),
         })
     }
 
@@ -271,6 +276,9 @@ impl Site for Local {
                 volumes.push(v);
             }
         }
+        for v in &mut volumes {
+            v.devices = self.devices_of(&v.name);
+        }
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Status {
             v: VERSION,
@@ -362,6 +370,14 @@ impl Site for Local {
         let volume = self.protected(name)?;
         volume.compare();
         Ok(CompareBegun { volume: name.to_owned(), bytes: volume.status().size })
+    }
+
+    fn attach(&self, volume: &str, options: &AttachOptions) -> Result<Attached, Failure> {
+        self.attach_device(volume, options)
+    }
+
+    fn detach(&self, what: &str) -> Result<Detached, Failure> {
+        self.detach_device(what)
     }
 
     fn resolve(&self, volume: &str, at: &When) -> Result<Position, Failure> {

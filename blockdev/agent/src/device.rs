@@ -5,7 +5,7 @@ use crate::disk::{CacheMode, Disk, DiskError};
 use crate::protect::Protection;
 use crate::queue::DiskQueue;
 use crate::ranges::Ranges;
-use afterimage_base::block::{BlockDevice, BlockError, Extent, Geometry, Queue};
+use afterimage_base::block::{BlockDevice, BlockError, Extent, Geometry, Queue, Topology};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -69,6 +69,10 @@ impl BlockDevice for Device {
             fast_zero: disk.zeroes_fast(crate::disk::ops::ZeroMode::Hole),
             rotational: disk.rotational(),
         }
+    }
+
+    fn topology(&self) -> Topology {
+        self.0.disk.topology()
     }
 
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>, BlockError> {

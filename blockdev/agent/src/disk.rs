@@ -7,13 +7,17 @@
 //! | [`uring`] | one io_uring |
 //! | [`pool`] | a few threads, for what io_uring cannot do and for systems without it |
 //! | [`identity`] | how a disk is known again |
+//! | `topology` | what it says of its blocks and limits |
 
 pub(crate) mod engine;
 pub mod identity;
 pub(crate) mod ops;
 pub(crate) mod pool;
+
+mod topology;
 pub(crate) mod uring;
 
+use afterimage_base::block::Topology;
 use afterimage_base::world;
 use afterimage_base::world::fs::{self, File, FileKind, OpenOptions};
 use identity::{Identity, Stamp};
@@ -98,6 +102,7 @@ pub struct Disk {
     cache: CacheMode,
     block_device: bool,
     rotational: bool,
+    topology: Topology,
     identity: Identity,
     /// Alignment of offsets, lengths and memory that the disk demands: 1 with the page cache.
     align: u64,
@@ -154,6 +159,7 @@ impl Disk {
             cache,
             block_device,
             rotational: identity::rotational(&metadata),
+            topology: topology::of(&metadata),
             identity: Identity::of(&metadata, size),
             align,
             punch,
@@ -207,6 +213,10 @@ impl Disk {
 
     pub(crate) const fn rotational(&self) -> bool {
         self.rotational
+    }
+
+    pub(crate) const fn topology(&self) -> Topology {
+        self.topology
     }
 
     /// The descriptor for io_uring; none in a simulation.

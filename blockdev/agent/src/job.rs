@@ -13,6 +13,7 @@ use crate::disk::engine::Io;
 use crate::disk::ops::ZeroMode;
 use crate::few::Few;
 use crate::ranges::Claim;
+use afterimage_base::block::BlockError;
 use afterimage_base::buf::AlignedBuf;
 
 /// Bytes to be written, where they lie and where they go; without bytes, only the seq of a record.
@@ -71,6 +72,8 @@ pub(crate) struct Job {
     pub(crate) bounce: Option<(AlignedBuf, u64)>,
     /// Operations that have ended.
     pub(crate) at: usize,
+    /// It fails with this in any case, when what it has begun is done.
+    pub(crate) failed: Option<BlockError>,
 }
 
 fn bytes(n: u64) -> usize {
@@ -80,7 +83,7 @@ fn bytes(n: u64) -> usize {
 
 impl Job {
     pub(crate) const fn new(tag: u64, what: What) -> Job {
-        Job { tag, what, claim: None, pieces: Few::new(), own: None, bounce: None, at: 0 }
+        Job { tag, what, claim: None, pieces: Few::new(), own: None, bounce: None, at: 0, failed: None }
     }
 
     /// Gives the job a bounce buffer if the disk cannot take `offset..offset + len` as it is.

@@ -18,7 +18,7 @@ use crate::mailbox::{Mail, Mailbox};
 use crate::protect::{Protection, Taken};
 use crate::ranges::Claim;
 use crate::slab::Slab;
-use afterimage_base::block::{BlockError, Completion, Queue, Request, Submitted};
+use afterimage_base::block::{BlockError, Completion, Payload, Queue, Request, Submitted};
 use afterimage_base::buf::AlignedBuf;
 use afterimage_base::world;
 use std::os::fd::BorrowedFd;
@@ -36,6 +36,44 @@ enum Entered<'a> {
     In(Claim, bool, Option<Taken<'a>>),
     /// Nothing: its region is not marked yet.
     Cold,
+}
+
+/// Where the bytes of a write are.
+enum Source<'a> {
+    /// In memory, while the write is submitted.
+    Here(&'a [u8]),
+    /// To be fetched, so many of them.
+    There(&'a mut dyn Payload, usize),
+}
+
+impl Source<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Source::Here(data) => data.len(),
+            Source::There(_, len) => *len,
+        }
+    }
+
+    /// Fills `to` with the bytes from `from` on.
+    fn fetch(&mut self, from: usize, to: &mut [u8]) -> Result<(), BlockError> {
+        match self {
+            Source::Here(data) => {
+                to.copy_from_slice(&data[from..from + to.len()]);
+                Ok(())
+            }
+            Source::There(payload, _) => payload.fetch(from, to),
+        }
+    }
+
+    /// A copy of the bytes from `from` on.
+    fn copy(&mut self, from: usize) -> Result<AlignedBuf, BlockError> {
+        if let Source::Here(data) = self {
+            return Ok(AlignedBuf::copy_of(&data[from..]));
+        }
+        let mut buf = AlignedBuf::zeroed(self.len() - from);
+        self.fetch(from, &mut buf)?;
+        Ok(buf)
+    }
 }
 
 type Ended = (usize, Result<(), BlockError>);
@@ -99,6 +137,7 @@ impl DiskQueue {
                 self.core.ranges.release(claim);
             }
         }
+        let result = job.failed.clone().map_or(result, Err);
         Completion { tag: job.tag, result, buf: job.into_buf() }
     }
 
@@ -165,7 +204,9 @@ impl DiskQueue {
     fn begin(&mut self, key: usize, out: &mut Vec<Completion>) {
         let Some(job) = self.jobs.remove(key) else { return };
         let submitted = match (job.what, job.own) {
-            (What::ColdWrite { offset, durable }, Some(data)) => self.submit_write(job.tag, offset, &data, durable),
+            (What::ColdWrite { offset, durable }, Some(data)) => {
+                self.submit_write(job.tag, offset, Source::Here(&data), durable)
+            }
             (What::ColdZero { offset, len, mode, durable }, _) => {
                 self.submit_zero(job.tag, (offset, len), mode, durable)
             }
@@ -176,41 +217,79 @@ impl DiskQueue {
         }
     }
 
-    fn submit_write(&mut self, tag: u64, offset: u64, data: &[u8], durable: bool) -> Submitted {
+    fn submit_write(&mut self, tag: u64, offset: u64, mut source: Source<'_>, durable: bool) -> Submitted {
         let inline = self.core.disk.cache() == CacheMode::Writeback && !durable;
+        let len = source.len();
         let mut job = Job::new(tag, What::Write { durable });
         if inline && self.core.protection.is_none() {
-            job.pieces.push(Piece { seq: 0, ptr: data.as_ptr(), len: data.len(), offset });
-            return self.run(job);
+            return match self.piece_of(&mut job, &mut source, offset, 0, true) {
+                Ok(()) => self.run(job),
+                Err(e) => failed(tag, e),
+            };
         }
         let key = self.jobs.next_key();
         self.next_claim += 1;
-        let range = (offset, data.len() as u64, true);
+        let range = (offset, len as u64, true);
         let (claim, granted, taken) = match Self::enter(&self.core, &self.mailbox, key, self.next_claim, range) {
             Ok(Entered::In(claim, granted, taken)) => (claim, granted, taken),
             Ok(Entered::Cold) => {
                 let mut job = Job::new(tag, What::ColdWrite { offset, durable });
-                job.own = Some(AlignedBuf::copy_of(data));
-                let range = (offset, data.len() as u64);
+                match source.copy(0) {
+                    Ok(data) => job.own = Some(data),
+                    Err(e) => return failed(tag, e),
+                }
+                let range = (offset, len as u64);
                 return Self::wait_for_marks(&self.core, &self.mailbox, &mut self.jobs, job, range);
             }
             Err(e) => return failed(tag, e),
         };
-        job.fit(&self.core.disk, offset, data.len() as u64);
+        job.fit(&self.core.disk, offset, len as u64);
         job.claim = Some(claim);
         let mut in_ring = 0;
+        let mut fetched = Ok(());
         if let (Some(taken), Some(p)) = (taken, &self.core.protection) {
             in_ring = usize::try_from(taken.bytes).unwrap_or(0);
-            publish(&self.core, p, taken, offset, data, &mut job.pieces);
-            p.count(data.len() as u64);
+            fetched = publish(&self.core, p, taken, offset, &mut source, &mut job.pieces);
+            p.count(len as u64);
             self.published = true;
         }
-        if in_ring < data.len() {
-            let rest = &data[in_ring..];
-            let ptr =
-                if inline && granted { rest.as_ptr() } else { job.own.insert(AlignedBuf::copy_of(rest)).as_ptr() };
-            job.pieces.push(Piece { seq: 0, ptr, len: rest.len(), offset: offset + in_ring as u64 });
+        if fetched.is_ok() && in_ring < len {
+            fetched = self.piece_of(&mut job, &mut source, offset, in_ring, inline && granted);
         }
+        if let Err(e) = fetched {
+            return self.give_up(key, job, granted, e);
+        }
+        self.go(key, job, granted)
+    }
+
+    /// Gives the job a piece without seq: the bytes from `from` on, where they are (`inline`), or a copy.
+    fn piece_of(
+        &self,
+        job: &mut Job,
+        source: &mut Source<'_>,
+        offset: u64,
+        from: usize,
+        inline: bool,
+    ) -> Result<(), BlockError> {
+        let len = source.len() - from;
+        let ptr = match source {
+            Source::Here(data) if inline => data[from..].as_ptr(),
+            _ => job.own.insert(source.copy(from)?).as_ptr(),
+        };
+        job.pieces.push(Piece { seq: 0, ptr, len, offset: offset + from as u64 });
+        Ok(())
+    }
+
+    /// Ends a write whose bytes could not be fetched, all or from some place on. What is published already goes to the disk,
+    /// as disk and history must agree; the rest got no record (its places are void). Nobody was told that it was written.
+    fn give_up(&mut self, key: usize, mut job: Job, granted: bool, why: BlockError) -> Submitted {
+        job.bounce = None;
+        let start = job.pieces.iter().map(|p| p.offset).min();
+        let end = job.pieces.iter().map(|p| p.offset + p.len as u64).max();
+        if let (Some(start), Some(end)) = (start, end) {
+            job.fit(&self.core.disk, start, end - start);
+        }
+        job.failed = Some(why);
         self.go(key, job, granted)
     }
 
@@ -267,23 +346,30 @@ fn failed(tag: u64, e: BlockError) -> Submitted {
     Submitted::Done(Completion { tag, result: Err(e), buf: None })
 }
 
-/// Copies the payload to its places and publishes them.
-fn publish(core: &Core, p: &Protection, taken: Taken<'_>, offset: u64, data: &[u8], pieces: &mut Few<Piece>) {
+/// Puts the payload into its places and publishes them, up to the first that cannot be filled.
+fn publish(
+    core: &Core,
+    p: &Protection,
+    taken: Taken<'_>,
+    offset: u64,
+    source: &mut Source<'_>,
+    pieces: &mut Few<Piece>,
+) -> Result<(), BlockError> {
     world::point("reserved");
     let now = p.clock.wall();
     for (mut place, at) in taken.places {
         let from = usize::try_from(at - offset).unwrap_or(usize::MAX);
-        let to = place.payload_mut();
-        let len = to.len();
-        to.copy_from_slice(&data[from..from + len]);
+        source.fetch(from, place.payload_mut())?;
+        let len = place.payload_mut().len();
         if p.breaks.has(Break::PublishLate) {
             // The regular write comes again below: what counts is that the disk has it, and for long, before the ring.
-            let _ = core.disk.write_at(at, &data[from..from + len], false);
+            let _ = core.disk.write_at(at, place.payload_mut(), false);
             world::sleep(Duration::from_micros(200));
         }
         pieces.push(Piece { seq: place.seq(), ptr: place.payload_ptr(), len, offset: at });
         place.publish(now);
     }
+    Ok(())
 }
 
 impl Queue for DiskQueue {
@@ -301,7 +387,7 @@ impl Queue for DiskQueue {
                 job.fit(&self.core.disk, offset, len);
                 self.run(job)
             }
-            Request::Write { offset, data, fua } => self.submit_write(tag, offset, data, fua),
+            Request::Write { offset, data, fua } => self.submit_write(tag, offset, Source::Here(data), fua),
             Request::Flush => self.run(Job::new(tag, What::Flush)),
             Request::Trim { offset, len, fua } => self.submit_zero(tag, (offset, len), ZeroMode::Hole, fua),
             Request::WriteZeroes { offset, len, fua, no_hole, fast } => {
@@ -318,6 +404,15 @@ impl Queue for DiskQueue {
                 Submitted::Done(Completion { tag, result: Ok(()), buf: None })
             }
         }
+    }
+
+    fn submit_write_of(
+        &mut self,
+        tag: u64,
+        (offset, len, fua): (u64, usize, bool),
+        payload: &mut dyn Payload,
+    ) -> Submitted {
+        self.submit_write(tag, offset, Source::There(payload, len), fua)
     }
 
     fn kick(&mut self) {

@@ -83,6 +83,48 @@ impl Geometry {
     }
 }
 
+/// What a block device of the kernel says of itself besides size and abilities, so that those who use it choose as they
+/// would on the real disk. All in bytes, and powers of two (0: nothing to say).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Topology {
+    /// Requests are whole multiples of this; at least 512.
+    pub logical_block: u32,
+    /// What the disk writes without reading first; at least the logical block.
+    pub physical_block: u32,
+    /// Smallest size of requests that is preferred.
+    pub io_min: u32,
+    /// Best size of requests; 0 if there is none.
+    pub io_opt: u32,
+    /// Requests longer than this are divided.
+    pub max_io: u32,
+    /// Trim gives space back in units of this.
+    pub discard_granularity: u32,
+}
+
+impl Topology {
+    /// Of a device that knows nothing special of its disk.
+    #[must_use]
+    pub const fn plain() -> Topology {
+        Topology {
+            logical_block: 512,
+            physical_block: 4096,
+            io_min: 4096,
+            io_opt: 0,
+            max_io: 1 << 20,
+            discard_granularity: 4096,
+        }
+    }
+}
+
+/// The bytes of a write that are not in this process's memory yet.
+pub trait Payload {
+    /// Fills `to` with the bytes from `from` on, counted from the first byte of the write.
+    ///
+    /// # Errors
+    /// If whoever has the bytes took the write back.
+    fn fetch(&mut self, from: usize, to: &mut [u8]) -> Result<(), BlockError>;
+}
+
 /// A checked request. Offsets and lengths are in bytes, inside the device, and not empty.
 #[derive(Debug)]
 pub enum Request<'a> {
@@ -180,6 +222,11 @@ pub trait BlockDevice: Send + Sync {
     /// Size and abilities, now.
     fn geometry(&self) -> Geometry;
 
+    /// How requests should look, for front ends that show a block device of the kernel.
+    fn topology(&self) -> Topology {
+        Topology::plain()
+    }
+
     /// Opens a queue for the calling thread.
     ///
     /// # Errors
@@ -205,6 +252,21 @@ pub trait Queue: Send {
     /// Never waits for the disk on behalf of requests that can go on without it, except for
     /// a gate that a barrier holds (bounded) and for room in the kernel's queue.
     fn submit(&mut self, tag: u64, request: Request<'_>) -> Submitted;
+
+    /// Starts a write of `len` bytes at `offset`, whose bytes are fetched during this call: a device that keeps what is
+    /// written has them put into their place at once. If they cannot be fetched, the write fails with that error.
+    fn submit_write_of(
+        &mut self,
+        tag: u64,
+        (offset, len, fua): (u64, usize, bool),
+        payload: &mut dyn Payload,
+    ) -> Submitted {
+        let mut data = AlignedBuf::zeroed(len);
+        match payload.fetch(0, &mut data) {
+            Ok(()) => self.submit(tag, Request::Write { offset, data: &data, fua }),
+            Err(e) => Submitted::Done(Completion { tag, result: Err(e), buf: None }),
+        }
+    }
 
     /// Hands to the kernel what `submit` has collected: one system call for a batch. To be called after
     /// the last submit of a batch and before waiting.

@@ -50,6 +50,7 @@ pub(super) fn blank(name: &str, path: &Path, size: u64, state: State) -> VolumeS
         first_seq: None,
         first_time: None,
         durable_time: None,
+        devices: Vec::new(),
     }
 }
 

@@ -140,8 +140,9 @@ impl Worker {
                 ended |= self.handle(event, stop);
             }
             self.events = events;
-            self.reap();
+            // In this order: a device may serve requests in `kick`, and does not ring for those.
             self.queue.kick();
+            self.reap();
             let done = self.closing && self.queue.in_flight() == 0;
             // What was answered at once is on its way with the same call that waits for more.
             if let Err(e) = self.ring.enter(!done) {

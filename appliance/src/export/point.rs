@@ -130,7 +130,11 @@ impl SimpleDevice for PointDevice {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), BlockError> {
         self.geometry().check(offset, buf.len() as u64)?;
-        SCRATCH.with_borrow_mut(|buffers| self.read(offset, buf, buffers))
+        // Taken and put back: whoever reads while this read is under way on the same thread finds none, and makes its own.
+        let mut buffers = SCRATCH.take();
+        let read = self.read(offset, buf, &mut buffers);
+        SCRATCH.set(buffers);
+        read
     }
 
     fn write_at(&self, _offset: u64, _data: &[u8]) -> Result<(), BlockError> {

@@ -90,29 +90,38 @@ impl Store {
 
     fn read_frame(&self, place: Place) -> Result<Vec<u8>, StoreError> {
         let segment = self.segment(place.segment())?;
-        READER.with_borrow_mut(|reader| {
-            let no_memory = io_error(&segment.path, "get memory for reading it");
-            if reader.is_none() {
-                *reader = Some((Opener::new().map_err(no_memory)?, Vec::new()));
-            }
-            let Some((opener, frame)) = reader else { return Err(StoreError::Worker) };
-            let bound = place.frame_len_bound() as usize;
-            if frame.len() < bound {
-                frame.resize(bound, 0);
-            }
-            let n = read_up_to(&segment.file, &mut frame[..bound], place.offset())
-                .map_err(io_error(&segment.path, "read it"))?;
-            let mut content = Vec::new();
-            let opened = opener.open(&segment.key, &mut frame[..n], &mut content).map_err(|e| e.to_string());
-            let opened = opened.and_then(|h| match h.kind {
-                FrameKind::Data => Ok(()),
-                _ => Err("it is no data frame".to_string()),
-            });
-            let damaged = |what| StoreError::Damaged { segment: place.segment(), offset: place.offset(), what };
-            opened.map_err(damaged)?;
-            Ok(content)
-        })
+        // Taken and put back, as no read may depend on another one's end.
+        let (mut opener, mut frame) = match READER.take() {
+            Some(reader) => reader,
+            None => (Opener::new().map_err(io_error(&segment.path, "get memory for reading it"))?, Vec::new()),
+        };
+        let content = read_with(&mut opener, &mut frame, &segment, place);
+        READER.set(Some((opener, frame)));
+        content
     }
+}
+
+fn read_with(
+    opener: &mut Opener,
+    frame: &mut Vec<u8>,
+    segment: &ReadSegment,
+    place: Place,
+) -> Result<Vec<u8>, StoreError> {
+    let bound = place.frame_len_bound() as usize;
+    if frame.len() < bound {
+        frame.resize(bound, 0);
+    }
+    let n =
+        read_up_to(&segment.file, &mut frame[..bound], place.offset()).map_err(io_error(&segment.path, "read it"))?;
+    let mut content = Vec::new();
+    let opened = opener.open(&segment.key, &mut frame[..n], &mut content).map_err(|e| e.to_string());
+    let opened = opened.and_then(|h| match h.kind {
+        FrameKind::Data => Ok(()),
+        _ => Err("it is no data frame".to_string()),
+    });
+    let damaged = |what| StoreError::Damaged { segment: place.segment(), offset: place.offset(), what };
+    opened.map_err(damaged)?;
+    Ok(content)
 }
 
 /// Reads until `buf` is full or the file ends.

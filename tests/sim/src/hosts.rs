@@ -133,17 +133,7 @@ impl Lab {
 
     /// Starts a thread on a host.
     pub fn spawn(&self, host: Host, name: &str, f: impl FnOnce() + Send + 'static) -> usize {
-        let sim = self.sim;
-        let id = sim.register(host, name);
-        let started = std::thread::Builder::new().name(name.into()).spawn(move || {
-            sim.begin(id);
-            f();
-            sim.end(id);
-        });
-        if started.is_err() {
-            crate::fail("no more threads");
-        }
-        id
+        self.sim.spawn(host, name, Box::new(f))
     }
 
     /// A look at the content of a volume's disk.

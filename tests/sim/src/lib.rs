@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`sched`] | threads, of which one runs at a time; time; deaths of hosts |
+//! | [`strand`] | what a thread is made of |
 //! | [`disk`] | files: page cache and durable part, faults, power cuts |
 //! | [`net`] | connections and what goes wrong with them |
 //! | [`world`] | the three as the world of the product |
@@ -14,6 +15,7 @@
 //! | [`hosts`] | the processes |
 //! | [`story`] | one seed from the beginning to the end |
 //! | [`runner`] | many seeds, each in a process |
+//! | [`summary`] | what they gave, added up |
 
 pub mod client;
 pub mod disk;
@@ -24,6 +26,8 @@ pub mod rng;
 pub mod runner;
 pub mod sched;
 pub mod story;
+pub mod strand;
+pub mod summary;
 pub mod world;
 
 use sched::Sim;
@@ -44,6 +48,32 @@ pub fn sim() -> &'static Sim {
 
 /// Runs one seed in this process, which ends with it.
 pub fn run(seed: u64, broken: Option<String>, print: bool) -> ! {
+    keep_memory();
+    // On a thread that has no past: what the standard library keeps for each thread then comes from the seed too.
+    match std::thread::Builder::new().spawn(move || tell(seed, broken, print)) {
+        Ok(thread) => match thread.join() {
+            Ok(never) => never,
+            Err(_) => exit(1),
+        },
+        Err(e) => fail(&format!("no thread: {e}")),
+    }
+}
+
+/// Memory comes from one heap that is not given back: the process lives for a moment only.
+fn keep_memory() {
+    let settings = [
+        (libc::M_ARENA_MAX, 1),
+        (libc::M_MMAP_THRESHOLD, 64 << 20),
+        (libc::M_TRIM_THRESHOLD, 1 << 30),
+        (libc::M_TOP_PAD, 4 << 20),
+    ];
+    for (what, value) in settings {
+        // SAFETY: a setting of the allocator.
+        unsafe { libc::mallopt(what, value) };
+    }
+}
+
+fn tell(seed: u64, broken: Option<String>, print: bool) -> ! {
     let sim: &'static Sim = Box::leak(Box::new(Sim::new(seed, broken, print)));
     let _ = SIM.set(sim);
     afterimage_base::world::set(sim);

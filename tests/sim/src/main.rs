@@ -1,7 +1,9 @@
 //! `afterimage-sim sim`: runs seeds, and says which failed and how to repeat them.
 
 use afterimage_sim::runner;
+use afterimage_sim::summary::Sums;
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -34,41 +36,55 @@ enum Command {
         /// Go on after failures
         #[arg(long)]
         keep_going: bool,
+        /// A file to which the counts of this run are added
+        #[arg(long)]
+        summary: Option<PathBuf>,
     },
 }
 
 fn main() -> ExitCode {
-    let Command::Sim { seeds, first, seed, trace, jobs, keep_going } = Args::parse().command;
-    let broken = std::env::var("AFTERIMAGE_SIM_BREAK").ok();
-    if let (Some(seed), true) = (seed, trace) {
-        afterimage_sim::run(seed, broken, true);
-    }
-    let seeds = seed.map_or(first..first + seeds, |s| s..s + 1);
-    let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get));
-    let (start, mut done) = (Instant::now(), 0u64);
-    let summary = runner::run(seeds, jobs, broken.as_deref(), false, &mut |o| {
-        done += 1;
-        if !o.good {
-            println!("seed {}: {}", o.seed, o.text.trim_end());
-            println!("repeat it with: cargo run --release -p afterimage-sim -- sim --seed {} --trace", o.seed);
-        }
-        if done.is_multiple_of(1000) {
-            println!("{done} seeds, {:.1} per second", done as f64 / start.elapsed().as_secs_f64());
-        }
-        o.good || keep_going
-    });
-    match summary {
-        Ok(s) => {
-            let rate = s.seeds as f64 / start.elapsed().as_secs_f64();
-            println!("{} seeds, {} failed, {rate:.1} per second", s.seeds, s.failures.len());
-            for (what, n) in &s.counts {
-                println!("{n:>10} {what}");
-            }
-            if s.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
+    match run(Args::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(e) => {
             eprintln!("cannot run: {e}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether all seeds were good.
+fn run(command: Command) -> std::io::Result<bool> {
+    let Command::Sim { seeds, first, seed, trace, jobs, keep_going, summary } = command;
+    let broken = std::env::var("AFTERIMAGE_SIM_BREAK").ok();
+    if let (Some(seed), true) = (seed, trace) {
+        afterimage_sim::run(seed, broken, true);
+    }
+    let range = seed.map_or(first..first + seeds, |s| s..s + 1);
+    let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get));
+    let (start, sums) = (Instant::now(), Sums::new(summary.as_deref())?);
+    let rate = |n: u64| n as f64 / start.elapsed().as_secs_f64();
+    let s = runner::run(range, jobs, broken.as_deref(), false, &mut |o, all| {
+        if !o.good {
+            println!("seed {}: {}", o.seed, o.text.trim_end());
+            println!("repeat it with: cargo run --release -p afterimage-sim -- sim --seed {} --trace", o.seed);
+        } else if seed.is_some() {
+            println!("{}", o.text.trim_end());
+        }
+        if all.seeds.is_multiple_of(1000) {
+            println!("{} seeds, {:.1} per second", all.seeds, rate(all.seeds));
+        }
+        if all.seeds.is_multiple_of(100)
+            && let Err(e) = sums.write(all.seeds, all.failures.len() as u64, &all.counts)
+        {
+            eprintln!("the summary cannot be written: {e}");
+        }
+        o.good || keep_going
+    })?;
+    sums.write(s.seeds, s.failures.len() as u64, &s.counts)?;
+    println!("{} seeds, {} failed, {:.1} per second", s.seeds, s.failures.len(), rate(s.seeds));
+    for (what, n) in &s.counts {
+        println!("{n:>10} {what}");
+    }
+    Ok(s.failures.is_empty())
 }

@@ -1,6 +1,6 @@
 //! Many seeds: each in a child of its own, some at a time, with a watchdog.
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use std::collections::BTreeMap;
@@ -64,6 +64,20 @@ fn pin(slot: usize) {
     let _ = set.set(slot % cores).and_then(|()| nix::sched::sched_setaffinity(Pid::from_raw(0), &set));
 }
 
+/// The signal that tells of a child's end, kept for [`await_child`] to find.
+fn child_signal() -> SigSet {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set
+}
+
+/// Waits until a child ends, or for a while.
+fn await_child() {
+    let (set, limit) = (child_signal(), libc::timespec { tv_sec: 0, tv_nsec: 200_000_000 });
+    // SAFETY: a set and a time of ours; what is told of the signal is not asked for.
+    unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &raw const limit) };
+}
+
 fn memory() -> std::io::Result<File> {
     let fd = nix::sys::memfd::memfd_create(c"seed", nix::sys::memfd::MFdFlags::empty())?;
     Ok(File::from(fd))
@@ -94,9 +108,10 @@ pub fn run(
     jobs: usize,
     broken: Option<&str>,
     print: bool,
-    each: &mut dyn FnMut(&Outcome) -> bool,
+    each: &mut dyn FnMut(&Outcome, &Summary) -> bool,
 ) -> std::io::Result<Summary> {
     let mut summary = Summary::default();
+    child_signal().thread_block()?;
     let (mut next, mut running, mut go_on): (u64, Vec<Child>, bool) = (seeds.start, Vec::new(), true);
     loop {
         while running.len() < jobs.max(1) && next < seeds.end && go_on {
@@ -122,16 +137,16 @@ pub fn run(
             }
         }
         if ended.is_empty() {
-            std::thread::sleep(Duration::from_millis(1));
+            await_child();
         }
         for (i, status) in ended.into_iter().rev() {
             let outcome = finish(running.remove(i), status);
             summary.seeds += 1;
             note(&mut summary.counts, &outcome.text);
-            go_on &= each(&outcome);
             if !outcome.good {
-                summary.failures.push(outcome);
+                summary.failures.push(outcome.clone());
             }
+            go_on &= each(&outcome, &summary);
         }
     }
 }

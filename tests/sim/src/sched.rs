@@ -1,17 +1,18 @@
-//! The scheduler: real threads of which one runs at a time, in an order that a seed decides, on a clock that jumps.
+//! The scheduler: threads of which one runs at a time, in an order that a seed decides, on a clock that jumps.
 //!
 //! A thread holds the token from when it is chosen until it waits, sleeps, ends, or passes a point. Time goes on a little with each choice,
 //! and jumps to the next deadline when nobody can run. A host that dies takes its threads with it: they are never chosen again, and
 //! what they hold stays as it is, as the memory of a killed process would be gone.
 
+mod state;
+
 use crate::disk::Disks;
 use crate::rng::Rng;
+use crate::strand::{Stack, Strand};
 use afterimage_base::world::At;
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Nanoseconds of a second.
 pub const SECOND: u64 = 1_000_000_000;
@@ -42,27 +43,6 @@ pub enum Death {
     Kill,
     /// The machine loses power: what was not synced may be gone, in any part.
     PowerCut,
-}
-
-#[derive(Debug, Default)]
-struct Parker {
-    token: Mutex<bool>,
-    passed: Condvar,
-}
-
-impl Parker {
-    fn park(&self) {
-        let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*token {
-            token = self.passed.wait(token).unwrap_or_else(PoisonError::into_inner);
-        }
-        *token = false;
-    }
-
-    fn unpark(&self) {
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.passed.notify_one();
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +79,9 @@ struct Thread {
     doing: Doing,
     notified: bool,
     at: Where,
-    parker: Arc<Parker>,
+    strand: Strand,
+    /// What it does, until it has begun.
+    start: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// A death to come.
@@ -150,6 +132,8 @@ pub struct State {
     threads: Vec<Thread>,
     live: Vec<usize>,
     current: usize,
+    /// Of threads that have ended.
+    stacks: Vec<Stack>,
     /// The hosts.
     pub hosts: [HostState; HOSTS],
     /// The files of all hosts.
@@ -173,10 +157,6 @@ pub struct Sim {
     pub seed: u64,
 }
 
-thread_local! {
-    static THREAD: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
 impl Sim {
     /// A simulation whose first thread is the caller, on the driver's host.
     #[must_use]
@@ -196,15 +176,16 @@ impl Sim {
             doing: Doing::Ready,
             notified: false,
             at: Where::Point("start"),
-            parker: Arc::default(),
+            strand: Strand::running(),
+            start: None,
         };
-        THREAD.set(0);
         let state = State {
             rng,
             now: SECOND,
             threads: vec![main],
             live: vec![0],
             current: 0,
+            stacks: Vec::new(),
             hosts,
             disks,
             counts: BTreeMap::new(),
@@ -238,44 +219,38 @@ impl Sim {
         self.state().host()
     }
 
-    /// Makes a thread known; it can run from now on.
-    pub fn register(&self, host: Host, name: &str) -> usize {
+    /// Starts a thread; it runs when it is chosen.
+    pub fn spawn(&self, host: Host, name: &str, f: Box<dyn FnOnce() + Send>) -> usize {
         let mut s = self.state();
         let id = s.threads.len();
+        let stack = s.stacks.pop().unwrap_or_default();
         s.threads.push(Thread {
             name: name.to_owned(),
             host,
             doing: Doing::Ready,
             notified: false,
             at: Where::Point("begin"),
-            parker: Arc::default(),
+            strand: Strand::new(stack, begin),
+            start: Some(f),
         });
         s.live.push(id);
         s.note(b's', id as u64);
         id
     }
 
-    /// First call of a thread.
-    pub fn begin(&self, id: usize) {
-        THREAD.set(id);
-        let parker = Arc::clone(&self.state().threads[id].parker);
-        parker.park();
-    }
-
-    /// Last call of a thread.
-    pub fn end(&self, id: usize) {
+    /// The calling thread has done what it was started for.
+    fn end(&self) -> ! {
         let mut s = self.state();
-        if s.threads[id].doing == Doing::Frozen {
-            drop(s);
-            self.freeze();
+        let me = s.current;
+        if s.alive() {
+            s.threads[me].doing = Doing::Done;
+            s.live.retain(|t| *t != me);
+            s.wake(join_key(me), true);
+            // Whoever gets it begins after this strand was left for good.
+            let stack = s.threads[me].strand.end();
+            s.stacks.extend(stack);
         }
-        s.threads[id].doing = Doing::Done;
-        s.live.retain(|t| *t != id);
-        s.wake(join_key(id), true);
-        let next = s.choose();
-        let parker = Arc::clone(&s.threads[next].parker);
-        drop(s);
-        parker.unpark();
+        self.leave(s)
     }
 
     /// Waits for the end of a thread.
@@ -293,7 +268,6 @@ impl Sim {
     pub fn wait(&self, key: usize, timeout: Option<u64>, at: At) -> bool {
         let mut s = self.state();
         let me = s.current;
-        debug_assert_eq!(me, THREAD.get(), "a thread without the token waits");
         let until = timeout.map(|t| s.now.saturating_add(t));
         let thread = &mut s.threads[me];
         (thread.doing, thread.notified) = (Doing::Waiting { key, until }, false);
@@ -323,34 +297,34 @@ impl Sim {
         self.state().wake(key, all);
     }
 
-    /// Gives the token to the thread that is chosen next, and waits until it is the caller.
+    /// Goes on with the thread that is chosen next; returns when it is the caller's turn.
     fn hand_on(&self, mut s: MutexGuard<'_, State>) {
         let me = s.current;
         let next = s.choose();
         if next == me {
             return;
         }
-        let (mine, other) = (Arc::clone(&s.threads[me].parker), Arc::clone(&s.threads[next].parker));
+        let (mine, other) = (s.place(me), s.place(next));
         drop(s);
-        other.unpark();
-        mine.park();
+        // SAFETY: `mine` runs, `other` waits in a call like this one or has not begun. Threads are never taken off the list, and
+        // the whole simulation runs on one thread of the system.
+        unsafe { other.switch_from(mine) };
     }
 
-    /// The calling thread has died with its host: hands the token on and does nothing any more.
+    /// Goes on with others for good.
+    fn leave(&self, mut s: MutexGuard<'_, State>) -> ! {
+        let me = s.current;
+        let next = s.choose();
+        let (mine, other) = (s.place(me), s.place(next));
+        drop(s);
+        // SAFETY: as in `hand_on`; the caller is dead or done, and not chosen again.
+        unsafe { other.switch_from(mine) };
+        crate::fail("a thread that has ended was chosen")
+    }
+
+    /// The calling thread has died with its host: it does nothing any more.
     pub fn freeze(&self) -> ! {
-        let mut s = self.state();
-        let me = THREAD.get();
-        if s.current == me {
-            let next = s.choose();
-            let parker = Arc::clone(&s.threads[next].parker);
-            drop(s);
-            parker.unpark();
-        } else {
-            drop(s);
-        }
-        loop {
-            std::thread::park();
-        }
+        self.leave(self.state())
     }
 
     /// A host dies. Does not return if it is the caller's.
@@ -371,189 +345,29 @@ impl Sim {
     }
 }
 
+/// Where every thread but the first begins.
+extern "C" fn begin() {
+    let sim = crate::sim();
+    let start = {
+        let mut s = sim.state();
+        let me = s.current;
+        s.threads[me].start.take()
+    };
+    if let Some(f) = start {
+        f();
+    }
+    sim.end()
+}
+
 fn join_key(id: usize) -> usize {
     // Even, and far from any address.
     usize::MAX - 1 - id * 2
-}
-
-impl State {
-    /// Where every thread stands.
-    #[must_use]
-    pub fn threads(&self) -> String {
-        let mut out = format!("simulated time {} ms, {} steps\n", self.now / MILLI, self.steps);
-        for (id, t) in self.threads.iter().enumerate() {
-            if matches!(t.doing, Doing::Done | Doing::Frozen) {
-                continue;
-            }
-            let current = if id == self.current { " <- runs" } else { "" };
-            out.push_str(&format!("  {id:4} {:?} {:<12} {:?} {:?}{current}\n", t.host, t.name, t.doing, t.at));
-        }
-        out
-    }
-
-    /// The host of the running thread.
-    #[must_use]
-    pub fn host(&self) -> Host {
-        self.threads[self.current].host
-    }
-
-    /// Whether the running thread's host lives.
-    #[must_use]
-    pub fn alive(&self) -> bool {
-        self.threads[self.current].doing != Doing::Frozen
-    }
-
-    /// Counts something.
-    pub fn count(&mut self, what: &'static str) {
-        *self.counts.entry(what).or_default() += 1;
-    }
-
-    /// Takes something into the trace's hash.
-    pub fn note(&mut self, what: u8, value: u64) {
-        let mut b = [0; 17];
-        b[0] = what;
-        b[1..9].copy_from_slice(&value.to_le_bytes());
-        b[9..].copy_from_slice(&self.now.to_le_bytes());
-        self.hash = xxh3_64_with_seed(&b, self.hash);
-    }
-
-    /// The trace's hash so far.
-    #[must_use]
-    pub fn hash(&self) -> u64 {
-        self.hash
-    }
-
-    /// Says what happens.
-    pub fn say(&mut self, what: &str) {
-        self.hash = xxh3_64_with_seed(what.as_bytes(), self.hash);
-        if self.print {
-            let t = &self.threads[self.current];
-            println!("{:>12.6} {:?}/{}: {what}", self.now as f64 / 1e9, t.host, t.name);
-        }
-    }
-
-    /// One step of the running thread's host, at which it may be doomed.
-    pub fn step(&mut self, what: u8) {
-        let host = self.host();
-        self.steps += 1;
-        let state = &mut self.hosts[host as usize];
-        if let Some(doom) = &mut state.doom
-            && doom.only.is_none_or(|only| only == what)
-        {
-            let (left, death) = (doom.left, doom.death);
-            doom.left = left.saturating_sub(1);
-            if left == 0 && state.up {
-                self.die(host, death);
-            }
-        }
-    }
-
-    fn die(&mut self, host: Host, death: Death) {
-        let state = &mut self.hosts[host as usize];
-        if !state.up {
-            return;
-        }
-        (state.up, state.doom, state.death) = (false, None, Some(death));
-        state.life += 1;
-        if death == Death::PowerCut {
-            state.boot = self.rng.word();
-        }
-        self.count(match (host, death) {
-            (Host::Agent, Death::Kill) => "kill of the agent",
-            (Host::Agent, Death::PowerCut) => "power cut of the agent's host",
-            (_, Death::Kill) => "kill of the appliance",
-            (_, Death::PowerCut) => "power cut of the appliance's host",
-        });
-        self.say(&format!("{host:?} dies: {death:?}"));
-        for t in self.threads.iter_mut().filter(|t| t.host == host && t.doing != Doing::Done) {
-            t.doing = Doing::Frozen;
-        }
-        let threads = &self.threads;
-        self.live.retain(|t| threads[*t].doing != Doing::Frozen);
-        if death == Death::PowerCut {
-            self.disks.power_cut(host);
-        }
-        let life = self.hosts[host as usize].life;
-        self.disks.forget_locks(host, life);
-        self.wake(death_key(), true);
-        let frozen: Vec<usize> = (0..self.threads.len()).filter(|t| self.threads[*t].doing == Doing::Frozen).collect();
-        frozen.into_iter().for_each(|t| self.wake(join_key(t), true));
-    }
-
-    fn wake(&mut self, key: usize, all: bool) {
-        let waits = |t: &Thread| matches!(t.doing, Doing::Waiting { key: k, .. } if k == key);
-        let mut woken: Vec<usize> = self.live.iter().copied().filter(|t| waits(&self.threads[*t])).collect();
-        if !all && woken.len() > 1 {
-            let one = self.rng.index(woken.len());
-            woken = vec![woken[one]];
-        }
-        for t in woken {
-            let t = &mut self.threads[t];
-            (t.doing, t.notified) = (Doing::Ready, true);
-        }
-    }
-
-    /// Chooses who runs next, letting time pass if nobody can.
-    fn choose(&mut self) -> usize {
-        self.now += 200 + self.rng.below(1500);
-        let mut ready = [0; 64];
-        loop {
-            let (mut n, mut next) = (0, u64::MAX);
-            for id in &self.live {
-                let can = match self.threads[*id].doing {
-                    Doing::Ready => true,
-                    Doing::Waiting { until: Some(until), .. } => {
-                        next = next.min(until);
-                        until <= self.now
-                    }
-                    _ => false,
-                };
-                if can && n < ready.len() {
-                    ready[n] = *id;
-                    n += 1;
-                }
-            }
-            if n > 0 {
-                let chosen = self.pick(&ready[..n]);
-                self.threads[chosen].doing = Doing::Ready;
-                self.current = chosen;
-                self.note(b'r', chosen as u64);
-                return chosen;
-            }
-            if next == u64::MAX || next > LONGEST {
-                println!("{}", self.threads());
-                crate::fail("nothing can go on any more: every thread waits for another one");
-            }
-            self.now = next;
-        }
-    }
-
-    fn pick(&mut self, ready: &[usize]) -> usize {
-        let stay = self.policy.stay;
-        if ready.contains(&self.current) && self.rng.permille(stay) {
-            return self.current;
-        }
-        if self.rng.permille(5) {
-            self.policy.starve = (self.rng.below(4) == 0).then(|| self.rng.index(5));
-        }
-        let chosen = ready[self.rng.index(ready.len())];
-        match self.policy.starve {
-            Some(bit) if chosen >> bit & 1 == 1 => ready.iter().copied().find(|t| t >> bit & 1 == 0).unwrap_or(chosen),
-            _ => chosen,
-        }
-    }
 }
 
 /// What a parked thread waits for.
 #[must_use]
 pub fn park_key(thread: usize) -> usize {
     (usize::MAX >> 1) - 1 - thread * 2
-}
-
-/// Number of the calling thread.
-#[must_use]
-pub fn current() -> usize {
-    THREAD.get()
 }
 
 /// What is notified when a host dies.

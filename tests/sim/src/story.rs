@@ -65,11 +65,11 @@ fn setup(rng: &mut Rng) -> Setup {
     };
     Setup {
         sizes: (0..volumes).map(|_| size(rng)).collect(),
-        ring: [1 << 20, 1 << 20, 2 << 20, 8 << 20][rng.index(4)],
+        ring: [1 << 20, 1 << 20, 1 << 20, 2 << 20][rng.index(4)],
         cache: if rng.below(3) == 0 { CacheMode::None } else { CacheMode::Writeback },
         queues: rng.between(1, 3),
-        operations: [20, 60, 150, 400][rng.index(4)],
-        longest: [4096, 8 << 10, 16 << 10, 64 << 10][rng.index(4)],
+        operations: [20, 60, 100, 150, 150, 400][rng.index(6)],
+        longest: [4096, 4096, 8 << 10, 8 << 10, 16 << 10, 16 << 10, 64 << 10][rng.index(7)],
         think: [MILLI / 10, 5 * MILLI, 100 * MILLI][rng.index(3)],
         segment: [64 << 10, 256 << 10, 4 << 20][rng.index(3)],
         runs: [16, 200, 100_000][rng.index(3)],

@@ -49,17 +49,9 @@ impl World for Sim {
         self.broken.as_deref() == Some(name)
     }
 
-    fn register(&self, name: &str) -> u64 {
+    fn spawn(&self, name: &str, f: Box<dyn FnOnce() + Send>) -> u64 {
         let host = self.host();
-        Sim::register(self, host, name) as u64
-    }
-
-    fn begin(&self, thread: u64) {
-        Sim::begin(self, usize::try_from(thread).unwrap_or(0));
-    }
-
-    fn end(&self, thread: u64) {
-        Sim::end(self, usize::try_from(thread).unwrap_or(0));
+        Sim::spawn(self, host, name, f) as u64
     }
 
     fn join(&self, thread: u64, at: At) {
@@ -67,7 +59,8 @@ impl World for Sim {
     }
 
     fn park(&self, timeout: Duration, at: At) {
-        self.wait(crate::sched::park_key(crate::sched::current()), Some(nanos(timeout)), at);
+        let me = self.state().current();
+        self.wait(crate::sched::park_key(me), Some(nanos(timeout)), at);
     }
 
     fn unpark(&self, thread: u64) {

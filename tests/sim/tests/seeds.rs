@@ -33,6 +33,10 @@ fn the_same_seed_gives_the_same_trace() {
         let [a, b] = [(); 2].map(|()| text(&sim(&["--seed", seed, "--trace"], None)));
         assert!(a.contains("ok "), "seed {seed}: {a}");
         assert!(a == b, "two runs of seed {seed} differ");
+        // As one of many it goes the same way: its hash is that of everything that happened.
+        let among = text(&sim(&["--seed", seed], None));
+        let hash = |text: &str| text.lines().find(|l| l.starts_with("ok ")).map(str::to_owned);
+        assert!(hash(&a) == hash(&among), "seed {seed} in a child goes another way: {a} and {among}");
     }
 }
 
@@ -60,6 +64,19 @@ const BREAKS: [(&str, &str); 12] = [
     // I11
     ("sync-again", "1500"),
 ];
+
+#[test]
+fn counts_of_several_runs_add_up() {
+    let file = std::env::temp_dir().join(format!("afterimage-sim-{}", std::process::id()));
+    let path = file.to_str().unwrap();
+    for first in ["1", "4"] {
+        let out = sim(&["--first", first, "--seeds", "3", "--summary", path], None);
+        assert!(out.status.success(), "{}", text(&out));
+    }
+    let sums = std::fs::read_to_string(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert!(sums.lines().any(|l| l.trim() == "6 seeds") && sums.lines().any(|l| l.trim() == "0 failed"), "{sums}");
+}
 
 #[test]
 fn every_break_is_caught() {

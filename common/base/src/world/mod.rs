@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 /// Where a thread waits, in the source.
 pub type At = &'static Location<'static>;
 
-/// What a simulation provides. All calls come from threads that it has registered.
+/// What a simulation provides. All calls come from threads that it has started.
 pub trait World: Send + Sync {
     /// Its monotonic time.
     fn now(&self) -> Instant;
@@ -57,16 +57,11 @@ pub trait World: Send + Sync {
     /// Whether this run breaks something on purpose.
     fn broken(&self, name: &str) -> bool;
 
-    /// Makes a thread known, on the host of the calling thread. It runs when its turn comes.
-    fn register(&self, name: &str) -> u64;
+    /// Starts a thread on the host of the calling one. It runs when its turn comes; which thread of the system carries it is the
+    /// world's business.
+    fn spawn(&self, name: &str, f: Box<dyn FnOnce() + Send>) -> u64;
 
-    /// The thread's first call: returns when its turn comes.
-    fn begin(&self, thread: u64);
-
-    /// The thread's last call.
-    fn end(&self, thread: u64);
-
-    /// Waits until a thread has made its last call.
+    /// Waits until a thread has ended.
     fn join(&self, thread: u64, at: At);
 
     /// Waits until the calling thread is unparked, or for `timeout`; may return early.

@@ -3,15 +3,22 @@
 use super::{At, World, simulated};
 use std::io;
 use std::panic::Location;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+/// What a simulated thread leaves behind.
+type Slot<T> = Arc<Mutex<Option<T>>>;
+
+/// A thread of the system, or one of a simulation.
+#[derive(Debug)]
+enum Handle<H, T> {
+    Real(H),
+    Simulated(u64, Slot<T>),
+}
 
 /// A thread that can be waited for.
 #[derive(Debug)]
-pub struct JoinHandle<T> {
-    handle: std::thread::JoinHandle<T>,
-    id: Option<u64>,
-}
+pub struct JoinHandle<T>(Handle<std::thread::JoinHandle<T>, T>);
 
 impl<T> JoinHandle<T> {
     /// Waits for its end.
@@ -20,17 +27,17 @@ impl<T> JoinHandle<T> {
     /// What it panicked with.
     #[track_caller]
     pub fn join(self) -> std::thread::Result<T> {
-        join(self.id, Location::caller());
-        self.handle.join()
+        match self.0 {
+            Handle::Real(handle) => handle.join(),
+            Handle::Simulated(id, slot) => result(id, &slot, Location::caller()),
+        }
     }
-}
 
-impl<T> JoinHandle<T> {
     /// Ends its wait in [`park_timeout`].
     pub fn unpark(&self) {
-        match simulated().zip(self.id) {
-            Some((world, id)) => world.unpark(id),
-            None => self.handle.thread().unpark(),
+        match &self.0 {
+            Handle::Real(handle) => handle.thread().unpark(),
+            Handle::Simulated(id, _) => simulated().into_iter().for_each(|world| world.unpark(*id)),
         }
     }
 }
@@ -44,27 +51,25 @@ pub fn park_timeout(timeout: Duration) {
     }
 }
 
-fn join(id: Option<u64>, at: At) {
-    if let (Some(world), Some(id)) = (simulated(), id) {
-        world.join(id, at);
-    }
+fn join(id: u64, at: At) {
+    simulated().into_iter().for_each(|world| world.join(id, at));
 }
 
-/// Makes the last call of a thread, also when it panics.
-struct Turn(&'static dyn World, u64);
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.end(self.1);
-    }
+fn result<T>(id: u64, slot: &Slot<T>, at: At) -> std::thread::Result<T> {
+    join(id, at);
+    let left = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+    left.ok_or_else(|| Box::new("it died with its host") as _)
 }
 
-fn run<T>(id: Option<u64>, f: impl FnOnce() -> T) -> T {
-    let _turn = simulated().zip(id).map(|(world, id)| {
-        world.begin(id);
-        Turn(world, id)
-    });
-    f()
+/// `f`, and where what it returns will be.
+fn prepare<'a, T: Send + 'a>(f: impl FnOnce() -> T + Send + 'a) -> (Box<dyn FnOnce() + Send + 'a>, Slot<T>) {
+    let slot: Slot<T> = Slot::default();
+    let theirs = Arc::clone(&slot);
+    let f = move || {
+        let out = f();
+        *theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(out);
+    };
+    (Box::new(f), slot)
 }
 
 /// Starts a thread.
@@ -72,9 +77,12 @@ fn run<T>(id: Option<u64>, f: impl FnOnce() -> T) -> T {
 /// # Errors
 /// If the system has no resources for it.
 pub fn spawn<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
-    let id = simulated().map(|world| world.register(name));
-    let handle = std::thread::Builder::new().name(name.into()).spawn(move || run(id, f))?;
-    Ok(JoinHandle { handle, id })
+    if let Some(world) = simulated() {
+        let (f, slot) = prepare(f);
+        return Ok(JoinHandle(Handle::Simulated(world.spawn(name, f), slot)));
+    }
+    let handle = std::thread::Builder::new().name(name.into()).spawn(f)?;
+    Ok(JoinHandle(Handle::Real(handle)))
 }
 
 /// As [`std::thread::Scope`].
@@ -82,14 +90,12 @@ pub fn spawn<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'stat
 pub struct Scope<'scope, 'env: 'scope> {
     inner: &'scope std::thread::Scope<'scope, 'env>,
     started: Mutex<Vec<u64>>,
+    at: At,
 }
 
 /// A thread of a scope.
 #[derive(Debug)]
-pub struct ScopedJoinHandle<'scope, T> {
-    handle: std::thread::ScopedJoinHandle<'scope, T>,
-    id: Option<u64>,
-}
+pub struct ScopedJoinHandle<'scope, T>(Handle<std::thread::ScopedJoinHandle<'scope, T>, T>);
 
 impl<T> ScopedJoinHandle<'_, T> {
     /// Waits for its end.
@@ -98,8 +104,10 @@ impl<T> ScopedJoinHandle<'_, T> {
     /// What it panicked with.
     #[track_caller]
     pub fn join(self) -> std::thread::Result<T> {
-        join(self.id, Location::caller());
-        self.handle.join()
+        match self.0 {
+            Handle::Real(handle) => handle.join(),
+            Handle::Simulated(id, slot) => result(id, &slot, Location::caller()),
+        }
     }
 }
 
@@ -113,11 +121,29 @@ impl<'scope> Scope<'scope, '_> {
         name: &str,
         f: impl FnOnce() -> T + Send + 'scope,
     ) -> io::Result<ScopedJoinHandle<'scope, T>> {
-        let id = simulated().map(|world| world.register(name));
+        if let Some(world) = simulated() {
+            let (f, slot) = prepare(f);
+            return Ok(ScopedJoinHandle(Handle::Simulated(self.start(world, name, f), slot)));
+        }
         let builder = std::thread::Builder::new().name(name.into());
-        let handle = builder.spawn_scoped(self.inner, move || run(id, f))?;
-        self.started.lock().unwrap_or_else(PoisonError::into_inner).extend(id);
-        Ok(ScopedJoinHandle { handle, id })
+        Ok(ScopedJoinHandle(Handle::Real(builder.spawn_scoped(self.inner, f)?)))
+    }
+
+    fn start(&self, world: &'static dyn World, name: &str, f: Box<dyn FnOnce() + Send + 'scope>) -> u64 {
+        // SAFETY: the scope waits for the end of its threads before it returns or unwinds (its destructor does), so what the
+        // thread borrows lives longer than the thread. A simulated thread that never ends (its host has died) never runs
+        // again either, and nor does the scope that waits for it.
+        let f: Box<dyn FnOnce() + Send + 'static> = unsafe { std::mem::transmute(f) };
+        let id = world.spawn(name, f);
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        id
+    }
+}
+
+impl Drop for Scope<'_, '_> {
+    fn drop(&mut self) {
+        let started = std::mem::take(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner));
+        started.into_iter().for_each(|id| join(id, self.at));
     }
 }
 
@@ -126,10 +152,7 @@ impl<'scope> Scope<'scope, '_> {
 pub fn scope<'env, T>(f: impl for<'scope> FnOnce(&Scope<'scope, 'env>) -> T) -> T {
     let at = Location::caller();
     std::thread::scope(|inner| {
-        let scope = Scope { inner, started: Mutex::default() };
-        let out = f(&scope);
-        let started = scope.started.into_inner().unwrap_or_else(PoisonError::into_inner);
-        started.into_iter().for_each(|id| join(Some(id), at));
-        out
+        let scope = Scope { inner, started: Mutex::default(), at };
+        f(&scope)
     })
 }

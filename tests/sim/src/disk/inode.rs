@@ -72,11 +72,21 @@ impl Inode {
         if len == self.len() {
             return;
         }
-        if let Content::Mapped(..) = self.content {
-            self.content = Content::Owned(self.content.bytes().to_vec());
-        }
-        if let Content::Owned(v) = &mut self.content {
-            v.resize(len, 0);
+        match &mut self.content {
+            Content::Owned(v) if self.tag != Tag::Mapped => {
+                if v.is_empty() {
+                    *v = vec![0; len];
+                } else {
+                    v.resize(len, 0);
+                }
+            }
+            old => {
+                // Most of it stays untouched, and then costs nothing.
+                let (p, n) = (pages(len), old.bytes().len().min(len));
+                // SAFETY: new memory of at least that length.
+                unsafe { std::ptr::copy_nonoverlapping(old.bytes().as_ptr(), p, n) };
+                *old = Content::Mapped(p, len);
+            }
         }
         self.dirty.resize(len.div_ceil(SECTOR), true);
         self.data.resize(len.div_ceil(BLOCK), false);
@@ -98,7 +108,11 @@ impl Inode {
     /// Makes sectors durable.
     pub(super) fn write_back(&mut self, from: usize, to: usize, mut pick: impl FnMut(usize) -> bool) {
         let len = self.len();
-        self.durable.resize(len, 0);
+        if self.durable.is_empty() {
+            self.durable = vec![0; len];
+        } else {
+            self.durable.resize(len, 0);
+        }
         let bytes = self.content.bytes();
         for s in from / SECTOR..to.min(len).div_ceil(SECTOR) {
             if (self.dirty[s] || matches!(self.content, Content::Mapped(..))) && pick(s) {

@@ -1,0 +1,108 @@
+//! Strands: what a simulated thread is made of. Each has a stack of its own, and all run on one thread of the system, so that to go
+//! on with another one costs no more than a call.
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+
+/// Bytes of a stack. Only what is touched takes memory.
+const STACK: usize = 2 << 20;
+/// Bytes below a stack that nobody may touch.
+const GUARD: usize = 64 << 10;
+
+/// A stack. It is never given back: what stands on it may belong to a thread that will not run again.
+#[derive(Debug)]
+pub struct Stack(*mut u8);
+
+// SAFETY: the address of memory that lives as long as the process.
+unsafe impl Send for Stack {}
+
+impl Stack {
+    /// A new one.
+    #[must_use]
+    pub fn new() -> Stack {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK;
+        // SAFETY: a new private mapping touches nothing that is there.
+        let base = unsafe {
+            libc::mmap(std::ptr::null_mut(), GUARD + STACK, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        };
+        assert!(base != libc::MAP_FAILED, "no memory for a stack");
+        // SAFETY: the first pages of what was just mapped.
+        let guarded = unsafe { libc::mprotect(base, GUARD, libc::PROT_NONE) };
+        assert_eq!(guarded, 0, "no guard below a stack");
+        Stack(base.cast())
+    }
+}
+
+impl Default for Stack {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Where a strand stands while another one runs.
+pub struct Strand {
+    context: Box<UnsafeCell<MaybeUninit<libc::ucontext_t>>>,
+    /// What it runs on; none for the first, which runs on the system's.
+    stack: Option<Stack>,
+}
+
+// SAFETY: all strands run on one thread of the system.
+unsafe impl Send for Strand {}
+// SAFETY: as above; only the strand that runs touches one.
+unsafe impl Sync for Strand {}
+
+impl Strand {
+    /// The one that runs already.
+    #[must_use]
+    pub fn running() -> Strand {
+        Strand { context: Box::new(UnsafeCell::new(MaybeUninit::zeroed())), stack: None }
+    }
+
+    /// One that begins with `entry`, which must not return.
+    #[must_use]
+    pub fn new(stack: Stack, entry: extern "C" fn()) -> Strand {
+        let strand = Strand { context: Box::new(UnsafeCell::new(MaybeUninit::zeroed())), stack: None };
+        let context = strand.at();
+        // SAFETY: the context is ours and stays where it is; the stack is nobody else's and lives as long as the process.
+        unsafe {
+            assert_eq!(libc::getcontext(context), 0, "no context");
+            (*context).uc_stack.ss_sp = stack.0.add(GUARD).cast();
+            (*context).uc_stack.ss_size = STACK;
+            (*context).uc_link = std::ptr::null_mut();
+            libc::makecontext(context, entry, 0);
+        }
+        Strand { stack: Some(stack), ..strand }
+    }
+
+    fn at(&self) -> *mut libc::ucontext_t {
+        self.context.get().cast()
+    }
+
+    /// Where it can be gone on with, from `me` on or to it. Valid as long as the strand is, wherever that is moved.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place(self.at())
+    }
+
+    /// Its stack, for another strand. It must not be switched to any more.
+    pub fn end(&mut self) -> Option<Stack> {
+        self.stack.take()
+    }
+}
+
+/// Where a strand is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Place(*mut libc::ucontext_t);
+
+impl Place {
+    /// Goes on with the strand at `self`; returns when somebody goes on with `me`.
+    ///
+    /// # Safety
+    /// `me` is the place of the strand that runs, `self` that of another one which was begun or left by this, both strands are
+    /// still there, and everything is called on one thread of the system.
+    pub unsafe fn switch_from(self, me: Place) {
+        // SAFETY: the caller says so.
+        let done = unsafe { libc::swapcontext(me.0, self.0) };
+        assert_eq!(done, 0, "no way to another strand");
+    }
+}

@@ -63,14 +63,17 @@ impl Strand {
     pub fn new(stack: Stack, entry: extern "C" fn()) -> Strand {
         let strand = Strand { context: Box::new(UnsafeCell::new(MaybeUninit::zeroed())), stack: None };
         let context = strand.at();
-        // SAFETY: the context is ours and stays where it is; the stack is nobody else's and lives as long as the process.
-        unsafe {
-            assert_eq!(libc::getcontext(context), 0, "no context");
-            (*context).uc_stack.ss_sp = stack.0.add(GUARD).cast();
-            (*context).uc_stack.ss_size = STACK;
-            (*context).uc_link = std::ptr::null_mut();
-            libc::makecontext(context, entry, 0);
-        }
+        // SAFETY: there is room for a context, and it is ours.
+        let got = unsafe { libc::getcontext(context) };
+        assert_eq!(got, 0, "no context");
+        // SAFETY: it has just been made, and nobody else knows of it.
+        let inner = unsafe { &mut *context };
+        // SAFETY: the guard is the beginning of the same mapping.
+        inner.uc_stack.ss_sp = unsafe { stack.0.add(GUARD) }.cast();
+        inner.uc_stack.ss_size = STACK;
+        inner.uc_link = std::ptr::null_mut();
+        // SAFETY: the context stays where it is, the stack is nobody else's, and both live as long as the strand.
+        unsafe { libc::makecontext(context, entry, 0) };
         Strand { stack: Some(stack), ..strand }
     }
 

@@ -27,8 +27,14 @@ const GRAIN: usize = 64;
 pub enum Tag {
     /// The protected disk.
     Disk,
-    /// A mapped file of the agent.
-    Mapped,
+    /// A ring of the agent.
+    Ring,
+    /// A dirty map of the agent.
+    Dirty,
+    /// A write-intent map of the agent.
+    Intent,
+    /// What the agent knows of a volume.
+    Meta,
     /// A segment.
     Segment,
     /// A layer.
@@ -47,7 +53,10 @@ impl Tag {
             Some("seg") => Tag::Segment,
             Some("layer") => Tag::Layer,
             _ if name.starts_with("MANIFEST") => Tag::Manifest,
-            _ if ["ring", "dirty", "intent"].iter().any(|n| name.starts_with(n)) => Tag::Mapped,
+            _ if name.starts_with("ring") => Tag::Ring,
+            _ if name.starts_with("dirty") => Tag::Dirty,
+            _ if name.starts_with("intent") => Tag::Intent,
+            _ if name.starts_with("volume.json") => Tag::Meta,
             _ if path.components().any(|c| c.as_os_str() == "layers") => Tag::Layer,
             _ => Tag::Other,
         }
@@ -244,7 +253,7 @@ pub struct Stat {
 impl Disk {
     fn faults_of(&self, inode: usize) -> Faults {
         let tag = self.inodes[inode].tag;
-        let hit = tag != Tag::Mapped && self.faults.only.is_none_or(|only| only == tag);
+        let hit = self.faults.only.is_none_or(|only| only == tag);
         if hit { self.faults } else { Faults::default() }
     }
 
@@ -252,6 +261,27 @@ impl Disk {
         let inode = &self.inodes[inode];
         let end = (at + len).div_ceil(BLOCK);
         end > inode.data.len() || inode.data[at / BLOCK..end].iter().any(|d| !d)
+    }
+
+    /// Takes a file away for good, as if nobody had ever made it. Whether it was there.
+    pub fn lose(&mut self, path: &Path) -> bool {
+        let Ok((parent, name)) = split(path) else { return false };
+        let Some(folder) = self.folders.get_mut(&parent) else { return false };
+        let there = folder.now.contains_key(&name);
+        if there {
+            folder.change(Change::Remove(name));
+            folder.sync();
+        }
+        there
+    }
+
+    /// A copy of everything as it is now, on a disk of its own that has it all durably.
+    #[must_use]
+    pub fn copy(&self) -> Disk {
+        let inodes = self.inodes.iter().map(Inode::copy).collect();
+        let mut copy = Disk { inodes, folders: self.folders.clone(), faults: self.faults };
+        copy.settle();
+        copy
     }
 
     fn is_folder(&self, path: &Path) -> bool {
@@ -387,6 +417,16 @@ impl Disk {
         }
     }
 
+    /// Writes durably, whatever else goes wrong.
+    pub fn overwrite(&mut self, path: &Path, at: usize, data: &[u8]) {
+        let Ok((parent, name)) = split(path) else { return };
+        if let Some(Entry::File(inode)) = self.folders.get(&parent).and_then(|f| f.now.get(&name)) {
+            let inode = &mut self.inodes[*inode];
+            inode.put(data, at);
+            inode.write_back(at, at + data.len(), |_| true);
+        }
+    }
+
     /// Notes the time of a change.
     pub fn touch(&mut self, inode: usize, now: u64) {
         self.inodes[inode].modified = now;
@@ -402,9 +442,7 @@ impl Disk {
         let faults = self.faults_of(inode);
         let i = &mut self.inodes[inode];
         let (from, end) = (usize::try_from(offset).unwrap_or(0), usize::try_from(offset + len).unwrap_or(0));
-        if mode & libc::FALLOC_FL_PUNCH_HOLE == 0
-            && (faults.full || self.faults.full && self.faults.only.is_none() && i.tag == Tag::Mapped)
-        {
+        if mode & libc::FALLOC_FL_PUNCH_HOLE == 0 && faults.full {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && end > i.len() {
@@ -468,7 +506,6 @@ impl Disk {
                 // SAFETY: new memory of at least that length.
                 unsafe { std::ptr::copy_nonoverlapping(v.as_ptr(), p, n) };
                 i.content = Content::Mapped(p, n);
-                i.tag = Tag::Mapped;
                 p
             }
         }

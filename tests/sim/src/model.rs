@@ -236,6 +236,19 @@ impl Volume {
         Ok(())
     }
 
+    /// The vault is again what it was when this was its log.
+    pub fn put_back(&mut self, log: Vec<Sent>) {
+        (self.log, self.serving, self.lost) = (log, 0, true);
+        self.image = (0, vec![0; self.size]);
+    }
+
+    /// Somebody else writes to the disk; what was there is gone, durably.
+    pub fn write_behind(&mut self, offset: usize) -> Mark {
+        let (id, mark) = self.begin(Mark::Own, offset, GRANULE);
+        self.answered(id, true, true);
+        mark
+    }
+
     /// Newest seq that was sent.
     #[must_use]
     pub fn last(&self) -> u64 {
@@ -358,6 +371,8 @@ pub struct Tap {
     model: Arc<Model>,
     /// Number of the connection.
     pub number: u64,
+    /// It is of the first version.
+    pub old: bool,
     buffers: [Vec<u8>; 2],
     volume: Option<usize>,
     lost: bool,
@@ -367,7 +382,7 @@ impl Tap {
     /// For a new connection.
     #[must_use]
     pub fn new(model: Arc<Model>) -> Tap {
-        Tap { model, number: 0, buffers: [Vec::new(), Vec::new()], volume: None, lost: false }
+        Tap { model, number: 0, old: false, buffers: [Vec::new(), Vec::new()], volume: None, lost: false }
     }
 
     /// Something was written, to the appliance or back.
@@ -408,6 +423,9 @@ impl Tap {
                 let mut rest = body;
                 while let Some(head) = rest.first_chunk::<RECORD_LEN>() {
                     let record = Record::decode(head).map_err(bad)?;
+                    if self.old && record.kind == Kind::Resize {
+                        return Err("a record that version 1 does not know was sent to a peer that speaks it".into());
+                    }
                     let payload = &rest[RECORD_LEN..RECORD_LEN + record.payload_len()];
                     crate::sim().state().note(b'#', record.seq ^ record.digest());
                     self.on(|v, number| v.sent(number, record, payload))?;
@@ -425,6 +443,9 @@ impl Tap {
                     }
                     Ok(())
                 });
+            }
+            MessageType::HashQuery | MessageType::Hashes if self.old => {
+                return Err(format!("a {kind:?} was sent to a peer that speaks version 1"));
             }
             _ => {}
         }

@@ -8,6 +8,7 @@ use crate::sched::{Host, MILLI, SECOND, Sim};
 use afterimage_agent::connect::{Connection as AgentConnection, Connector, READ_TICK, SEND_TIMEOUT, VectoredWrite};
 use afterimage_appliance::ingest::listen::Acceptor;
 use afterimage_appliance::ingest::session::{Connection, TICK, WRITE_LIMIT};
+use afterimage_format::wire::{HEADER_LEN, Header, MessageType, OLDEST_VERSION, VERSION};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
@@ -27,6 +28,33 @@ pub enum Cut {
     Late,
     /// Nobody hears anything any more.
     Silent,
+}
+
+/// What the other side of new connections speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// What this code speaks.
+    Same,
+    /// Only the oldest version.
+    Old,
+    /// Only versions that nobody knows.
+    New,
+}
+
+impl Peer {
+    /// Makes a Hello that of such a peer.
+    fn rewrite(self, message: &mut [u8]) {
+        let Some((_, body)) = message.split_at_mut_checked(HEADER_LEN) else { return };
+        let (oldest, newest) = match self {
+            Peer::Same => return,
+            Peer::Old => (OLDEST_VERSION, OLDEST_VERSION),
+            Peer::New => (VERSION + 97, VERSION + 98),
+        };
+        body[..2].copy_from_slice(&oldest.to_le_bytes());
+        body[2..4].copy_from_slice(&newest.to_le_bytes());
+        let header = Header::of(MessageType::Hello, body).encode();
+        message[..HEADER_LEN].copy_from_slice(&header);
+    }
 }
 
 #[derive(Default)]
@@ -51,6 +79,26 @@ struct Link {
     tap: Mutex<Tap>,
     lives: [u64; 2],
     number: u64,
+    peer: Peer,
+    /// The beginning of a Hello that is to be another one.
+    hello: Mutex<Option<Vec<u8>>>,
+}
+
+impl Link {
+    /// What goes on the wire in place of `data`, which the agent sends.
+    fn translate(&self, data: &[u8]) -> Vec<u8> {
+        let mut held = lock(&self.hello);
+        let Some(mut hello) = held.take() else { return data.to_vec() };
+        hello.extend_from_slice(data);
+        let header = hello.first_chunk().and_then(|h| Header::decode(h).ok());
+        let len = header.map_or(usize::MAX, |h| HEADER_LEN + h.body_len);
+        if hello.len() < len {
+            *held = Some(hello);
+            return Vec::new();
+        }
+        self.peer.rewrite(&mut hello[..len]);
+        hello
+    }
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -81,6 +129,7 @@ struct Inner {
     /// Life of the appliance that listens.
     listening: Option<u64>,
     weather: Weather,
+    peer: Peer,
     number: u64,
 }
 
@@ -103,8 +152,14 @@ impl Net {
     /// A network without connections.
     #[must_use]
     pub fn new(sim: &'static Sim) -> Arc<Net> {
-        let inner =
-            Inner { links: Vec::new(), waiting: VecDeque::new(), listening: None, weather: Weather::FAIR, number: 0 };
+        let inner = Inner {
+            links: Vec::new(),
+            waiting: VecDeque::new(),
+            listening: None,
+            weather: Weather::FAIR,
+            peer: Peer::Same,
+            number: 0,
+        };
         Arc::new(Net { sim, inner: Mutex::new(inner) })
     }
 
@@ -115,6 +170,11 @@ impl Net {
     /// What goes wrong from now on.
     pub fn set(&self, weather: Weather) {
         lock(&self.inner).weather = weather;
+    }
+
+    /// What the other side of new connections speaks from now on.
+    pub fn set_peer(&self, peer: Peer) {
+        lock(&self.inner).peer = peer;
     }
 
     /// Ends every connection.
@@ -277,15 +337,21 @@ impl End {
         let mut s = sim.state();
         let n = if s.rng.below(4) == 0 { 1 + s.rng.index(data.len()) } else { data.len() };
         let delay = s.rng.between(weather.delay.0, weather.delay.1) + n as u64 * SECOND / weather.rate;
-        let mut bytes = data[..n].to_vec();
+        drop(s);
+        lock(&self.link.tap).wrote(self.pipe == TO, &data[..n]);
+        let mut s = sim.state();
+        let mut bytes = if self.pipe == TO { self.link.translate(&data[..n]) } else { data[..n].to_vec() };
+        if bytes.is_empty() {
+            return Ok(n);
+        }
         if s.rng.permille(weather.garbage) {
-            bytes[s.rng.index(n)] ^= 1 << s.rng.below(8);
+            let at = s.rng.index(bytes.len());
+            bytes[at] ^= 1 << s.rng.below(8);
             s.count("garbage on the wire");
         }
         let now = s.now;
         s.note(b'>', n as u64);
         drop(s);
-        lock(&self.link.tap).wrote(self.pipe == TO, &data[..n]);
         let mut p = lock(self.pipe());
         if p.silent {
             p.bytes += n;
@@ -349,8 +415,16 @@ impl Connector for Dial {
         inner.number += 1;
         let number = inner.number;
         let mut tap = (self.tap)();
-        tap.number = number;
-        let link = Arc::new(Link { pipes: Default::default(), tap: Mutex::new(tap), lives, number });
+        let peer = inner.peer;
+        (tap.number, tap.old) = (number, peer == Peer::Old);
+        let link = Arc::new(Link {
+            pipes: Default::default(),
+            tap: Mutex::new(tap),
+            lives,
+            number,
+            peer,
+            hello: Mutex::new((peer != Peer::Same).then(Vec::new)),
+        });
         inner.links.push(Arc::clone(&link));
         inner.waiting.push_back(Arc::clone(&link));
         drop(inner);

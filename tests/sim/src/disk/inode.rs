@@ -68,12 +68,23 @@ impl Inode {
         self.content.bytes().len()
     }
 
+    pub(super) fn copy(&self) -> Inode {
+        Inode {
+            content: Content::Owned(self.content.bytes().to_vec()),
+            durable: self.durable.clone(),
+            dirty: self.dirty.clone(),
+            data: self.data.clone(),
+            lock: None,
+            ..*self
+        }
+    }
+
     pub(super) fn resize(&mut self, len: usize) {
         if len == self.len() {
             return;
         }
         match &mut self.content {
-            Content::Owned(v) if self.tag != Tag::Mapped => {
+            Content::Owned(v) if !matches!(self.tag, Tag::Ring | Tag::Dirty) => {
                 if v.is_empty() {
                     *v = vec![0; len];
                 } else {

@@ -126,7 +126,7 @@ impl Client {
     }
 
     fn range(&mut self) -> (usize, usize) {
-        let size = self.lab.setup.sizes[self.volume];
+        let size = self.lab.model.with(self.volume, |v| v.size());
         let grain = [GRANULE, 512, 4096, 4096][self.rng.index(4)];
         let longest = self.lab.setup.longest.min(size);
         let len = (1 + self.rng.index((longest / grain).max(1))) * grain;

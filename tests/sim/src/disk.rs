@@ -4,15 +4,17 @@
 //! file any subset of the unsynced sectors, any length between the durable and the newest one, and of each folder any subset
 //! (or the beginning) of the unsynced creations, renames and removals. A kill loses nothing.
 
+mod fault;
 mod folder;
 mod inode;
 
 use crate::rng::Rng;
 use crate::sched::{HOSTS, Host};
+pub use fault::{Faults, Tag};
 use folder::{Change, Entry, Folder};
 use inode::{Content, Inode, pages};
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -21,68 +23,6 @@ pub const SECTOR: usize = 512;
 const BLOCK: usize = 4096;
 /// Parts of writes end at multiples of this: what the model tells apart.
 const GRAIN: usize = 64;
-
-/// What a file is for; faults are chosen by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tag {
-    /// The protected disk.
-    Disk,
-    /// A ring of the agent.
-    Ring,
-    /// A dirty map of the agent.
-    Dirty,
-    /// A write-intent map of the agent.
-    Intent,
-    /// What the agent knows of a volume.
-    Meta,
-    /// A segment.
-    Segment,
-    /// A layer.
-    Layer,
-    /// The manifest.
-    Manifest,
-    /// Anything else.
-    Other,
-}
-
-impl Tag {
-    fn of(path: &Path) -> Tag {
-        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        match path.extension().and_then(OsStr::to_str) {
-            Some("img") => Tag::Disk,
-            Some("seg") => Tag::Segment,
-            Some("layer") => Tag::Layer,
-            _ if name.starts_with("MANIFEST") => Tag::Manifest,
-            _ if name.starts_with("ring") => Tag::Ring,
-            _ if name.starts_with("dirty") => Tag::Dirty,
-            _ if name.starts_with("intent") => Tag::Intent,
-            _ if name.starts_with("volume.json") => Tag::Meta,
-            _ if path.components().any(|c| c.as_os_str() == "layers") => Tag::Layer,
-            _ => Tag::Other,
-        }
-    }
-}
-
-/// What goes wrong on a host's disk, in so many of a thousand operations.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Faults {
-    /// Reads that fail.
-    pub read: u64,
-    /// Writes that fail.
-    pub write: u64,
-    /// Syncs that fail; what they should have written is lost.
-    pub sync: u64,
-    /// Writes that take only a part.
-    pub short: u64,
-    /// Writes of which a bit is flipped.
-    pub flip: u64,
-    /// Writes that land elsewhere in the file.
-    pub stray: u64,
-    /// There is no room.
-    pub full: bool,
-    /// Only files of this kind.
-    pub only: Option<Tag>,
-}
 
 /// The disk of one host.
 pub struct Disk {
@@ -414,6 +354,16 @@ impl Disk {
         match self.folders.get(&parent).and_then(|f| f.now.get(&name)) {
             Some(Entry::File(inode)) => Ok(self.inodes[*inode].content.bytes().to_vec()),
             _ => Err(missing()),
+        }
+    }
+
+    /// Makes a file longer by a hole, durably.
+    pub fn grow(&mut self, path: &Path, len: usize) {
+        let Ok((parent, name)) = split(path) else { return };
+        if let Some(Entry::File(inode)) = self.folders.get(&parent).and_then(|f| f.now.get(&name)) {
+            let inode = &mut self.inodes[*inode];
+            inode.resize(len.max(inode.len()));
+            inode.durable.resize(inode.len(), 0);
         }
     }
 

@@ -209,7 +209,8 @@ impl Lab {
                 ring_bytes: self.setup.ring,
                 cache: self.setup.cache,
                 foreign: ForeignWrite::default(),
-                resize: false,
+                // The operator makes disks larger, and the agent may die before it hears of it.
+                resize: true,
             };
             match agent.add_volume(config) {
                 Ok(volume) => volumes.push(volume),
@@ -219,7 +220,12 @@ impl Lab {
                 }
             }
             let disk = self.disk(index);
-            if let Err(e) = self.model.with(index, |v| v.settle(&disk, dark)) {
+            let size = volumes.last().map_or(0, |v| usize::try_from(v.status().size).unwrap_or(0));
+            let sound = self.model.with(index, |v| {
+                v.came_back(size, disk.len())?;
+                v.settle(&disk, dark)
+            });
+            if let Err(e) = sound {
                 crate::fail(&e);
             }
         }

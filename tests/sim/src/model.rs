@@ -8,10 +8,13 @@
 //! behind the seq that it names. The image of a seq is the log replayed up to there. A seq is valid if the last Gap or SyncEnd at or
 //! before it is a SyncEnd.
 
+mod tap;
+
 use crate::disk::SECTOR;
-use afterimage_format::record::{HEADER_LEN as RECORD_LEN, Kind, Record};
-use afterimage_format::wire::{Ack, HEADER_LEN, Header, Hello, MessageType, Welcome};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use afterimage_format::record::{Kind, Record};
+use afterimage_format::wire::Welcome;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+pub use tap::Tap;
 
 /// Bytes that are told apart.
 pub const GRANULE: usize = 64;
@@ -79,6 +82,9 @@ pub struct Sent {
     payload: Vec<u8>,
 }
 
+/// A log, and the size before its first record.
+pub type Past = (Vec<Sent>, usize);
+
 /// What is known of one volume.
 pub struct Volume {
     /// Its name.
@@ -99,8 +105,24 @@ pub struct Volume {
     pub forgiven: bool,
     /// The vault was lost: the next Welcome may be behind anything.
     pub lost: bool,
-    image: (usize, Vec<u8>),
+    /// A size that was asked for, without an answer so far.
+    asked: Option<usize>,
+    /// Size of the volume in the last Hello.
+    hello: usize,
+    /// Size of the history before its first record.
+    first: usize,
+    image: Image,
 }
+
+/// The log replayed up to somewhere.
+struct Image {
+    records: usize,
+    size: usize,
+    bytes: Vec<u8>,
+}
+
+/// Bytes by which a volume may grow.
+pub const GROWTH: usize = 32 * 4096;
 
 fn granules(offset: usize, len: usize) -> std::ops::Range<usize> {
     offset / GRANULE..(offset + len).div_ceil(GRANULE)
@@ -108,8 +130,9 @@ fn granules(offset: usize, len: usize) -> std::ops::Range<usize> {
 
 impl Volume {
     fn new(name: String, size: usize) -> Volume {
-        let none = vec![vec![0]; size.div_ceil(GRANULE)];
-        let zero = Op { mark: Mark::Zero, offset: 0, len: size, submitted: 0, answered: Some(0), flushed: true };
+        let most = size + GROWTH;
+        let none = vec![vec![0]; most.div_ceil(GRANULE)];
+        let zero = Op { mark: Mark::Zero, offset: 0, len: most, submitted: 0, answered: Some(0), flushed: true };
         Volume {
             name,
             size,
@@ -123,8 +146,51 @@ impl Volume {
             acked: 0,
             forgiven: false,
             lost: false,
-            image: (0, vec![0; size]),
+            asked: None,
+            hello: size,
+            first: size,
+            image: Image { records: 0, size, bytes: vec![0; most] },
         }
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Most bytes that it may have.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.image.bytes.len()
+    }
+
+    /// Another size is asked for.
+    pub fn ask_size(&mut self, size: usize) {
+        self.asked = Some(size);
+    }
+
+    /// The answer: the size that it has now.
+    pub fn sized(&mut self, size: usize) {
+        (self.size, self.asked) = (size, None);
+    }
+
+    /// The agent is back, and says a size.
+    ///
+    /// # Errors
+    /// If the volume cannot have that.
+    pub fn came_back(&mut self, size: usize, disk: usize) -> Result<(), String> {
+        if size != self.size && Some(size) != self.asked && size != disk {
+            let (was, asked) = (self.size, self.asked);
+            return Err(format!("volume {} has {size} bytes; it had {was}, {asked:?} were asked for", self.name));
+        }
+        self.sized(size);
+        Ok(())
+    }
+
+    fn forget_image(&mut self) {
+        (self.image.records, self.image.size) = (0, self.first);
+        self.image.bytes.fill(0);
     }
 
     fn tick(&mut self) -> u64 {
@@ -237,9 +303,16 @@ impl Volume {
     }
 
     /// The vault is again what it was when this was its log.
-    pub fn put_back(&mut self, log: Vec<Sent>) {
-        (self.log, self.serving, self.lost) = (log, 0, true);
-        self.image = (0, vec![0; self.size]);
+    pub fn put_back(&mut self, past: &Past) {
+        (self.log, self.first) = past.clone();
+        (self.serving, self.lost) = (0, true);
+        self.forget_image();
+    }
+
+    /// What a vault is to be compared with that is as it is now.
+    #[must_use]
+    pub fn past(&self) -> Past {
+        (self.log.clone(), self.first)
     }
 
     /// Somebody else writes to the disk; what was there is gone, durably.
@@ -270,27 +343,32 @@ impl Volume {
         seq <= self.last() && last.is_some_and(|s| s.record.kind == Kind::SyncEnd)
     }
 
-    /// The image at a seq.
+    /// The image at a seq: as many bytes as the volume had then.
     pub fn image(&mut self, seq: u64) -> &[u8] {
         let end = self.log.partition_point(|s| s.record.seq <= seq);
-        if end < self.image.0 {
-            self.image = (0, vec![0; self.size]);
+        if end < self.image.records {
+            self.forget_image();
         }
-        let (from, image) = &mut self.image;
-        for sent in &self.log[*from..end] {
+        let Image { records, size, bytes } = &mut self.image;
+        for sent in &self.log[*records..end] {
             let at = usize::try_from(sent.record.offset).unwrap_or(usize::MAX);
             match sent.record.kind {
-                Kind::Write => image[at..at + sent.payload.len()].copy_from_slice(&sent.payload),
-                Kind::Zero => image[at..at + usize::try_from(sent.record.len).unwrap_or(0)].fill(0),
+                Kind::Write => bytes[at..at + sent.payload.len()].copy_from_slice(&sent.payload),
+                Kind::Zero => bytes[at..at + usize::try_from(sent.record.len).unwrap_or(0)].fill(0),
                 _ => {}
             }
+            if let Some(new) = sent.record.new_size().and_then(|n| usize::try_from(n).ok()) {
+                // What a smaller size drops does not come back.
+                bytes[new.min(*size)..].fill(0);
+                *size = new;
+            }
         }
-        *from = end;
-        &self.image.1
+        *records = end;
+        &self.image.bytes[..self.image.size]
     }
 
     fn welcome(&mut self, number: u64, w: &Welcome) -> Result<(), String> {
-        let name = &self.name;
+        let name = self.name.clone();
         if w.durable < self.acked && !self.forgiven && !std::mem::take(&mut self.lost) {
             return Err(format!(
                 "I5: volume {name}: the appliance had acknowledged seq {} and is now at {}",
@@ -302,8 +380,11 @@ impl Volume {
         }
         let end = self.log.partition_point(|s| s.record.seq <= w.durable);
         self.log.truncate(end);
-        if end < self.image.0 {
-            self.image = (0, vec![0; self.size]);
+        if w.durable == 0 {
+            self.first = self.hello;
+        }
+        if end < self.image.records || w.durable == 0 {
+            self.forget_image();
         }
         if w.ring != [0; 16]
             && self.log.last().is_some_and(|s| s.record.seq != w.durable || s.record.digest() != w.digest)
@@ -363,99 +444,5 @@ impl Model {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-/// What is seen on one connection.
-pub struct Tap {
-    model: Arc<Model>,
-    /// Number of the connection.
-    pub number: u64,
-    /// It is of the first version.
-    pub old: bool,
-    buffers: [Vec<u8>; 2],
-    volume: Option<usize>,
-    lost: bool,
-}
-
-impl Tap {
-    /// For a new connection.
-    #[must_use]
-    pub fn new(model: Arc<Model>) -> Tap {
-        Tap { model, number: 0, old: false, buffers: [Vec::new(), Vec::new()], volume: None, lost: false }
-    }
-
-    /// Something was written, to the appliance or back.
-    pub fn wrote(&mut self, to: bool, data: &[u8]) {
-        let side = usize::from(!to);
-        self.buffers[side].extend_from_slice(data);
-        let mut buffer = std::mem::take(&mut self.buffers[side]);
-        let mut at = 0;
-        while !self.lost {
-            let Some(head) = buffer[at..].first_chunk::<HEADER_LEN>() else { break };
-            let Ok(header) = Header::decode(head) else {
-                crate::fail("somebody sends what is no message");
-            };
-            let Some(body) = buffer.get(at + HEADER_LEN..at + HEADER_LEN + header.body_len) else { break };
-            if let Err(e) = self.message(header.kind, body) {
-                crate::fail(&e);
-            }
-            at += HEADER_LEN + header.body_len;
-        }
-        buffer.drain(..at);
-        self.buffers[side] = buffer;
-    }
-
-    fn message(&mut self, kind: MessageType, body: &[u8]) -> Result<(), String> {
-        let bad = |e: afterimage_format::codec::DecodeError| format!("somebody sends what is no {kind:?}: {e}");
-        match kind {
-            MessageType::Hello => {
-                let hello = Hello::decode(body).map_err(bad)?;
-                let volumes = lock(&self.model.volumes);
-                self.volume = volumes.iter().position(|v| v.name == hello.name);
-            }
-            MessageType::Welcome => {
-                let welcome = Welcome::decode(body).map_err(bad)?;
-                crate::sim().say(&format!("welcome on connection {} behind {}", self.number, welcome.durable));
-                return self.on(|v, number| v.welcome(number, &welcome));
-            }
-            MessageType::Data => {
-                let mut rest = body;
-                while let Some(head) = rest.first_chunk::<RECORD_LEN>() {
-                    let record = Record::decode(head).map_err(bad)?;
-                    if self.old && record.kind == Kind::Resize {
-                        return Err("a record that version 1 does not know was sent to a peer that speaks it".into());
-                    }
-                    let payload = &rest[RECORD_LEN..RECORD_LEN + record.payload_len()];
-                    crate::sim().state().note(b'#', record.seq ^ record.digest());
-                    self.on(|v, number| v.sent(number, record, payload))?;
-                    rest = &rest[RECORD_LEN + record.payload_len()..];
-                }
-            }
-            MessageType::Ack => {
-                let ack = Ack::decode(body).map_err(bad)?;
-                return self.on(|v, number| {
-                    if number == v.serving && ack.durable > v.last() {
-                        return Err(format!("volume {}: seq {} acknowledged, {} sent", v.name, ack.durable, v.last()));
-                    }
-                    if number == v.serving {
-                        v.acked = v.acked.max(ack.durable);
-                    }
-                    Ok(())
-                });
-            }
-            MessageType::HashQuery | MessageType::Hashes if self.old => {
-                return Err(format!("a {kind:?} was sent to a peer that speaks version 1"));
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn on(&self, f: impl FnOnce(&mut Volume, u64) -> Result<(), String>) -> Result<(), String> {
-        match self.volume {
-            Some(index) => self.model.with(index, |v| f(v, self.number)),
-            None => Ok(()),
-        }
     }
 }

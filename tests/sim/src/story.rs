@@ -183,6 +183,7 @@ impl Story {
             12 | 13 if f.files => self.file_errors(),
             14 if f.copies => self.copy_vault(),
             15 if f.versions => self.change_version(),
+            16 if f.online && self.rng.below(2) == 0 => self.resize(),
             16 if f.online => self.verify(),
             17 if f.online => self.write_behind(),
             0 | 1 if f.kills || f.power => self.strike(Host::Agent),
@@ -304,7 +305,12 @@ impl Story {
             let refused = lock(&self.lab.board).status.iter().any(|s| s.state == VolumeState::Error);
             if failed == Some(true) || refused && self.rng.below(20) == 0 {
                 // What an operator does about a volume that takes no more.
-                self.lab.stop_appliance();
+                if failed != Some(true) && self.rng.below(2) == 0 && self.volumes() {
+                    self.lab.stop_agent();
+                    self.bury();
+                } else {
+                    self.lab.stop_appliance();
+                }
                 continue;
             }
             if self.lab.sim.state().now > until {

@@ -1,7 +1,7 @@
 //! What is looked at: what the appliance offers, disks, and the vault offline.
 
 use super::Story;
-use crate::hosts::{Lab, VAULT};
+use crate::hosts::{Lab, VAULT, lock};
 use crate::rng::Rng;
 use crate::sched::{Host, SECOND};
 use afterimage_appliance::{Appliance, KeySource};
@@ -25,7 +25,12 @@ impl Story {
             if let Err(e) = self.lab.model.with(index, |v| v.check(&disk, false)) {
                 crate::fail(&e);
             }
-            let image = self.lab.model.with(index, |v| v.image(u64::MAX).to_vec());
+            let (image, size) = self.lab.model.with(index, |v| (v.image(u64::MAX).to_vec(), v.size()));
+            let told = lock(&self.lab.board).status.get(index).map(|s| s.size);
+            if image.len() != size || told != Some(size as u64) {
+                let history = image.len();
+                crate::fail(&format!("volume {index}: size {size}, the agent says {told:?}, the history {history}"));
+            }
             if let Some(at) = disk.iter().zip(&image).position(|(a, b)| a != b) {
                 crate::fail(&format!("volume {index}: the newest image differs from the disk at byte {at}"));
             }
@@ -86,7 +91,7 @@ fn examine(lab: &Lab, appliance: &Appliance, index: usize, rng: &mut Rng, more: 
                 "I6: volume {name}: seq {seq} is offered, and lies in a gap: sent were {bounds:?}, the appliance knows {gaps:?} and {window:?}"
             ));
         }
-        let bytes = match read(appliance, &name, seq, lab.setup.sizes[index]) {
+        let bytes = match read(appliance, &name, seq) {
             Ok(bytes) => bytes,
             Err(e) => {
                 let reads = lab.sim.state().disks.of(Host::Appliance).faults.read == 0;
@@ -99,6 +104,12 @@ fn examine(lab: &Lab, appliance: &Appliance, index: usize, rng: &mut Rng, more: 
         lab.sim.state().note(b'=', seq);
         let wrong = lab.model.with(index, |v| {
             let image = v.image(seq);
+            if image.len() != bytes.len() {
+                let (has, was) = (bytes.len(), image.len());
+                crate::fail(&format!(
+                    "volume {name}: the image of seq {seq} has {has} bytes, and the volume had {was}"
+                ));
+            }
             image.iter().zip(&bytes).position(|(a, b)| a != b)
         });
         if let Some(at) = wrong {
@@ -108,8 +119,9 @@ fn examine(lab: &Lab, appliance: &Appliance, index: usize, rng: &mut Rng, more: 
     }
 }
 
-fn read(appliance: &Appliance, name: &str, seq: u64, size: usize) -> Result<Vec<u8>, String> {
+fn read(appliance: &Appliance, name: &str, seq: u64) -> Result<Vec<u8>, String> {
     let device = appliance.open_at(name, seq).map_err(|e| e.to_string())?;
+    let size = usize::try_from(device.geometry().size).map_err(|e| e.to_string())?;
     let mut queue = device.open_queue().map_err(|e| e.to_string())?;
     let read = afterimage_base::simple::call(&mut *queue, Request::Read { offset: 0, buf: AlignedBuf::zeroed(size) });
     Ok(read.map_err(|e| e.to_string())?.map(|b| b.to_vec()).unwrap_or_default())

@@ -49,7 +49,8 @@ impl Story {
         if !self.volumes() || !self.lab.up(Host::Agent) {
             return;
         }
-        let at = self.rng.index(self.lab.setup.sizes[index] / GRANULE) * GRANULE;
+        let size = self.lab.model.with(index, |v| v.size());
+        let at = self.rng.index(size / GRANULE) * GRANULE;
         let mark = self.lab.model.with(index, |v| v.write_behind(at));
         let mut bytes = [0; GRANULE];
         mark.fill(at / GRANULE, &mut bytes);
@@ -71,9 +72,46 @@ impl Story {
         });
     }
 
+    /// Another size of a volume: smaller, as large as its disk, or larger with the disk.
+    pub(super) fn resize(&mut self) {
+        let index = self.rng.index(self.lab.setup.sizes.len());
+        if !self.volumes() || !self.lab.up(Host::Agent) {
+            return;
+        }
+        let (size, most) = self.lab.model.with(index, |v| (v.size(), v.most()));
+        let disk = self.lab.disk(index).len();
+        let by = (1 + self.rng.index(12)) * [512, 4096][self.rng.index(2)];
+        let to = match self.rng.below(3) {
+            0 if size > by + 8 * 4096 => size - by,
+            1 => disk,
+            _ => {
+                let to = (disk + by).min(most);
+                self.lab.with_disk(Host::Agent, |d| d.grow(&image(index), to));
+                to
+            }
+        };
+        self.lab.sim.say(&format!("volume {index}: {size} bytes, and {to} are asked for"));
+        self.lab.model.with(index, |v| v.ask_size(to));
+        self.lab.on(Host::Agent, "resize", 60 * SECOND, move |lab| {
+            let Some(volume) = lock(&lab.board).volumes.get(index).cloned() else { return };
+            match volume.resize(Some(to as u64)) {
+                Ok(done) => {
+                    lab.model.with(index, |v| v.sized(usize::try_from(done.to).unwrap_or(0)));
+                    lab.sim.state().count("change of size");
+                }
+                Err(e) => {
+                    lab.model.with(index, |v| v.sized(v.size()));
+                    lab.sim.say(&format!("no other size: {e}"));
+                }
+            }
+        });
+    }
+
     /// Has what was written behind the agent's back copied. Whether anything was.
     pub(super) fn repair(&mut self) -> bool {
-        let which = std::mem::take(&mut self.differing);
+        let mut which = std::mem::take(&mut self.differing);
+        which.sort_unstable();
+        which.dedup();
         for index in &which {
             let index = *index;
             let report = self.lab.on(Host::Agent, "verify", 600 * SECOND, move |lab| verify(lab, index, true));

@@ -3,7 +3,7 @@
 use super::Story;
 use crate::disk::{Disk, Faults, Tag};
 use crate::hosts::lock;
-use crate::model::Sent;
+use crate::model::Past;
 use crate::net::{Cut, Peer, Weather};
 use crate::sched::{Death, Doom, Host, MILLI, SECOND};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 /// An older copy of the appliance's disk, and the log of each volume as it was then.
 pub(super) struct Copy {
     disk: Disk,
-    logs: Vec<Vec<Sent>>,
+    logs: Vec<Past>,
 }
 
 impl Story {
@@ -88,7 +88,7 @@ impl Story {
     pub(super) fn copy_vault(&mut self) {
         if self.copies.len() < 2 && (self.copies.is_empty() || self.rng.below(2) == 0) {
             let disk = self.lab.with_disk(Host::Appliance, |d| d.copy());
-            let logs = (0..self.lab.model.len()).map(|v| self.lab.model.with(v, |v| v.log.clone())).collect();
+            let logs = (0..self.lab.model.len()).map(|v| self.lab.model.with(v, |v| v.past())).collect();
             self.copies.push(Copy { disk, logs });
             self.lab.sim.say("the vault is copied");
             return;
@@ -99,7 +99,7 @@ impl Story {
         self.lab.bury(Host::Appliance);
         self.lab.with_disk(Host::Appliance, |d| *d = copy.disk.copy());
         for (volume, log) in copy.logs.iter().enumerate() {
-            self.lab.model.with(volume, |v| v.put_back(log.clone()));
+            self.lab.model.with(volume, |v| v.put_back(log));
         }
         self.lab.sim.state().count("older copy of the vault");
     }

@@ -1,9 +1,10 @@
 //! A real disk image in two generations: an ext4 that holds files of this machine's /usr, and the same file system after a
-//! tenth of its data was replaced and files were added, in place, as a machine at work does it.
+//! tenth of its data was changed and files were added, in place, as a machine at work does it.
 
 use afterimage_tests::tool::tool;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Two generations of a disk.
@@ -27,7 +28,7 @@ pub struct Generations {
 /// If a program fails, or /usr holds too little.
 #[must_use]
 pub fn make(dir: &Path, content: u64) -> Generations {
-    // A quarter more, for the replacements and the files that are added.
+    // A quarter more, for what is written later.
     let files = choose(content + content / 4);
     let mut kept: u64 = 0;
     let count = files
@@ -110,11 +111,12 @@ fn inside(tree: &Path, path: &Path) -> PathBuf {
     tree.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Every tenth file gets another's content under its old name; a few new ones come.
+/// A tenth of the data changes, one half as an upgrade does it and one half as databases, logs and mailboxes do: files are
+/// replaced by others under the same name, and files are written inside, a few blocks at a time. A few new files come.
 fn change(image: &Path, present: &[(PathBuf, u64)], fresh: &[(PathBuf, u64)], dir: &Path) {
+    let goal: u64 = present.iter().map(|f| f.1).sum::<u64>() / 10;
     let mut script = String::new();
     let mut sources = fresh.iter();
-    let goal: u64 = present.iter().map(|f| f.1).sum::<u64>() / 10;
     let mut replaced = 0;
     for (path, _) in present.iter().step_by(10) {
         let Some((source, bytes)) = sources.next() else { break };
@@ -122,23 +124,59 @@ fn change(image: &Path, present: &[(PathBuf, u64)], fresh: &[(PathBuf, u64)], di
         let (folder, name) = (path.parent().unwrap_or(path), path.file_name().unwrap_or_default());
         let (folder, name, source) = (folder.display(), name.to_string_lossy(), source.display());
         let _ = writeln!(script, "cd {folder}\nrm {name}\nwrite {source} {name}");
-        if replaced > goal {
+        if replaced > goal / 2 {
             break;
         }
     }
     let _ = writeln!(script, "mkdir /added\ncd /added");
-    for (n, (source, bytes)) in sources.enumerate() {
-        replaced += bytes;
-        if replaced > goal + goal / 4 {
+    let mut added = 0;
+    for (n, (source, bytes)) in sources.by_ref().enumerate() {
+        added += bytes;
+        let _ = writeln!(script, "write {} {n}", source.display());
+        if added > goal / 4 {
             break;
         }
-        let _ = writeln!(script, "write {} {n}", source.display());
+    }
+    // Others than those that are replaced.
+    let inside: Vec<&Path> =
+        present.iter().skip(5).step_by(10).filter(|f| f.1 >= 64 << 10).map(|f| f.0.as_path()).collect();
+    for path in &inside {
+        let _ = writeln!(script, "blocks {}", path.display());
     }
     let commands = dir.join("change.debugfs");
     fs::write(&commands, script).expect("write the list of changes");
-    tool("debugfs").arg("-w").arg("-f").arg(&commands).arg(image).run();
+    let told = tool("debugfs").arg("-w").arg("-f").arg(&commands).arg(image).run().stdout;
     fs::remove_file(&commands).expect("remove the list of changes");
     tool("e2fsck").arg("-fp").arg(image).run_any();
+    write_inside(image, &told, goal / 2, sources.map(|s| s.0.as_path()));
+}
+
+/// Overwrites pieces of 4 to 16 KiB of the files whose blocks debugfs has told, one block in eight, with what other files hold.
+fn write_inside<'a>(image: &Path, told: &str, goal: u64, mut sources: impl Iterator<Item = &'a Path>) {
+    let image = fs::OpenOptions::new().write(true).open(image).expect("open the image");
+    let mut written = 0;
+    let mut content = Vec::new();
+    // After the echo of the command comes a line of numbers.
+    let files = told.lines().filter(|l| l.starts_with(|c: char| c.is_ascii_digit()));
+    for (n, file) in files.enumerate() {
+        let blocks: Vec<u64> = file.split_whitespace().filter_map(|b| b.parse().ok()).collect();
+        // Blocks of zeroes are holes; what is not a list of blocks has none.
+        for piece in blocks.chunks(4 << (n % 3)).map(|c| &c[..c.len().min(1 << (n % 3))]).step_by(2) {
+            for block in piece.iter().filter(|b| **b > 0) {
+                while content.len() < 4096 {
+                    let Some(source) = sources.next() else { return };
+                    content.extend(fs::read(source).unwrap_or_default());
+                }
+                let rest = content.split_off(4096);
+                image.write_all_at(&content, block * 4096).expect("write into the image");
+                content = rest;
+                written += 4096;
+            }
+        }
+        if written > goal {
+            return;
+        }
+    }
 }
 
 fn changed_bytes(first: &Path, second: &Path) -> u64 {

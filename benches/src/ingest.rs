@@ -1,29 +1,30 @@
-//! Two generations of a disk image into an encrypted, deduplicated store: ours, restic, borg.
+//! Two generations of a disk image into an encrypted, deduplicated store, and back out of it: ours, restic, borg; and zstd and
+//! QEMU's compressed images, which neither encrypt nor dedupe.
 //!
-//! What is timed: for restic and borg the whole `backup` or `create` command, which reads the image file. For ours
-//! the first generation is the initial sync, from the start of the process until every block is durable; the second is
-//! what a client does that writes the whole second image to the export: from the first write until all is durable, so the
-//! journal, the real disk and the network protocol are in it.
+//! What is timed: for the others the whole command, which reads the image file. For ours the first generation is the initial sync,
+//! from the start of the agent until every block is durable; the second is what a client does that writes the whole second
+//! image to the export, from the first write until all is durable: journal, real disk and network protocol are in it.
+//!
+//! On *one core* the appliance has processor 1, agent and client have processor 0, as if they were another host; the others have
+//! processor 1, and nobody to feed them. On *both cores* nothing is pinned.
 
-use crate::cache::{cpu_microseconds, make_cold, write_all_back};
+pub mod limit;
+mod ours;
+mod peers;
+pub mod table;
+
+use crate::cache::{make_cold, write_all_back};
 use crate::image::Generations;
-use afterimage_tests::daemon::{Daemon, daemon, number};
-use afterimage_tests::data::assert_same;
-use afterimage_tests::tool::{Tool, tool};
+use crate::usage::{Cores, on};
 use serde::Serialize;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-const VOLUME: &str = "disk";
-/// Large enough that a second generation is taken up by the journal, and no larger: its pages are brought into memory too.
-const RING: &str = "1GiB";
+use std::path::Path;
 
 /// A program to be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Candidate {
-    /// `afterimage up`.
+    /// `afterimage agent` and `afterimage appliance`.
     Afterimage,
     /// `restic backup`, with its standard settings.
     Restic,
@@ -31,10 +32,21 @@ pub enum Candidate {
     Borg,
     /// `borg create -C zstd,1`.
     BorgZstd,
+    /// `zstd -1`.
+    Zstd,
+    /// `qemu-img convert -c` to qcow2 with zstd.
+    QemuImg,
 }
 
 /// All of them.
-pub const CANDIDATES: [Candidate; 4] = [Candidate::Afterimage, Candidate::Restic, Candidate::Borg, Candidate::BorgZstd];
+pub const CANDIDATES: [Candidate; 6] = [
+    Candidate::Afterimage,
+    Candidate::Restic,
+    Candidate::Borg,
+    Candidate::BorgZstd,
+    Candidate::Zstd,
+    Candidate::QemuImg,
+];
 
 impl Candidate {
     /// Its name in a table.
@@ -45,54 +57,93 @@ impl Candidate {
             Self::Restic => "restic",
             Self::Borg => "borg, lz4",
             Self::BorgZstd => "borg, zstd 1",
+            Self::Zstd => "zstd -1",
+            Self::QemuImg => "qemu-img, qcow2 zstd",
         }
     }
 }
 
-/// One run: both generations into a new store.
-#[derive(Debug, Clone, Serialize)]
+/// One run: both generations into a new store, and the second out again.
+#[derive(Debug, Clone, Copy, Serialize)]
 pub struct Run {
     /// The program.
     pub candidate: Candidate,
+    /// Where it ran.
+    pub cores: Cores,
     /// Which round.
     pub round: u32,
     /// Seconds that each generation took.
     pub seconds: [f64; 2],
+    /// CPU seconds of each; ours: of the appliance.
+    pub cpu_seconds: [f64; 2],
+    /// CPU seconds of the agent, the kernel's part of reading and writing the real disk included. Ours only.
+    pub agent_cpu_seconds: Option<[f64; 2]>,
     /// Bytes that the store takes on its disk after each.
     pub stored: [u64; 2],
-    /// CPU seconds of the process over both, where it is one process (ours).
-    pub cpu_seconds: Option<f64>,
+    /// The same once the background has done what it does when it is quiet, and the seconds until then. Ours only.
+    pub settled: Option<(u64, f64)>,
+    /// Seconds of restoring the second generation to a file and making that durable, the store's files not in memory.
+    pub restore_seconds: f64,
+    /// CPU seconds of that.
+    pub restore_cpu_seconds: f64,
+    /// Most memory that one of its processes had, in bytes; ours: the appliance.
+    pub peak: u64,
 }
 
-/// Measures everything; `dir` lies on the file system to measure on.
+/// All that was measured.
+#[derive(Debug, Default, Serialize)]
+pub struct Results {
+    /// Bytes of the image, of the files in it, and that differ.
+    pub image: [u64; 3],
+    /// The kernels, once a round.
+    pub limits: Vec<limit::Limit>,
+    /// The runs.
+    pub runs: Vec<Run>,
+}
+
+/// What is to be measured.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// A folder on the file system to measure on.
+    pub dir: &'a Path,
+    /// The images.
+    pub generations: &'a Generations,
+    /// The programs.
+    pub candidates: Vec<Candidate>,
+    /// Where they run.
+    pub cores: Vec<Cores>,
+    /// Interleaved repetitions.
+    pub rounds: u32,
+}
+
+/// Measures everything.
 ///
 /// # Panics
 /// If a program fails.
 #[must_use]
-pub fn measure(
-    dir: &Path,
-    generations: &Generations,
-    candidates: &[Candidate],
-    rounds: u32,
-    mut progress: impl FnMut(&Run),
-) -> Vec<Run> {
-    let mut runs = Vec::new();
-    for round in 0..rounds {
-        let mut order = candidates.to_vec();
+pub fn measure(plan: &Plan<'_>, mut progress: impl FnMut(&Run)) -> Results {
+    let g = plan.generations;
+    let mut results = Results { image: [g.size, g.content, g.changed], ..Results::default() };
+    for round in 0..plan.rounds {
+        results.limits.push(on(Cores::One, 1, || limit::measure(&g.first, plan.dir)));
+        let mut order = plan.candidates.clone();
         if round % 2 == 1 {
             order.reverse();
         }
         for candidate in order {
-            let scratch = tempfile::Builder::new().prefix("ingest-").tempdir_in(dir).expect("make a folder");
-            let run = match candidate {
-                Candidate::Afterimage => ours(scratch.path(), generations, round),
-                _ => Repository::new(candidate, scratch.path()).measure(generations, round),
-            };
-            progress(&run);
-            runs.push(run);
+            for &cores in &plan.cores {
+                let scratch = tempfile::Builder::new().prefix("ingest-").tempdir_in(plan.dir).expect("make a folder");
+                let mut run = match candidate {
+                    Candidate::Afterimage => ours::measure(scratch.path(), g, cores),
+                    _ => peers::measure(candidate, scratch.path(), g, cores),
+                };
+                run.round = round;
+                progress(&run);
+                results.runs.push(run);
+            }
         }
     }
-    runs
+    results
 }
 
 /// The command must find the image in the same state, whoever runs it: on the disk, not in memory.
@@ -101,115 +152,32 @@ fn settle(image: &Path) {
     make_cold(image);
 }
 
-fn ours(dir: &Path, generations: &Generations, round: u32) -> Run {
-    let disk = dir.join("disk.raw");
-    tool("cp").arg("--sparse=always").arg(&generations.first).arg(&disk).run();
-    settle(&disk);
-    let start = Instant::now();
-    let mut daemon = daemon(dir).volume(VOLUME, &disk).options(["--ring", RING]).start();
-    daemon.wait_live(VOLUME);
-    daemon.wait_durable(VOLUME);
-    let first = start.elapsed().as_secs_f64();
-    let vault = daemon.data().join("vault");
-    let stored_first = stored(&vault);
-    settle(&generations.second);
-    let start = Instant::now();
-    tool("nbdcopy").arg("--flush").arg(&generations.second).arg(daemon.uri(VOLUME)).run();
-    daemon.wait_durable(VOLUME);
-    let second = start.elapsed().as_secs_f64();
-    check(&daemon, dir, generations);
-    let cpu = cpu_microseconds(daemon.process().id());
-    assert!(daemon.stop().success(), "{}", daemon.log());
-    Run {
-        candidate: Candidate::Afterimage,
-        round,
-        seconds: [first, second],
-        stored: [stored_first, stored(&vault)],
-        cpu_seconds: Some(Duration::from_micros(cpu).as_secs_f64()),
-    }
-}
-
-/// A fast store that lost something is no store.
-fn check(daemon: &Daemon, dir: &Path, generations: &Generations) {
-    let restored = dir.join("restored");
-    let seq = number(&daemon.volume(VOLUME), "seq_durable");
-    daemon.restore(VOLUME, &format!("@{seq}"), &restored);
-    assert_same(&generations.second, &restored);
-    std::fs::remove_file(&restored).expect("remove the restored image");
-}
-
-/// The repository of a backup program.
-struct Repository {
-    candidate: Candidate,
-    path: PathBuf,
-    home: PathBuf,
-    image: PathBuf,
-}
-
-impl Repository {
-    fn new(candidate: Candidate, dir: &Path) -> Self {
-        let home = dir.join("home");
-        std::fs::create_dir(&home).expect("make a folder");
-        Self { candidate, path: dir.join("repository"), home, image: dir.join("disk.raw") }
-    }
-
-    /// The program, with everything that it keeps in the scratch folder.
-    fn program(&self) -> Tool {
-        let (repository, home) = (&self.path, &self.home);
-        let program = if self.candidate == Candidate::Restic { "restic" } else { "borg" };
-        tool(program)
-            .deadline(Duration::from_secs(3600))
-            .env("HOME", home)
-            .env("RESTIC_REPOSITORY", repository)
-            .env("RESTIC_PASSWORD", "correct horse")
-            .env("RESTIC_CACHE_DIR", home.join("cache"))
-            .env("BORG_REPO", repository)
-            .env("BORG_PASSPHRASE", "correct horse")
-            .env("BORG_BASE_DIR", home)
-    }
-
-    fn measure(self, generations: &Generations, round: u32) -> Run {
-        match self.candidate {
-            Candidate::Restic => self.program().args(["init", "--quiet"]).run(),
-            _ => self.program().args(["init", "--encryption=repokey-blake2"]).run(),
-        };
-        let (mut seconds, mut kept) = ([0.0; 2], [0; 2]);
-        for (n, generation) in [&generations.first, &generations.second].into_iter().enumerate() {
-            tool("cp").arg("--sparse=always").arg(generation).arg(&self.image).run();
-            settle(&self.image);
-            let start = Instant::now();
-            self.save(n);
-            seconds[n] = start.elapsed().as_secs_f64();
-            kept[n] = stored(&self.path);
-        }
-        Run { candidate: self.candidate, round, seconds, stored: kept, cpu_seconds: None }
-    }
-
-    fn save(&self, generation: usize) {
-        let archive = format!("::generation{generation}");
-        let command = match self.candidate {
-            Candidate::Restic => self.program().args(["backup", "--quiet"]),
-            Candidate::BorgZstd => self.program().args(["create", "--compression", "zstd,1", &archive]),
-            _ => self.program().args(["create", "--compression", "lz4", &archive]),
-        };
-        command.arg(&self.image).run();
-    }
+/// The files of a folder are on the disk and not in memory.
+fn settle_all(folder: &Path) {
+    write_all_back();
+    each_file(folder, &mut |path, _| {
+        make_cold(path);
+    });
 }
 
 /// Bytes that a folder takes on its disk.
 pub(crate) fn stored(folder: &Path) -> u64 {
     let mut bytes = 0;
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            match entry.metadata() {
-                Ok(about) if about.is_dir() => folders.push(entry.path()),
-                // The reserve is no data: it is for getting out of a full disk.
-                Ok(_) if entry.file_name() == "RESERVE" => {}
-                Ok(about) => bytes += about.blocks() * 512,
-                Err(_) => {}
-            }
+    each_file(folder, &mut |path, about| {
+        // The reserve is no data: it is for getting out of a full disk.
+        if path.file_name().is_none_or(|n| n != "RESERVE") {
+            bytes += about.blocks() * 512;
+        }
+    });
+    bytes
+}
+
+fn each_file(folder: &Path, found: &mut dyn FnMut(&Path, &std::fs::Metadata)) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.metadata() {
+            Ok(about) if about.is_dir() => each_file(&entry.path(), found),
+            Ok(about) if about.is_file() => found(&entry.path(), &about),
+            _ => {}
         }
     }
-    bytes
 }

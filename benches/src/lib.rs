@@ -19,6 +19,8 @@
 //! | [`generate`] | that history |
 //! | [`outage`] | what a guest notices of an appliance that goes away |
 //! | [`cache`] | the state of the page cache |
+//! | [`usage`] | what a command takes |
+//! | [`plot`] | bars, as SVG |
 //! | [`figures`] | medians, quantities as text |
 //! | [`report`] | JSON and the tables of docs/performance.md |
 
@@ -29,5 +31,7 @@ pub mod history;
 pub mod image;
 pub mod ingest;
 pub mod outage;
+pub mod plot;
 pub mod report;
+pub mod usage;
 pub mod write_path;

@@ -1,6 +1,7 @@
 //! `cargo run --release -p afterimage-benches -- all`: runs the comparisons, prints the tables, writes the figures.
 
 use afterimage_benches::report::{self, Machine, Results};
+use afterimage_benches::usage::{self, Cores};
 use afterimage_benches::{generate, history, image, ingest, outage, write_path};
 use afterimage_tests::binary;
 use afterimage_tests::tool::tool;
@@ -29,8 +30,11 @@ struct Options {
     #[arg(long, default_value = "3GiB")]
     ring: String,
     /// Bytes of real files in the image that is ingested, in MiB
-    #[arg(long, default_value_t = 1280)]
+    #[arg(long, default_value_t = 1664)]
     content_mib: u64,
+    /// Fail if a figure of the ingest is less than this part of its goal
+    #[arg(long)]
+    fail_below: Option<f64>,
     /// Writes in the long history
     #[arg(long, default_value_t = 10_000_000)]
     writes: u64,
@@ -61,17 +65,20 @@ enum Part {
     History,
     /// Writes while the appliance is away; --seconds says how long
     Outage,
+    /// Frame sizes and levels of compression over the image that is ingested
+    Levels,
     /// Everything but the outage
     All,
 }
 
 impl Part {
     fn includes(self, part: Part) -> bool {
-        self == part || (self == Part::All && part != Part::Outage)
+        self == part || (self == Part::All && part != Part::Outage && part != Part::Levels)
     }
 }
 
 fn main() {
+    usage::serve();
     if fill() {
         // As a killed process would end: see the generator.
         std::process::exit(0);
@@ -82,7 +89,7 @@ fn main() {
     std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("make {}: {e}", dir.display()));
     let machine = Machine::this(&dir);
     let mut results =
-        Results { v: 1, machine, write_path: Vec::new(), ingest: Vec::new(), history: None, outage: Vec::new() };
+        Results { v: 1, machine, write_path: Vec::new(), ingest: None, history: None, outage: Vec::new() };
     let mut tables = Vec::new();
     if options.part.includes(Part::WritePath) {
         tables.push(("write-path", measure_write_path(&options, &dir, &mut results)));
@@ -95,6 +102,9 @@ fn main() {
     }
     if options.part.includes(Part::Outage) {
         tables.push(("outage", measure_outage(&options, &dir, &mut results)));
+    }
+    if options.part.includes(Part::Levels) {
+        tables.push(("levels", measure_levels(&options, &dir)));
     }
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&results).expect("results are JSON");
@@ -109,6 +119,13 @@ fn main() {
             std::fs::write(&path, updated).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
         }
     }
+    let goals = results.ingest.as_ref().map(ingest::table::goals).unwrap_or_default();
+    let missed = |g: &&ingest::table::Goal| options.fail_below.is_some_and(|part| g.reached < g.wanted * part);
+    let missed: Vec<&ingest::table::Goal> = goals.iter().filter(missed).collect();
+    for goal in &missed {
+        eprintln!("{}: {:.2}, wanted {:.2}", goal.what, goal.reached, goal.wanted);
+    }
+    std::process::exit(i32::from(!missed.is_empty()));
 }
 
 /// `fill DATA SIZE BLOCKS WRITES UNFLUSHED`, which this program asks itself for: makes the long history.
@@ -169,14 +186,43 @@ fn measure_ingest(options: &Options, dir: &Path, results: &mut Results) -> Strin
     eprintln!("making a disk image in two generations");
     let generations = image::make(scratch.path(), options.content_mib << 20);
     eprintln!("{} MiB, {} MiB differ", generations.size >> 20, generations.changed >> 20);
-    let candidates = chosen(options, &ingest::CANDIDATES, ingest::Candidate::title);
-    results.ingest = ingest::measure(dir, &generations, &candidates, options.rounds, |run| {
+    let plan = ingest::Plan {
+        dir,
+        generations: &generations,
+        candidates: chosen(options, &ingest::CANDIDATES, ingest::Candidate::title),
+        cores: vec![Cores::One, Cores::All],
+        rounds: options.rounds,
+    };
+    let found = ingest::measure(&plan, |run| {
         let [first, second] = run.seconds;
         let [one, both] = run.stored.map(|b| b >> 20);
-        let title = run.candidate.title();
-        eprintln!("round {} {title:14} {first:6.1} s, {second:6.1} s; {one} MiB, {both} MiB", run.round);
+        let (title, cores) = (run.candidate.title(), run.cores.title());
+        eprintln!(
+            "round {} {cores:10} {title:20} {first:6.1} s, {second:6.1} s, CPU {:.1?} (agent {:.1?}); {one} MiB, {both} MiB; \
+             restore {:.1} s, CPU {:.1}; peak {} MiB",
+            run.round,
+            run.cpu_seconds,
+            run.agent_cpu_seconds.unwrap_or_default(),
+            run.restore_seconds,
+            run.restore_cpu_seconds,
+            run.peak >> 20
+        );
     });
-    report::ingest_table(&results.machine, &generations, options.rounds, &results.ingest)
+    let text = ingest::table::of(&results.machine, &found);
+    if options.update_docs {
+        let path = binary::repository().join("docs/ingest.svg");
+        let plot = ingest::table::plot(&found);
+        std::fs::write(&path, plot).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+    }
+    results.ingest = Some(found);
+    text
+}
+
+fn measure_levels(options: &Options, dir: &Path) -> String {
+    let scratch = tempfile::Builder::new().prefix("image-").tempdir_in(dir).expect("make a folder");
+    let generations = image::make(scratch.path(), options.content_mib << 20);
+    let choices = ingest::limit::choices(&generations.first, 512 << 20, |c| eprintln!("{c:?}"));
+    ingest::table::levels(&choices)
 }
 
 fn measure_outage(options: &Options, dir: &Path, results: &mut Results) -> String {

@@ -1,7 +1,6 @@
 //! The results: one JSON file, and the tables of docs/performance.md.
 
 use crate::figures::{figure, median, spread};
-use crate::image::Generations;
 use crate::{history, ingest, outage, write_path};
 use afterimage_tests::tool::tool;
 use serde::Serialize;
@@ -35,7 +34,7 @@ pub struct Results {
     /// Runs of the write path.
     pub write_path: Vec<write_path::Run>,
     /// Runs of the ingest comparison.
-    pub ingest: Vec<ingest::Run>,
+    pub ingest: Option<ingest::Results>,
     /// The long history.
     pub history: Option<history::Results>,
     /// Runs with the appliance away.
@@ -64,7 +63,7 @@ impl Machine {
         }
     }
 
-    fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let Self { processor, cores, memory, kernel, file_system, programs } = self;
         let gib = memory >> 30;
         let programs = programs.join("; ");
@@ -142,35 +141,6 @@ fn overflowed(runs: &[&write_path::Run]) -> String {
     if count == 0 { String::new() } else { format!(" (ring overflowed in {count} of {})", runs.len()) }
 }
 
-/// The table of the ingest comparison.
-#[must_use]
-pub fn ingest_table(machine: &Machine, generations: &Generations, rounds: u32, runs: &[ingest::Run]) -> String {
-    let mib = |bytes: u64| bytes >> 20;
-    let mut text = format!(
-        "{}\n\nMedians of {rounds} interleaved runs. An ext4 image of {} MiB that holds {} MiB of files from /usr; in the \
-         second generation {} MiB differ. MB/s are bytes of the image by time. Stored bytes are those that the store's \
-         folder takes on the disk.\n\n| program | first, MB/s | lowest - highest | second, MB/s | lowest - highest | stored after first, MiB | after second, MiB |\n|---|---:|---:|---:|---:|---:|---:|\n",
-        machine.describe(),
-        mib(generations.size),
-        mib(generations.content),
-        mib(generations.changed)
-    );
-    let bytes = precise(generations.size);
-    for candidate in ingest::CANDIDATES.into_iter().filter(|c| runs.iter().any(|r| r.candidate == *c)) {
-        let all = |of: &dyn Fn(&ingest::Run) -> f64| {
-            runs.iter().filter(|r| r.candidate == candidate).map(of).collect::<Vec<_>>()
-        };
-        let rate = |n: usize| {
-            let rates = all(&|r| bytes / r.seconds[n] / 1e6);
-            format!("{} | {}", figure(median(&rates)), spread(&rates))
-        };
-        let stored = |n: usize| figure(median(&all(&|r| precise(r.stored[n]) / f64::from(1 << 20))));
-        let (first, second) = (rate(0), rate(1));
-        let _ = writeln!(text, "| {} | {first} | {second} | {} | {} |", candidate.title(), stored(0), stored(1));
-    }
-    text
-}
-
 /// The tables of the long history.
 #[must_use]
 pub fn history_table(machine: &Machine, plan: &history::Plan, found: &history::Results) -> String {
@@ -221,7 +191,7 @@ pub fn history_table(machine: &Machine, plan: &history::Plan, found: &history::R
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes of disks are far below 2^52 bytes")]
-fn precise(bytes: u64) -> f64 {
+pub(crate) fn precise(bytes: u64) -> f64 {
     bytes as f64
 }
 

@@ -20,8 +20,12 @@ use std::time::Duration;
 
 /// How often maintenance looks whether something is due.
 const MAINTENANCE: Duration = Duration::from_millis(250);
-/// How often collection has a turn while there is no room.
+/// How often collection has a turn while there is no room,
 const SHORT_EVERY: Duration = Duration::from_secs(2);
+/// while there is something to reduce and batches come,
+const REDUCE_EVERY: Duration = Duration::from_secs(2);
+/// and while none come.
+const REDUCE_QUIET: Duration = Duration::from_secs(1);
 
 /// The vault key as layers use it.
 pub(crate) struct Keys(pub(crate) VaultKey);
@@ -120,7 +124,11 @@ pub(crate) fn maintain(registry: &Registry, stop: &AtomicBool, every: Duration, 
         }
         // On a full disk collection is the way out, and comes more often.
         let short = registry.shared.room.short().is_some() && every != Duration::MAX && tried >= SHORT_EVERY;
-        if waited >= every || short {
+        let shared = &registry.shared;
+        let pause = if shared.flights.any() { REDUCE_EVERY } else { REDUCE_QUIET };
+        let reduce =
+            shared.pressure.has_left_over() && !shared.pressure.any() && every != Duration::MAX && tried >= pause;
+        if waited >= every || short || reduce {
             (waited, tried) = (Duration::ZERO, Duration::ZERO);
             match registry.collect(Now::Clock(clock), stop, &|_| true) {
                 Ok(report) if report != CollectReport::default() => tracing::info!(?report, "collection"),

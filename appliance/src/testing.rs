@@ -6,7 +6,7 @@ use afterimage_base::net::{Endpoint, Half};
 use afterimage_format::compare::Hashes;
 use afterimage_format::place::Place;
 use afterimage_format::record::{Kind, Record};
-use afterimage_format::wire::{Ack, HEADER_LEN, Header, Hello, MessageType, Refuse, VERSION, Welcome};
+use afterimage_format::wire::{Ack, Fill, HEADER_LEN, Header, Hello, MessageType, Refuse, VERSION, Welcome};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -127,6 +127,13 @@ impl Agent {
             (MessageType::Refuse, body) => Err(Refuse::decode(&body).unwrap()),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Says how full its ring is, in sixteenths.
+    pub(crate) fn fill(&mut self, sixteenths: u64) {
+        let body = Fill { used: sixteenths, size: 16 }.encode();
+        self.raw(&Header::of(MessageType::Fill, &body).encode());
+        self.raw(&body);
     }
 
     pub(crate) fn send(&mut self, body: &[u8]) {

@@ -14,6 +14,9 @@
 //! | relocate | rewrites the layers that refer to them | layer, then manifest |
 //! | delete | as above | manifest, then the files |
 //!
+//! Segments with blocks that landed unreduced, because their sessions had no time ([`Pressure`](crate::ingest::pressure::Pressure)),
+//! count as sparse while nothing presses: copying compresses.
+//!
 //! The window moves in the manifest before anything is dropped, so a seq that can be chosen can be read. References are
 //! counted over all layers in force, memory tables, and the layers that open views hold (I10): a segment that an open
 //! export needs stays until the export is closed and a later round finds it without references. A segment is looked at only
@@ -32,6 +35,7 @@ use afterimage_base::clock::Clock;
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::manifest::{SegmentMeta, SegmentState};
 use afterimage_format::place::Place;
+use afterimage_format::segment::Codec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,10 +103,18 @@ pub struct CollectReport {
     pub copied_blocks: usize,
 }
 
+/// The blocks in the data frames of a full segment.
+#[derive(Debug, Clone, Copy)]
+struct Filling {
+    blocks: u64,
+    /// Of these, how many landed unreduced.
+    unreduced: u64,
+}
+
 /// What rounds remember: blocks of the segments that were full already, and the clocks of the windows.
 #[derive(Debug, Default)]
 pub struct Collector {
-    full: HashMap<u32, u64>,
+    full: HashMap<u32, Filling>,
     paces: HashMap<[u8; 16], Pace>,
 }
 
@@ -229,23 +241,31 @@ impl Collector {
         let sparse = self.sparse(round, &candidates);
         if !sparse.is_empty() {
             round.move_blocks(&sparse, &keeps, &mut report)?;
+            self.forget_unreduced(|n| sparse.contains(n));
             self.delete(round, &candidates, &mut report)?;
         }
         Ok(report)
     }
 
-    /// Full segments of which less than half is referred to, that the round before has seen full.
+    /// Full segments of which less than half is referred to, or that hold what landed unreduced when nothing presses, and
+    /// that the round before has seen full.
     fn candidates(&mut self, round: &Round<'_>) -> Result<HashMap<u32, SegmentMeta>, CollectError> {
+        round.shared.pressure.begin();
         let metas: Vec<SegmentMeta> = round.shared.vault.read(|m| m.segments.clone());
         let counts = round.count();
         let mut out = HashMap::new();
         let mut full = HashMap::new();
         for meta in metas.into_iter().filter(|m| m.state != SegmentState::Open) {
             let seen = self.full.get(&meta.number).copied();
-            let blocks = seen.map_or_else(|| round.blocks_of(&meta), Ok)?;
-            full.insert(meta.number, blocks);
+            let filling = seen.map_or_else(|| round.filling_of(&meta), Ok)?;
+            full.insert(meta.number, filling);
             let live = counts.get(&meta.number).copied().unwrap_or(0);
-            if seen.is_some() && (live == 0 || live * 2 < blocks) {
+            let unreduced = filling.unreduced > 0 && live > 0;
+            if unreduced {
+                round.shared.pressure.left_over();
+            }
+            let to_reduce = unreduced && !round.shared.pressure.any();
+            if seen.is_some() && (live == 0 || live * 2 < filling.blocks || to_reduce) {
                 out.insert(meta.number, meta);
             }
         }
@@ -292,11 +312,18 @@ impl Collector {
         Ok(())
     }
 
+    /// Nothing in these segments is to be reduced any more.
+    fn forget_unreduced(&mut self, which: impl Fn(&u32) -> bool) {
+        self.full.iter_mut().filter(|(n, _)| which(n)).for_each(|(_, filling)| filling.unreduced = 0);
+    }
+
     /// The candidates to copy forward: those with the fewest live blocks first, as many as a round may copy.
-    fn sparse(&self, round: &Round<'_>, candidates: &HashMap<u32, SegmentMeta>) -> HashSet<u32> {
+    fn sparse(&mut self, round: &Round<'_>, candidates: &HashMap<u32, SegmentMeta>) -> HashSet<u32> {
         let counts = round.count_in_force();
         let live = |n: &u32| counts.get(n).copied().unwrap_or(0);
         let mut numbers: Vec<u32> = candidates.keys().copied().filter(|n| self.full.contains_key(n)).collect();
+        // What only open views refer to is not copied: it goes when they are closed.
+        self.forget_unreduced(|n| candidates.contains_key(n) && live(n) == 0);
         numbers.retain(|n| live(n) > 0);
         numbers.sort_unstable_by_key(|n| (live(n), *n));
         // Copies take room before they give some: on a full disk at most half of what there is.
@@ -394,19 +421,23 @@ impl Round<'_> {
     }
 
     /// Blocks in the data frames of a full segment.
-    fn blocks_of(&self, meta: &SegmentMeta) -> Result<u64, CollectError> {
+    fn filling_of(&self, meta: &SegmentMeta) -> Result<Filling, CollectError> {
         let path = self.shared.vault.segments_dir().join(file_name(meta.number));
         let mut scan = Scan::open(&path, meta.number, meta.length)?;
         if let Some(footer) = scan.footer() {
-            return Ok(u64::from(footer.blocks));
+            return Ok(Filling { blocks: u64::from(footer.blocks), unreduced: u64::from(footer.unreduced) });
         }
-        let mut blocks = 0;
+        let mut filling = Filling { blocks: 0, unreduced: 0 };
         scan.restart();
         // A damaged frame ends the walk: the segment counts as smaller and is copied later; check names the damage.
         while let Ok(Some(found)) = scan.next_unread() {
-            blocks += u64::from(found.header.blocks);
+            filling.blocks += u64::from(found.header.blocks);
+            // Nothing tells here whether it was tried; copies, which were, always have a footer.
+            if found.header.codec == Codec::None {
+                filling.unreduced += u64::from(found.header.blocks);
+            }
         }
-        Ok(blocks)
+        Ok(filling)
     }
 
     /// Copies the live blocks of `segments` and rewrites the layers that refer to them.

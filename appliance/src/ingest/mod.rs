@@ -17,6 +17,7 @@
 //! | [`session`] | handshake, receiving, keep-alive |
 //! | [`batch`] | records cut into blocks |
 //! | [`plan`] | the dedupe stage |
+//! | [`pressure`] | when there is no time to reduce |
 //! | [`write`] | the writing stage |
 //! | [`compare`] | answering hash queries |
 //! | [`replay`] | bringing volumes back at start |
@@ -26,11 +27,13 @@ pub mod batch;
 pub mod compare;
 pub mod listen;
 pub mod plan;
+pub mod pressure;
 pub mod replay;
 pub mod session;
 pub mod volume;
 pub mod write;
 
+use self::pressure::Pressure;
 use crate::history::HistoryError;
 use crate::reduce::block::Fingerprinter;
 use crate::reduce::index::DedupeIndex;
@@ -130,6 +133,8 @@ pub struct Shared {
     pub hook: Option<IoHook>,
     /// Room on the vault's disk.
     pub room: Arc<Room>,
+    /// Sessions that have no time to reduce.
+    pub pressure: Pressure,
     sealer: Mutex<Option<Sender<SegmentWriter>>>,
     /// Sessions that are under way.
     pub sessions: AtomicUsize,
@@ -179,6 +184,7 @@ impl Shared {
             credit,
             hook,
             room,
+            pressure: Pressure::default(),
             sealer: Mutex::new(Some(sealer)),
             sessions: AtomicUsize::new(0),
             next_segment,
@@ -283,6 +289,12 @@ impl Flights {
         let number = state.0;
         state.1.insert(number);
         Flight { flights: Arc::clone(self), number }
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        !self.state.lock().unwrap_or_else(PoisonError::into_inner).1.is_empty()
     }
 
     /// Waits for all that have started before this call.

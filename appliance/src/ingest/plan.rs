@@ -13,6 +13,7 @@ use crate::reduce::pool::{Task, Ticket};
 use crate::reduce::{FRAME_BLOCKS, FRAME_REACH, SCATTERED_FRAME_BLOCKS};
 use crate::store::StoreError;
 use crate::store::segment::{OpenSegment, worst_case};
+use afterimage_base::world;
 use afterimage_format::place::Place;
 use afterimage_format::segment::Fingerprint;
 use std::collections::HashMap;
@@ -60,6 +61,8 @@ pub struct Plan {
     pub segment: Arc<OpenSegment>,
     /// Bytes reserved there.
     pub reserved: u64,
+    /// Whether its frames are sealed as they are, and compressed when it is quiet.
+    pub unreduced: bool,
     first_frame: u32,
     /// Where in `new` each frame begins, and the end of the last.
     cuts: Vec<usize>,
@@ -95,9 +98,17 @@ impl Plan {
 impl Task for Plan {
     fn run(&self, part: usize, scratch: &mut Scratch) {
         let mut sealed = self.frames[part].lock().unwrap_or_else(PoisonError::into_inner);
-        let blocks = self.blocks_of(part).iter().map(|(i, _)| self.batch.block(*i as usize));
         let counter = self.first_frame + u32::try_from(part).unwrap_or(0);
-        match scratch.data(self.segment.key(), counter, blocks, &mut sealed.bytes) {
+        let (key, of_batch) = (self.segment.key(), |(i, _): &(u32, Fingerprint)| self.batch.block(*i as usize));
+        let blocks = self.blocks_of(part).iter();
+        let made = if !self.unreduced {
+            scratch.data(key, counter, blocks.map(of_batch), &mut sealed.bytes)
+        } else if world::broken("unreduced-order") {
+            Scratch::unreduced(key, counter, blocks.rev().map(of_batch), &mut sealed.bytes)
+        } else {
+            Scratch::unreduced(key, counter, blocks.map(of_batch), &mut sealed.bytes)
+        };
+        match made {
             Ok(len) => sealed.len = len,
             Err(e) => tracing::error!("segment {}: {e}", self.segment.number),
         }
@@ -164,11 +175,11 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Plans a batch whose fingerprints are done, and starts its sealing.
+    /// Plans a batch whose fingerprints are done, and starts its sealing: `unreduced` if there is no time for more.
     ///
     /// # Errors
     /// If a new segment is needed and cannot be made.
-    pub fn plan(&mut self, hashes: &HashTask) -> Result<(Arc<Plan>, Ticket), SessionError> {
+    pub fn plan(&mut self, hashes: &HashTask, unreduced: bool) -> Result<(Arc<Plan>, Ticket), SessionError> {
         hashes.collect(&mut self.prints);
         let number = self.next;
         self.next += 1;
@@ -202,7 +213,8 @@ impl<'a> Planner<'a> {
         let segment = self.volume.segment_for(self.shared, reserved).map_err(SessionError::from)?;
         let first_frame = segment.next_frames(u32::try_from(frames).unwrap_or(0));
         let frames = (0..frames).map(|_| Mutex::new(Sealed { bytes: self.shared.buffer(), len: 0 })).collect();
-        let plan = Arc::new(Plan { batch, number, targets, new, segment, reserved, first_frame, cuts, frames });
+        let plan =
+            Arc::new(Plan { batch, number, targets, new, segment, reserved, unreduced, first_frame, cuts, frames });
         let ticket = self.shared.pool.start(&plan, plan.frames());
         Ok((plan, ticket))
     }

@@ -3,6 +3,7 @@
 use super::batch::{Batch, Before, Cursor, HashTask, Newest};
 use super::compare::{Asked, Comparer, QUEUE};
 use super::plan::{Plan, Planner};
+use super::pressure::{PRESSED_FROM, PRESSED_UNTIL, Pressed};
 use super::volume::{SessionTurn, Volume};
 use super::write::{BatchWriter, Planned};
 use super::{Flight, SessionError, Shared};
@@ -17,7 +18,7 @@ use afterimage_format::compare::{HashQuery, Hashes};
 use afterimage_format::place::Place;
 use afterimage_format::record::MAX_VOLUME;
 use afterimage_format::wire::{
-    Ack, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
+    Ack, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
 };
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -244,6 +245,8 @@ struct Stages<'a> {
     under_way: Mutex<VecDeque<Arc<Batch>>>,
     spare: Mutex<Vec<Batch>>,
     granted: AtomicU64,
+    /// The agent's ring is filling up: what comes is reduced later.
+    pressed: Mutex<Option<Pressed>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -251,6 +254,19 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Stages<'_> {
+    /// Learns how full the agent's ring is.
+    fn heard_of(&self, fill: Fill) {
+        let mut pressed = lock(&self.pressed);
+        match (fill.sixteenths(), pressed.is_some()) {
+            (PRESSED_FROM.., false) => {
+                *pressed = Some(self.shared.pressure.press());
+                tracing::info!("volume {}: the agent's ring fills up; what comes is reduced later", self.volume.name);
+            }
+            (..PRESSED_UNTIL, true) => *pressed = None,
+            _ => {}
+        }
+    }
+
     /// The first reason to end is the one that counts.
     fn fail(&self, e: SessionError) {
         lock(&self.end).get_or_insert(e);
@@ -311,6 +327,7 @@ fn run(
         under_way: Mutex::default(),
         spare: Mutex::default(),
         granted: AtomicU64::new(shared.credit_now()),
+        pressed: Mutex::default(),
     };
     let lost = volume.forked && progress.ring == [0; 16];
     // The handshake has found that there is one in common.
@@ -402,6 +419,13 @@ fn receive(
                 }
                 continue;
             }
+            MessageType::Fill if len <= 4096 => {
+                let mut body = Vec::new();
+                input.body(len, &mut body, SILENCE_LIMIT)?;
+                let fill = header.verify(&body).and_then(|()| Fill::decode(&body));
+                stages.heard_of(fill.map_err(|e| SessionError::Malformed(e.to_string()))?);
+                continue;
+            }
             MessageType::Ping | MessageType::Pong | MessageType::Bye | MessageType::Refuse | MessageType::HashQuery
                 if len <= 4096 => {}
             _ => return Err(SessionError::Malformed("a message that an agent does not send".into())),
@@ -465,12 +489,17 @@ fn hand_over(stages: &Stages<'_>, batch: &mut Batch, next: &Sender<Received>) ->
 /// The dedupe stage.
 fn dedupe(stages: &Stages<'_>, batches: Receiver<Received>, next: Sender<Planned>, done: &Receiver<Arc<Plan>>) {
     let mut planner = Planner::new(stages.shared, stages.volume);
+    let unreduced = || lock(&stages.pressed).is_some();
     for Received { hashes, ticket, flight } in batches.iter() {
         for plan in done.try_iter() {
             planner.finished(&plan);
             recycle(stages, plan);
         }
-        let planned = if ticket.wait() { planner.plan(&hashes) } else { Err(crate::store::StoreError::Worker.into()) };
+        let planned = if ticket.wait() {
+            planner.plan(&hashes, unreduced())
+        } else {
+            Err(crate::store::StoreError::Worker.into())
+        };
         match planned {
             Ok((plan, ticket)) => {
                 if next.send(Planned { plan, ticket, flight }).is_err() {

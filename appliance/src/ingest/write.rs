@@ -99,6 +99,9 @@ impl<'a> BatchWriter<'a> {
         let last = plan.batch.records.last().map_or(0, |r| r.record.seq);
         writer.append(&frames, last, plan.reserved)?;
         drop(stream);
+        if plan.unreduced {
+            self.shared.pressure.left_over();
+        }
         self.shared.recycle(sealed.into_iter().map(|s| s.bytes));
         self.publish(plan)
     }
@@ -200,6 +203,9 @@ fn note_frames(plan: &Plan, sealed: &[Sealed], writer: &mut SegmentWriter) -> Re
         let place = writer.place(ahead, frame.len)?;
         writer.note_data(place, frame.len, plan.blocks_of(i).iter().map(|(_, print)| *print).collect());
         ahead += frame.bytes.len() as u64;
+    }
+    if plan.unreduced {
+        writer.note_unreduced(u32::try_from(plan.new.len()).unwrap_or(u32::MAX));
     }
     Ok(ahead)
 }

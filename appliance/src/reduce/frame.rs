@@ -1,13 +1,12 @@
 //! Frames: compressed where it pays, sealed, and the way back.
 
+use super::LEVEL;
 use crate::keys::{FrameInfo, KeyError, SegmentKey};
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::segment::{Codec, FRAME_HEADER_LEN, FrameHeader, FrameKind};
+use std::io::Cursor;
 use thiserror::Error;
 use zstd::bulk::{Compressor, Decompressor};
-
-/// zstd's fastest level: higher ones cost more than they save on blocks of disks, see docs/performance.md.
-const LEVEL: i32 = 1;
 
 /// Why a frame's content is not to be had.
 #[derive(Debug, Clone, Error, PartialEq, Eq)]
@@ -49,6 +48,27 @@ impl Scratch {
         compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(false))?;
         compressor.set_parameter(zstd::zstd_safe::CParameter::ContentSizeFlag(false))?;
         Ok(Self { compressor, plain: Vec::new() })
+    }
+
+    /// Makes a data frame of `blocks` in `out` as they are, only sealed. Returns the length of header and body.
+    ///
+    /// # Errors
+    /// [`KeyError::System`] if the cipher refuses.
+    pub fn unreduced<'a>(
+        key: &SegmentKey,
+        counter: u32,
+        blocks: impl Iterator<Item = &'a [u8]>,
+        out: &mut Vec<u8>,
+    ) -> Result<u32, KeyError> {
+        out.clear();
+        out.resize(FRAME_HEADER_LEN, 0);
+        for block in blocks {
+            out.extend_from_slice(block);
+        }
+        let plain = out.len() - FRAME_HEADER_LEN;
+        let blocks = u16::try_from(plain / BLOCK_SIZE).unwrap_or(u16::MAX);
+        let plain_len = u32::try_from(plain).unwrap_or(u32::MAX);
+        key.seal(FrameInfo { kind: FrameKind::Data, codec: Codec::None, blocks, counter, plain_len }, out)
     }
 
     /// Makes a data frame of `blocks` in `out`, which is emptied first. Returns the length of header and body.
@@ -100,15 +120,12 @@ impl Scratch {
     /// Appends the compressed bytes; false if they would save less than an eighth.
     fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
         let room = plain.len() - plain.len() / 8;
-        out.resize(FRAME_HEADER_LEN + room, 0);
-        match self.compressor.compress_to_buffer(plain, &mut out[FRAME_HEADER_LEN..]) {
-            Ok(n) => {
-                out.truncate(FRAME_HEADER_LEN + n);
-                true
-            }
-            // The one error of a healthy context: it does not fit in the room given.
-            Err(_) => false,
-        }
+        out.reserve(room);
+        // Behind the header, into memory that was not made zero first.
+        let mut behind = Cursor::new(&mut *out);
+        behind.set_position(FRAME_HEADER_LEN as u64);
+        // The one error of a healthy context: it does not fit in the room given.
+        self.compressor.compress_to_buffer(plain, &mut behind).is_ok_and(|n| n <= room)
     }
 }
 

@@ -18,6 +18,9 @@ pub mod pool;
 /// Blocks in a frame: 64 KiB before compression.
 pub const FRAME_BLOCKS: usize = 16;
 
+/// zstd's level of what comes in: higher ones cost more than they save on blocks of disks, see docs/performance.md.
+pub const LEVEL: i32 = 1;
+
 /// Blocks in a frame at least before it ends because they lie far apart.
 pub const SCATTERED_FRAME_BLOCKS: usize = 4;
 

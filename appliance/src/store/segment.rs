@@ -134,6 +134,7 @@ impl SegmentWriter {
             commit_frames: 0,
             blocks: 0,
             last_seq: 0,
+            unreduced: 0,
         };
         let start = HEADER_LEN as u64;
         let directory = vec![Vec::new()];
@@ -182,6 +183,11 @@ impl SegmentWriter {
         self.footer.data_frames += 1;
         self.footer.blocks += u32::try_from(fingerprints.len()).unwrap_or(0);
         self.pending.push(DirEntry::Data { offset: place.offset(), frame_len, fingerprints });
+    }
+
+    /// Notes that so many of the blocks noted are as they came: their compression was left for later.
+    pub fn note_unreduced(&mut self, blocks: u32) {
+        self.footer.unreduced += blocks;
     }
 
     /// Seals `content` as the next commit frame into `out`; `ahead` bytes are before it in the same batch.

@@ -9,7 +9,7 @@ use afterimage_base::clock::SystemClock;
 use afterimage_base::net::Stream;
 use afterimage_format::compare::{BlockHasher, HashQuery, Hashes, Told};
 use afterimage_format::record::{FLAG_INITIAL, HEADER_LEN, Kind, Record};
-use afterimage_format::wire::{self, Ack, Header, Hello, MAX_BODY, MessageType, Refuse, RefuseCode, Welcome};
+use afterimage_format::wire::{self, Ack, Fill, Header, Hello, MAX_BODY, MessageType, Refuse, RefuseCode, Welcome};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -97,6 +97,8 @@ pub(crate) struct Appliance {
     pub(crate) stalled: AtomicBool,
     /// After so many messages of data the connection breaks, again and again; 0 for never.
     pub(crate) break_after: AtomicU64,
+    /// How full it was told the ring was, at most, in sixteenths.
+    pub(crate) fullest: AtomicU64,
     /// Speaks the first version of the protocol only.
     pub(crate) old: AtomicBool,
     /// Refuse code to greet with; 0 for none.
@@ -209,6 +211,14 @@ impl Appliance {
             let (kind, body) = receive(&mut s)?;
             match kind {
                 MessageType::Ping => send(&mut s, MessageType::Pong, &body)?,
+                MessageType::Fill => {
+                    if self.old.load(Ordering::SeqCst) {
+                        *self.complaint.lock().unwrap() = Some("how full the ring is, in version 1".into());
+                        return Ok(());
+                    }
+                    let fill = Fill::decode(&body).map_err(io::Error::other)?;
+                    self.fullest.fetch_max(u64::from(fill.sixteenths()), Ordering::SeqCst);
+                }
                 MessageType::Data => {
                     if let Err(e) = self.take(&body, hello.ring) {
                         *self.complaint.lock().unwrap() = Some(e.clone());

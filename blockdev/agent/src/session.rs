@@ -13,7 +13,8 @@ use afterimage_format::codec::DecodeError;
 use afterimage_format::compare::{Hashes, MAX_HASHES_BODY};
 use afterimage_format::record::HEADER_LEN as RECORD_LEN;
 use afterimage_format::wire::{
-    Ack, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
+    Ack, FILL_VERSION, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse,
+    VERSION, Welcome,
 };
 use afterimage_journal::{RecordRef, RingError};
 use std::io::{self, IoSlice, Read};
@@ -73,6 +74,8 @@ struct Link {
 struct Writer<'a> {
     out: &'a mut dyn VectoredWrite,
     spent: u64,
+    /// How full the ring was when the appliance was told last, in sixteenths; `None` if it would not understand.
+    told: Option<u8>,
 }
 
 impl Writer<'_> {
@@ -94,6 +97,15 @@ impl Writer<'_> {
         self.write_all(&mut [IoSlice::new(&header), IoSlice::new(body)])
     }
 
+    /// Says how full the ring is, if that is news: the appliance then knows whether there is time to reduce what it gets.
+    fn fill(&mut self, fill: Fill) -> io::Result<()> {
+        if self.told.is_none_or(|told| told == fill.sixteenths()) {
+            return Ok(());
+        }
+        self.told = Some(fill.sixteenths());
+        self.message(MessageType::Fill, &fill.encode())
+    }
+
     fn data(&mut self, records: &[RecordRef<'_>], len: usize) -> io::Result<()> {
         let header = Header::data(len).encode();
         let mut bufs = Vec::with_capacity(records.len() * 2 + 1);
@@ -110,7 +122,7 @@ impl Writer<'_> {
 /// Runs one session until it ends. `progress` is set once the appliance has taken something.
 pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) -> Result<(), SessionError> {
     let Connection { mut reader, mut writer, closer } = connection;
-    let mut writer = Writer { out: &mut *writer, spent: 0 };
+    let mut writer = Writer { out: &mut *writer, spent: 0, told: None };
     let (welcome, at) = greet(shared, &mut *reader, &mut writer)?;
     let link = Link {
         credit: AtomicU64::new(welcome.credit),
@@ -122,6 +134,7 @@ pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) 
         end: Mutex::new(None),
     };
     shared.asker.begin(welcome.version >= HASH_VERSION);
+    writer.told = (welcome.version >= FILL_VERSION).then_some(0);
     shared.connected.store(true, Ordering::Release);
     shared.p.bell.ring();
     if at.is_some_and(|at| at >= shared.p.ring.next()) {
@@ -281,6 +294,7 @@ fn send_batch(shared: &Shared, writer: &mut Writer<'_>, link: &Link, next: u64) 
         world::sleep(LINGER);
         return Ok(next);
     }
+    writer.fill(Fill { used: shared.p.ring.used_bytes(), size: shared.p.ring.capacity_bytes() })?;
     link.sending.store(seq - 1, Ordering::Release);
     writer.data(&records, len)?;
     drop(records);

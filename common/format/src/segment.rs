@@ -18,8 +18,9 @@
 //!      0     4  magic "AIE1"                          24     4  commit frames
 //!      4     4  number of the segment                 28     4  blocks
 //!      8     8  offset of the first directory frame   32     8  seq of the last record, 0 if none
-//!     16     4  directory frames                      40    16  zero
-//!     20     4  data frames                           56     8  xxh3-64 of bytes 0..56
+//!     16     4  directory frames                      40     4  blocks that landed unreduced
+//!     20     4  data frames                           44    12  zero
+//!                                                     56     8  xxh3-64 of bytes 0..56
 //! ```
 //!
 //! Bodies are AES-256-GCM under the segment's own key. The nonce is [`nonce`]: counter and kind; the additional data is
@@ -43,8 +44,9 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"AIS1");
 pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"AIF1");
 /// First four bytes of a footer.
 pub const FOOTER_MAGIC: u32 = u32::from_le_bytes(*b"AIE1");
-/// The version written, and the only one read.
-pub const VERSION: u32 = 1;
+/// The version written. Version 1, whose footers have zeroes where the unreduced blocks are counted, is read too.
+pub const VERSION: u32 = 2;
+const FIRST_VERSION: u32 = 1;
 /// Size of the segment header.
 pub const HEADER_LEN: usize = 96;
 /// Size of a frame header.
@@ -111,7 +113,7 @@ impl SegmentHeader {
             return Err(DecodeError::Magic { what: WHAT });
         }
         let version = r.u32()?;
-        if version != VERSION {
+        if !(FIRST_VERSION..=VERSION).contains(&version) {
             return Err(DecodeError::Version { what: WHAT, found: version, known: VERSION });
         }
         let (vault, number, zero) = (r.array()?, r.u32()?, r.u32()?);
@@ -286,6 +288,8 @@ pub struct Footer {
     pub blocks: u32,
     /// Seq of the last record, 0 if there is none.
     pub last_seq: u64,
+    /// Blocks in data frames whose compression was left for later, when the appliance could not keep up.
+    pub unreduced: u32,
 }
 
 impl Footer {
@@ -301,6 +305,7 @@ impl Footer {
         b[24..28].copy_from_slice(&self.commit_frames.to_le_bytes());
         b[28..32].copy_from_slice(&self.blocks.to_le_bytes());
         b[32..40].copy_from_slice(&self.last_seq.to_le_bytes());
+        b[40..44].copy_from_slice(&self.unreduced.to_le_bytes());
         let sum = xxh3_64(&b[..56]);
         b[56..].copy_from_slice(&sum.to_le_bytes());
         b
@@ -318,14 +323,14 @@ impl Footer {
         }
         let (number, directory, directory_frames) = (r.u32()?, r.u64()?, r.u32()?);
         let (data_frames, commit_frames, blocks, last_seq) = (r.u32()?, r.u32()?, r.u32()?, r.u64()?);
-        let (zero, sum) = (r.take(16)?, r.u64()?);
+        let (unreduced, zero, sum) = (r.u32()?, r.take(12)?, r.u64()?);
         if xxh3_64(&bytes[..56]) != sum {
             return Err(DecodeError::Checksum { what: WHAT });
         }
-        if directory >= MAX_SEGMENT || !directory.is_multiple_of(FRAME_ALIGN) || zero != [0; 16] {
+        if directory >= MAX_SEGMENT || !directory.is_multiple_of(FRAME_ALIGN) || zero != [0; 12] {
             return Err(DecodeError::Field { what: WHAT, field: "directory", value: directory });
         }
-        Ok(Footer { number, directory, directory_frames, data_frames, commit_frames, blocks, last_seq })
+        Ok(Footer { number, directory, directory_frames, data_frames, commit_frames, blocks, last_seq, unreduced })
     }
 }
 

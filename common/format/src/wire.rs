@@ -20,6 +20,7 @@
 //! | 8 Bye | agent | empty: the end, in order |
 //! | 9 HashQuery | agent | since version 2: see [`crate::compare`] |
 //! | 10 Hashes | appliance | since version 2: see [`crate::compare`] |
+//! | 11 Fill | agent | since version 3: bytes of the ring that are in use, and that it has (u64 each) |
 //!
 //! **Credit** is the total of Data body bytes that the agent may have sent in this session; it only grows.
 //! **Continuity**: the next record sent is durable seq + 1, or a [`Kind::Gap`](crate::record::Kind::Gap)
@@ -31,13 +32,15 @@ use crate::record::{MAX_NAME, MAX_SEQ};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Newest version of the protocol that this code speaks.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Oldest version of the protocol that this code speaks.
 pub const OLDEST_VERSION: u16 = 1;
 /// First version with HashQuery and Hashes.
 pub const HASH_VERSION: u16 = 2;
 /// First version with records that change the size of the volume; before it, the size of the Hello is the only one.
 pub const SIZE_VERSION: u16 = 2;
+/// First version with Fill.
+pub const FILL_VERSION: u16 = 3;
 /// First four bytes of a message.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIW1");
 /// Size of a message header in bytes.
@@ -71,6 +74,8 @@ pub enum MessageType {
     HashQuery = 9,
     /// See [`Hashes`](crate::compare::Hashes).
     Hashes = 10,
+    /// See [`Fill`].
+    Fill = 11,
 }
 
 /// A checked message header.
@@ -139,6 +144,7 @@ impl Header {
             8 => MessageType::Bye,
             9 => MessageType::HashQuery,
             10 => MessageType::Hashes,
+            11 => MessageType::Fill,
             _ => return Err(DecodeError::Field { what: WHAT, field: "type", value: u64::from(kind) }),
         };
         let body_len = usize::try_from(len).unwrap_or(usize::MAX);
@@ -160,6 +166,48 @@ impl Header {
             return Err(DecodeError::Checksum { what: "message" });
         }
         Ok(())
+    }
+}
+
+/// How full the agent's ring is: what waits for the appliance, and how much more can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Bytes in use.
+    pub used: u64,
+    /// Bytes that it has, more than 0.
+    pub size: u64,
+}
+
+impl Fill {
+    /// In sixteenths, rounded down.
+    #[must_use]
+    pub fn sixteenths(&self) -> u8 {
+        let part = u128::from(self.used) * 16 / u128::from(self.size.max(1));
+        u8::try_from(part).unwrap_or(16).min(16)
+    }
+
+    /// The body's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut b = Vec::with_capacity(16);
+        b.put_u64(self.used);
+        b.put_u64(self.size);
+        b
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is short or long, or uses more than there is.
+    pub fn decode(body: &[u8]) -> Result<Fill, DecodeError> {
+        const WHAT: &str = "Fill";
+        let mut r = Reader::new(WHAT, body);
+        let (used, size) = (r.u64()?, r.u64()?);
+        r.end()?;
+        if size == 0 || used > size {
+            return Err(DecodeError::Field { what: WHAT, field: "used", value: used });
+        }
+        Ok(Fill { used, size })
     }
 }
 

@@ -216,6 +216,7 @@ fn segment_parts() -> Vec<Vec<u8>> {
         commit_frames: 1,
         blocks: 9,
         last_seq: 7,
+        unreduced: 3,
     };
     let mut directory = vec![4];
     DirEntry::Data { offset: 96, frame_len: 132, fingerprints: vec![[9; 16]; 2] }.encode(&mut directory, 0);

@@ -41,7 +41,7 @@ fn the_same_seed_gives_the_same_trace() {
 }
 
 /// A rule that is broken, and within how many seeds that must be seen.
-const BREAKS: [(&str, &str); 12] = [
+const BREAKS: [(&str, &str); 13] = [
     // I1
     ("no-range-lock", "60"),
     ("sync-unlocked", "300"),
@@ -55,6 +55,7 @@ const BREAKS: [(&str, &str); 12] = [
     ("found-unsynced", "1500"),
     ("replace-unsynced", "60"),
     ("folder-unsynced", "60"),
+    ("unreduced-order", "60"),
     // I6
     ("gap-shown", "60"),
     // I9

@@ -54,6 +54,8 @@ fn a_full_ring_costs_the_guest_nothing_and_the_replica_converges() {
         lab.settle(&volume);
     }
     assert!(lab.appliance.kept().gaps().len() >= 5);
+    let told = lab.appliance.fullest.load(Ordering::SeqCst);
+    assert!(told >= 10, "the ring was full, and the appliance was told of {told} sixteenths");
     assert!(lab.appliance.kept().gaps()[1..].iter().all(|(_, initial)| !initial));
 }
 

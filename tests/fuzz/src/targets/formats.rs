@@ -9,7 +9,7 @@ use afterimage_format::place::Place;
 use afterimage_format::record::{HEADER_LEN, Kind, Record};
 use afterimage_format::ring::{FIXED_LEN, RingHeader};
 use afterimage_format::segment::{self, DirEntry, FOOTER_LEN, FRAME_HEADER_LEN, Footer, FrameHeader, SegmentHeader};
-use afterimage_format::wire::{self, Ack, Header, Hello, MessageType, Refuse, Welcome};
+use afterimage_format::wire::{self, Ack, Fill, Header, Hello, MessageType, Refuse, Welcome};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// Puts the xxh3-64 of what is before it into the last 8 bytes.
@@ -41,6 +41,7 @@ pub(super) fn wire(bytes: &[u8]) {
         MessageType::Hello => same(Hello::decode(body), |h| Hello::decode(&h.encode())),
         MessageType::Welcome => same(Welcome::decode(body), |w| Welcome::decode(&w.encode())),
         MessageType::Ack => same(Ack::decode(body), |a| Ack::decode(&a.encode())),
+        MessageType::Fill => same(Fill::decode(body), |f| Fill::decode(&f.encode())),
         MessageType::Refuse => same(Refuse::decode(body), |r| Refuse::decode(&r.encode())),
         _ => {}
     }
@@ -141,7 +142,10 @@ pub(super) fn segment_parts(bytes: &[u8]) {
                 fix(&mut head);
             }
             if let Ok(header) = SegmentHeader::decode(&head) {
-                assert_eq!(header.encode(), head);
+                // Of version 1, which is written no more, it comes back as the newest.
+                if head[4..8] == segment::VERSION.to_le_bytes() {
+                    assert_eq!(header.encode(), head);
+                }
             }
         }
         1 => {

@@ -79,6 +79,7 @@ impl Made {
             commit_frames: count(FrameKind::Commit),
             blocks: input.near(2) as u32,
             last_seq: input.near(6),
+            unreduced: input.near(0) as u32,
         };
         self.file.extend_from_slice(&footer.encode());
     }

@@ -1,0 +1,90 @@
+# What the tests of ublk have in common. Everything lies in memory: disks (sparse images), data folder, vault.
+export NO_COLOR=1 RUST_BACKTRACE=1 AFTERIMAGE_DATA=/run/a
+LOG=/run/up.log
+
+fail() {
+    echo "failed: $*"
+    tail -n 40 $LOG
+    dmesg | tail -n 20
+    exit 1
+}
+now() { cut -d' ' -f1 /proc/uptime; }
+
+# The process that protects the disks; the volumes are named in /run/disks.
+up() {
+    # shellcheck disable=SC2046
+    setsid afterimage up --ring 16MiB --min-free 0 $(cat /run/disks) >>$LOG 2>&1 &
+    echo $! >/run/up.pid
+}
+answers() { while ! afterimage status >/dev/null 2>&1; do sleep 0.1; done; }
+# Waits for a process that is not this shell's child.
+gone() { while [ -e "/proc/$1" ] && ! grep -q 'State:.Z' "/proc/$1/status" 2>/dev/null; do sleep 0.05; done; }
+
+# Small files with fsync, deleted and written again, until /run/stop is there.
+work() {
+    n=0
+    while [ ! -e /run/stop ]; do
+        n=$((n + 1))
+        dd if=/dev/urandom "of=$1/f$((n % 40))" bs=4k count=$((n % 13 + 1)) conv=fsync 2>/dev/null || fail "write $n in $1"
+        [ $((n % 9)) != 0 ] || rm -f "$1/f$((n * 7 % 40))"
+        [ $((n % 25)) != 0 ] || fstrim "$1" || fail "fstrim $1"
+    done
+    echo "$1: $n files"
+}
+
+# A write through to the disk, and when it was done.
+probe() {
+    dd if=/dev/zero of="$1/probe" bs=4k count=1 conv=fsync 2>/dev/null || fail "probe $1"
+    now
+}
+
+kills() {
+    for k in $(seq "$1"); do
+        sleep "0.$((k * 37 % 90 + 10))"
+        pid=$(cat /run/up.pid)
+        from=$(now)
+        kill -9 "$pid" || fail "kill $k: it had ended by itself"
+        gone "$pid"
+        up
+        echo "stall $from $(probe /mnt/e) $(probe /mnt/x)"
+        answers
+    done
+}
+
+# Another version takes the place of this one.
+replace() {
+    pid=$(cat /run/up.pid)
+    from=$(now)
+    kill "$pid" && gone "$pid"
+    up
+    echo "stall $from $(probe /mnt/e) $(probe /mnt/x)"
+    answers
+    grep -q "stays: its users wait" $LOG || fail "the devices were not left"
+}
+
+# Is the file system sound, as a machine would find it that lost its power?
+sound() {
+    if [ "$1" = e ]; then
+        /sbin/e2fsck -E journal_only -y "$2" >/run/fsck 2>&1
+        /sbin/e2fsck -fn "$2" >>/run/fsck 2>&1 || { cat /run/fsck; fail "e2fsck $2"; }
+    else
+        mount -t xfs -o nouuid "$2" /mnt/past && umount /mnt/past || fail "mount $2"
+        /sbin/xfs_repair -n "$2" >/run/fsck 2>&1 || { cat /run/fsck; fail "xfs_repair $2"; }
+    fi
+}
+
+past() {
+    device=$(afterimage attach "$1" --at "@$2" --writable) || fail "attach $1 @$2"
+    sound "$1" "$device"
+    afterimage detach "$device" >/dev/null || fail "detach $device"
+}
+
+verify() {
+    fio --name=v --filename="$1" --size=4m --direct=1 --rw=randrw --bsrange=4k-64k --ioengine=libaio --iodepth=8 \
+        --numjobs="$2" --offset_increment=4m --fdatasync=32 --verify=crc32c --verify_fatal=1 --output=/run/fio.log ||
+        { cat /run/fio.log; fail "fio $1"; }
+    dd if=/dev/urandom "of=$1" bs=1M seek=20 count=2 oflag=direct 2>/dev/null || fail "fill $1"
+    blkdiscard -o $((21 << 20)) -l $((1 << 20)) "$1" || fail "discard $1"
+    dd "if=$1" bs=1M skip=21 count=1 iflag=direct of=/run/discarded 2>/dev/null
+    head -c $((1 << 20)) /dev/zero | cmp - /run/discarded || fail "what is discarded reads as something"
+}

@@ -1,0 +1,115 @@
+//! Volumes as block devices of the kernel, in a guest: fio and file systems on `/dev/ublkbN` and `/dev/nbdN`; the process
+//! killed, and replaced, under busy file systems; the past attached.
+
+use afterimage_tests::daemon::number;
+use afterimage_tests::data::Chance;
+use afterimage_tests::guest::{Guest, machine};
+use serde_json::Value;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(900);
+const KILLS: u32 = 20;
+const SAMPLES: u64 = 20;
+
+/// A guest that protects these sparse disks (name and MiB), all live.
+fn protecting(disks: &[(&str, u32)], processors: u32) -> Guest {
+    let script = include_str!("../guest/ublk.sh");
+    let vm = machine("ublk").afterimage().fio().processors(processors).memory(1024).file("/etc/ublk.sh", script);
+    let mut vm = vm.boot();
+    vm.run("ip link set lo up; mkdir -p /mnt/e /mnt/x /mnt/past; modprobe xfs");
+    for (name, mib) in disks {
+        vm.run(&format!("truncate -s {mib}M /run/{name}.raw; echo {name}=/run/{name}.raw >>/run/disks"));
+    }
+    ours(&mut vm, "up; answers");
+    for (name, _) in disks {
+        ours(&mut vm, &format!("afterimage wait {name} --timeout 5m"));
+    }
+    vm
+}
+
+fn ours(vm: &mut Guest, script: &str) -> String {
+    vm.run_within(LIMIT, &format!("set +e; . /etc/ublk.sh\nset -e; {script}"))
+}
+
+fn acked(vm: &mut Guest, volume: &str) -> u64 {
+    let status: Value = serde_json::from_str(&ours(vm, "afterimage status --json")).expect("a status is JSON");
+    let found = status["volumes"].as_array().and_then(|all| all.iter().find(|v| v["name"] == volume));
+    number(found.unwrap_or_else(|| panic!("no volume {volume} in {status}")), "seq_acked")
+}
+
+#[test]
+fn fio_verifies_every_front_end_and_moments_are_shown() {
+    let mut vm = protecting(&[("disk", 48)], 4);
+    for queues in [1, 2, 4] {
+        let device = ours(&mut vm, &format!("afterimage attach disk --queues {queues}"));
+        assert_eq!(device, "/dev/ublkb0");
+        assert_eq!(vm.run("ls /sys/block/ublkb0/mq | wc -l"), queues.to_string());
+        ours(&mut vm, &format!("verify {device} {queues}; afterimage detach disk; test ! -e {device}"));
+    }
+    let device = ours(&mut vm, "afterimage attach disk --nbd --queues 2");
+    assert_eq!(device, "/dev/nbd0");
+    ours(&mut vm, "verify /dev/nbd0 2; afterimage detach disk");
+
+    ours(&mut vm, "afterimage point create disk --name p; dd if=/run/disk.raw of=/run/then bs=1M 2>/dev/null");
+    ours(&mut vm, "dd if=/dev/urandom of=$(afterimage attach disk) bs=1M count=8 conv=fsync 2>/dev/null");
+    for front in ["ublk", "nbd"] {
+        let device = ours(&mut vm, &format!("afterimage attach disk --at p --{front}"));
+        let check =
+            format!("cmp {device} /run/then; if dd if=/dev/zero of={device} bs=4k count=1 conv=fsync; then exit 9; fi");
+        ours(&mut vm, &check);
+        // A kill takes nothing away: it is shown again under the same path.
+        ours(&mut vm, "kill -9 $(cat /run/up.pid); gone $(cat /run/up.pid); up; answers");
+        ours(&mut vm, &format!("echo 3 >/proc/sys/vm/drop_caches; cmp {device} /run/then; afterimage detach {device}"));
+    }
+    let scratch = ours(&mut vm, "afterimage attach disk --at p --writable");
+    ours(
+        &mut vm,
+        &format!(
+            "dd if=/dev/urandom of={scratch} bs=4k count=1 conv=fsync; if cmp -s {scratch} /run/then; then exit 9; fi"
+        ),
+    );
+    ours(
+        &mut vm,
+        &format!("afterimage detach {scratch}; cmp $(afterimage attach disk --at p) /run/then; afterimage detach disk"),
+    );
+
+    // Without the driver the kernel's NBD client takes its place, and who insists is told what is missing.
+    vm.run("rmmod ublk_drv; mv /lib/modules /lib/away");
+    assert_eq!(ours(&mut vm, "afterimage attach disk; afterimage detach disk"), "/dev/nbd0\n/dev/nbd0");
+    let told = ours(&mut vm, "afterimage attach disk --ublk 2>&1 || true");
+    assert!(told.contains("modprobe ublk_drv"), "{told}");
+}
+
+#[test]
+fn kills_of_the_agent_under_busy_file_systems() {
+    let mut vm = protecting(&[("e", 64), ("x", 320)], 2);
+    ours(&mut vm, "e=$(afterimage attach e --queues 2); /sbin/mke2fs -q -t ext4 $e; mount -t ext4 $e /mnt/e");
+    ours(&mut vm, "x=$(afterimage attach x --queues 2); /sbin/mkfs.xfs -q $x; mount -t xfs $x /mnt/x");
+    vm.run("sync");
+    let first = ["e", "x"].map(|v| acked(&mut vm, v));
+    let refused = ours(&mut vm, "afterimage detach e 2>&1 || true");
+    assert!(refused.contains("is in use"), "{refused}");
+
+    let work = ["e", "x"].map(|v| vm.spawn(&format!("set +e; . /etc/ublk.sh; work /mnt/{v}")));
+    let stalls = ours(&mut vm, &format!("kills {KILLS}; replace"));
+    println!("killed {KILLS} times, then replaced (from, to on ext4, to on xfs, in seconds):\n{stalls}");
+    vm.run("touch /run/stop");
+    for job in &work {
+        println!("{}", vm.wait(job, LIMIT));
+    }
+    ours(&mut vm, "umount /mnt/e; umount /mnt/x; sound e /dev/ublkb0; sound x /dev/ublkb1");
+    assert_eq!(vm.run("dmesg | grep -c 'I/O error' || true"), "0");
+    for v in ["e", "x"] {
+        ours(&mut vm, &format!("afterimage wait {v} --for durable --timeout 5m; afterimage verify {v} >/dev/null"));
+    }
+    let mut chance = Chance::seeded();
+    for (v, first) in ["e", "x"].into_iter().zip(first) {
+        let last = acked(&mut vm, v);
+        assert!(last > first + SAMPLES);
+        for _ in 0..SAMPLES {
+            let seq = first + chance.below(last - first + 1);
+            ours(&mut vm, &format!("past {v} {seq}"));
+        }
+    }
+    ours(&mut vm, "afterimage detach e; afterimage detach x; kill $(cat /run/up.pid); gone $(cat /run/up.pid)");
+}

@@ -135,8 +135,10 @@ impl Story {
                 Some(Err(e)) => self.refused(Host::Appliance, &e),
             }
             // Right behind a start it shows what was vouched for without being durable.
-            if self.flavour.power && self.healing.is_none() && self.rng.below(4) == 0 {
-                let time = self.rng.below(3 * SECOND);
+            if self.flavour.power && self.healing.is_none() && self.rng.below(2) == 0 {
+                // An agent that waits between two attempts may take so long to come.
+                let longest = [SECOND, 6 * SECOND, 15 * SECOND][self.rng.index(3)];
+                let time = self.rng.below(longest);
                 self.wait(time);
                 self.lab.sim.die(Host::Appliance, Death::PowerCut);
                 return;

@@ -1,6 +1,9 @@
 //! The appliance as its users see it.
 
+use crate::collect::order::{OrderConfig, OrderReport};
 use crate::collect::{CollectError, CollectReport, Now};
+use crate::config::ApplianceConfig;
+use crate::export::ahead::Budget;
 use crate::export::parallel::ReadPool;
 use crate::history::timeline::{Choices, Gap, Window, Wish, WishError};
 use crate::history::{HistoryConfig, HistoryError, PageCache};
@@ -9,106 +12,26 @@ use crate::ingest::replay::{end_open_segments, rebuild_index};
 use crate::ingest::session::Volumes;
 use crate::ingest::volume::{Volume, seal_segments};
 use crate::ingest::{Parts, SessionError, Shared};
-use crate::keys::KeySource;
 use crate::reduce::index::DedupeIndex;
 use crate::reduce::pool::Pool;
-use crate::registry::{Keys, Registry, maintain};
-use crate::room::{MinFree, Room, Space};
-use crate::store::{IoHook, Store, StoreError, file_name};
+use crate::registry::{Keys, Registry, keep_in_order, maintain};
+use crate::room::Room;
+use crate::store::{Store, StoreError, file_name};
 use crate::vault::{Upkeep, Vault, VaultError};
-use afterimage_base::clock::{Clock, SystemClock};
 use afterimage_base::net::{Endpoint, StreamListener};
 use afterimage_base::world;
 use afterimage_base::world::channel::bounded;
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread::{self, JoinHandle};
-use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState};
+use afterimage_format::manifest::{GapMeta, Manifest, PointMeta};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use thiserror::Error;
 
 /// Full segments that may wait for their directory.
 const SEALER_QUEUE: usize = 64;
-
-/// How an appliance is to be run.
-#[derive(Clone)]
-pub struct ApplianceConfig {
-    /// The vault's folder.
-    pub dir: PathBuf,
-    /// Where agents connect.
-    pub listen: Vec<Endpoint>,
-    /// Where agents come from besides.
-    pub acceptor: Option<Arc<dyn Acceptor>>,
-    /// Connections taken from one IP address at most.
-    pub per_address: usize,
-    /// Where the vault key is. [`ApplianceConfig::new`] sets the file `key` in the vault's folder.
-    pub key: KeySource,
-    /// How far back any write can be chosen.
-    pub window: Duration,
-    /// Memory of the dedupe index in bytes, used as it fills.
-    pub dedupe_bytes: usize,
-    /// Memory for decompressed frames in bytes.
-    pub cache_bytes: usize,
-    /// Memory for pages of layers in bytes.
-    pub layer_cache_bytes: usize,
-    /// Threads that hash, compress and seal.
-    pub threads: usize,
-    /// Threads that help with the reads of exports. More than cores, as they wait for the disk where segments are not in memory.
-    pub read_threads: usize,
-    /// A segment takes no more at this size in bytes; at most 62 MiB.
-    pub segment_size: u64,
-    /// Data in bytes that an agent may have sent and that is not durable yet.
-    pub credit: u64,
-    /// Versions that are kept in memory, per volume, before they are written to a layer; also bounds the replay after a crash.
-    pub memory_runs: usize,
-    /// How often retention and collection have a turn.
-    pub collect_every: Duration,
-    /// The clock that says how old things are, for retention.
-    pub clock: Arc<dyn Clock>,
-    /// How much of the vault's disk has to be free for ingest. `MinFree::Bytes(0)` keeps no reserve either.
-    pub min_free: MinFree,
-    /// Asked before each operation on the vault's files, for tests.
-    pub io_hook: Option<IoHook>,
-}
-
-impl ApplianceConfig {
-    /// The defaults, for the vault in `dir` and a unix socket at `listen`.
-    #[must_use]
-    pub fn new(dir: PathBuf, listen: PathBuf) -> Self {
-        let key = KeySource::File(dir.join("key"));
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self {
-            dir,
-            listen: vec![Endpoint::Unix(listen)],
-            acceptor: None,
-            per_address: 128,
-            key,
-            window: Duration::from_secs(24 * 3600),
-            dedupe_bytes: 128 << 20,
-            cache_bytes: 64 << 20,
-            layer_cache_bytes: 32 << 20,
-            threads: cores,
-            read_threads: (cores * 2).clamp(2, 16),
-            segment_size: 60 << 20,
-            credit: 24 << 20,
-            memory_runs: 256 << 10,
-            collect_every: Duration::from_secs(30),
-            clock: Arc::new(SystemClock::new()),
-            min_free: MinFree::Auto,
-            io_hook: None,
-        }
-    }
-}
-
-impl std::fmt::Debug for ApplianceConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ApplianceConfig({})", self.dir.display())
-    }
-}
 
 /// Why an appliance does not start, or cannot do what was asked.
 #[derive(Debug, Error)]
@@ -139,47 +62,14 @@ pub enum ApplianceError {
     Session(#[from] SessionError),
 }
 
-/// What there is to say of a volume.
-#[derive(Debug, Clone)]
-pub struct VolumeInfo {
-    /// Its name.
-    pub name: String,
-    /// Its id.
-    pub id: [u8; 16],
-    /// Its size in bytes, now.
-    pub size: u64,
-    /// Newest durable seq.
-    pub durable_seq: u64,
-    /// Its time in nanoseconds since 1970.
-    pub durable_time: u64,
-    /// Bytes in the segments that its stream wrote.
-    pub stored_bytes: u64,
-    /// Bytes that its writes covered, before any reduction.
-    pub logical_bytes: u64,
-    /// Number of points.
-    pub points: usize,
-    /// Oldest seq of the window.
-    pub first_seq: u64,
-    /// Its time.
-    pub first_time: u64,
-    /// Segments that its stream wrote.
-    pub segments: usize,
-    /// Layers.
-    pub layers: usize,
-    /// Why it takes no more until the appliance is started again, if so.
-    pub failure: Option<String>,
-    /// Why it takes nothing now, if so: no room.
-    pub paused: Option<String>,
-    /// Whether an agent is connected for it.
-    pub connected: bool,
-}
-
 /// A running appliance.
 pub struct Appliance {
     pub(crate) shared: Arc<Shared>,
     pub(crate) registry: Arc<Registry>,
     /// Help with the reads of exports.
     pub(crate) reads: Arc<ReadPool>,
+    /// Memory for reading ahead.
+    pub(crate) ahead: Arc<Budget>,
     pub(crate) doors: Arc<Doors>,
     listeners: Vec<Listener>,
     addresses: Vec<Endpoint>,
@@ -251,6 +141,7 @@ impl Appliance {
             shared: Arc::clone(&shared),
             history,
             collector: LongMutex::default(),
+            orderer: LongMutex::default(),
             window: config.window,
         });
         let metas = vault.read(|m| m.volumes.clone());
@@ -270,6 +161,7 @@ impl Appliance {
             shared,
             registry,
             reads,
+            ahead: Budget::new(config.ahead_bytes),
             doors: Doors::new(config.per_address),
             listeners: Vec::new(),
             addresses: Vec::new(),
@@ -278,7 +170,7 @@ impl Appliance {
             sealer: Some(seal.map_err(system("a thread"))?),
             started,
         };
-        appliance.start_threads(config.collect_every, &config.clock).map_err(system("a thread"))?;
+        appliance.start_threads(&config).map_err(system("a thread"))?;
         for endpoint in &config.listen {
             let failed = |e| ApplianceError::Listen(endpoint.to_string(), e);
             for acceptor in SocketAcceptor::bind(endpoint).map_err(failed)? {
@@ -316,14 +208,19 @@ impl Appliance {
         &self.addresses
     }
 
-    fn start_threads(&mut self, every: Duration, clock: &Arc<dyn Clock>) -> std::io::Result<()> {
+    fn start_threads(&mut self, config: &ApplianceConfig) -> std::io::Result<()> {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let rebuild = thread::spawn("index", move || rebuild_index(&shared, &stop))?;
         self.threads.push(rebuild);
         let (registry, stop) = (Arc::clone(&self.registry), Arc::clone(&self.stop));
-        let clock = Arc::clone(clock);
+        let (clock, every) = (Arc::clone(&config.clock), config.collect_every);
         let maintain = thread::spawn("maintenance", move || maintain(&registry, &stop, every, &*clock))?;
         self.threads.push(maintain);
+        if config.order_rate > 0 {
+            let (registry, stop) = (Arc::clone(&self.registry), Arc::clone(&self.stop));
+            let how = OrderConfig { rate: config.order_rate, segments: config.order_segments };
+            self.threads.push(thread::spawn("order", move || keep_in_order(&registry, &stop, &how))?);
+        }
         Ok(())
     }
 
@@ -334,53 +231,6 @@ impl Appliance {
             let names = if names.is_empty() { "none".to_string() } else { names.join(", ") };
             ApplianceError::NoVolume(name.into(), names)
         })
-    }
-
-    /// What the vault's disk has, if it says so.
-    #[must_use]
-    pub fn space(&self) -> Option<Space> {
-        self.shared.room.space()
-    }
-
-    /// Every volume of the vault.
-    #[must_use]
-    pub fn volumes(&self) -> Vec<VolumeInfo> {
-        self.registry.all().iter().map(|v| self.info(v)).collect()
-    }
-
-    /// Bytes of a segment: the manifest knows those of one that has ended.
-    fn segment_bytes(&self, meta: &SegmentMeta) -> u64 {
-        if meta.state != SegmentState::Open {
-            return meta.length;
-        }
-        world::fs::metadata(&self.shared.vault.segments_dir().join(file_name(meta.number))).map_or(0, |f| f.len)
-    }
-
-    fn info(&self, volume: &Volume) -> VolumeInfo {
-        let progress = volume.progress();
-        let (segments, stored, first_seq, first_time) = self.shared.vault.read(|m| {
-            let own = m.segments.iter().filter(|s| s.volume == volume.id);
-            let (n, bytes) = own.fold((0, 0), |(n, b), s| (n + 1, b + self.segment_bytes(s)));
-            let meta = m.volume(&volume.id);
-            (n, bytes, meta.map_or(0, |v| v.first_seq), meta.map_or(0, |v| v.first_time))
-        });
-        VolumeInfo {
-            name: volume.name.clone(),
-            id: volume.id,
-            size: progress.size(),
-            durable_seq: progress.seq,
-            durable_time: progress.time,
-            stored_bytes: stored,
-            logical_bytes: progress.logical,
-            points: progress.points.len(),
-            first_seq,
-            first_time,
-            segments,
-            layers: volume.history.layers().len(),
-            failure: volume.failure().or_else(|| self.shared.vault.failure()),
-            paused: self.shared.room.short(),
-            connected: volume.has_session(),
-        }
     }
 
     /// The points of a volume, oldest first.
@@ -465,6 +315,15 @@ impl Appliance {
     /// [`CollectError`]; everything done before it holds.
     pub fn collect(&self, now: u64) -> Result<CollectReport, CollectError> {
         self.registry.collect(Now::At(now), &self.stop, &|_| true)
+    }
+
+    /// Brings the next segments of a volume into disk order, if it has at least `segments` full ones that are not; `None` if there are none. Also
+    /// done by itself, [`ApplianceConfig::order_rate`] bytes a second; this does not wait.
+    ///
+    /// # Errors
+    /// [`CollectError`]; nothing that can be read has changed then.
+    pub fn order(&self, segments: usize) -> Result<Option<OrderReport>, CollectError> {
+        self.registry.order(&OrderConfig { rate: 0, segments }, &self.stop, &|_| true)
     }
 
     /// Ends all sessions, seals the open segments, writes the layers, and closes the vault.

@@ -26,6 +26,8 @@ pub mod store;
 pub mod vault;
 
 mod appliance;
+mod config;
+mod info;
 mod registry;
 #[cfg(test)]
 mod testing;
@@ -33,6 +35,8 @@ mod testing;
 mod trouble_tests;
 
 pub use afterimage_format::manifest::PointMeta;
-pub use appliance::{Appliance, ApplianceConfig, ApplianceError, StartReport, VolumeInfo};
+pub use appliance::{Appliance, ApplianceError, StartReport};
+pub use config::ApplianceConfig;
+pub use info::{StoreInfo, VolumeInfo};
 pub use keys::KeySource;
 pub use room::{MinFree, Space};

@@ -1,6 +1,7 @@
 //! The volumes of a vault while it is open, and the work that goes on behind them.
 
 use crate::appliance::ApplianceError;
+use crate::collect::order::{OrderConfig, OrderReport, Orderer};
 use crate::collect::{CollectError, CollectReport, Collector, Now, Round, Step};
 use crate::history::{HistoryConfig, LayerKeys, VolumeHistory};
 use crate::ingest::replay::replay;
@@ -43,6 +44,8 @@ pub(crate) struct Registry {
     pub(crate) history: HistoryConfig,
     /// Held for a whole round, which waits for batches under way.
     pub(crate) collector: LongMutex<Collector>,
+    /// Held while a run is brought into order.
+    pub(crate) orderer: LongMutex<Orderer>,
     pub(crate) window: Duration,
 }
 
@@ -107,6 +110,47 @@ impl Registry {
         let volumes = self.all();
         let window = u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX);
         collector.round(&Round { shared: &self.shared, volumes: &volumes, stop, hook }, now, window)
+    }
+}
+
+impl Registry {
+    /// Brings a run of segments into disk order; see [`crate::collect::order`].
+    pub(crate) fn order(
+        &self,
+        config: &OrderConfig,
+        stop: &AtomicBool,
+        hook: &dyn Fn(Step) -> bool,
+    ) -> Result<Option<OrderReport>, CollectError> {
+        let mut orderer = self.orderer.lock();
+        let volumes = self.all();
+        orderer.run(&Round { shared: &self.shared, volumes: &volumes, stop, hook }, &self.collector, config)
+    }
+}
+
+/// How often ordering looks whether there is a run, and how long it leaves alone what did not work.
+const ORDER_EVERY: Duration = Duration::from_secs(1);
+const ORDER_AGAIN: Duration = Duration::from_secs(60);
+
+/// Brings segments into disk order until `stop` is set.
+pub(crate) fn keep_in_order(registry: &Registry, stop: &AtomicBool, config: &OrderConfig) {
+    let mut pause = Duration::ZERO;
+    while !stop.load(Ordering::Acquire) {
+        if pause.is_zero() && registry.shared.room.short().is_none() {
+            pause = match registry.order(config, stop, &|_| true) {
+                Ok(Some(report)) => {
+                    tracing::debug!(?report, "ordering");
+                    continue;
+                }
+                Ok(None) => ORDER_EVERY,
+                Err(CollectError::Stopped) => ORDER_AGAIN,
+                Err(e) => {
+                    tracing::warn!("bringing segments into order ended early: {e}");
+                    ORDER_AGAIN
+                }
+            };
+        }
+        thread::park_timeout(MAINTENANCE);
+        pause = pause.saturating_sub(MAINTENANCE);
     }
 }
 

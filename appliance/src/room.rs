@@ -186,6 +186,13 @@ impl Room {
         self.lock().short.clone()
     }
 
+    /// Whether so many bytes more can be written without ingest having to pause.
+    #[must_use]
+    pub fn has(&self, bytes: u64) -> bool {
+        let Some(Space { total, free }) = space(&self.dir) else { return true };
+        free >= bytes.saturating_add(self.min_free.of(total).saturating_mul(2))
+    }
+
     /// What the disk has.
     #[must_use]
     pub fn space(&self) -> Option<Space> {

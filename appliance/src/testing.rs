@@ -1,6 +1,7 @@
 //! What the tests of the receiving side share: a small agent, and a model of a volume.
 
-use crate::appliance::{Appliance, ApplianceConfig};
+use crate::appliance::Appliance;
+use crate::config::ApplianceConfig;
 use crate::store::BlockSource;
 use afterimage_base::net::{Endpoint, Half};
 use afterimage_format::compare::Hashes;
@@ -22,7 +23,7 @@ pub(crate) fn config(dir: &Path) -> ApplianceConfig {
     (config.segment_size, config.dedupe_bytes, config.threads) = (1 << 20, 1 << 20, 2);
     config.min_free = crate::room::MinFree::Bytes(0);
     // Tests that collect do it themselves.
-    config.collect_every = std::time::Duration::MAX;
+    (config.collect_every, config.order_rate) = (std::time::Duration::MAX, 0);
     config
 }
 

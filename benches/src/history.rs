@@ -134,7 +134,7 @@ pub fn points(shape: &Shape) -> [(u64, String); 4] {
 pub fn measure(plan: &Plan, mut progress: impl FnMut(&str)) -> Results {
     let mut results = Results::default();
     let started = Instant::now();
-    fill(plan);
+    fill_unordered(&plan.dir, &plan.shape);
     results.fill_seconds = started.elapsed().as_secs_f64();
     let mut server = daemon(&plan.dir).start();
     let manifest = server.cli("dump manifest").arg("--json").run().stdout;
@@ -162,11 +162,11 @@ pub fn measure(plan: &Plan, mut progress: impl FnMut(&str)) -> Results {
 }
 
 /// In a process of its own, which leaves the last writes as a killed one would.
-fn fill(plan: &Plan) {
-    let Shape { size, blocks, writes, unflushed } = plan.shape;
+pub(crate) fn fill_unordered(dir: &Path, shape: &Shape) {
+    let Shape { size, blocks, writes, unflushed } = *shape;
     let me = std::env::current_exe().expect("the path of the running program");
     let numbers = [size, blocks, writes, unflushed].map(|n| n.to_string());
-    tool(me).deadline(Duration::from_secs(7200)).arg("fill").arg(plan.dir.join("data")).args(numbers).run();
+    tool(me).deadline(Duration::from_secs(7200)).arg("fill").arg(dir.join("data")).args(numbers).run();
 }
 
 fn first_bytes(socket: &Path, offset: u64) -> Option<Client> {

@@ -16,6 +16,7 @@
 //! | [`ingest`] | two generations of a disk image into an encrypted, deduplicated store |
 //! | [`image`] | that image |
 //! | [`history`] | opening and reading points of a volume with a long history |
+//! | [`cold`] | what reading it costs when nothing is in memory |
 //! | [`generate`] | that history |
 //! | [`outage`] | what a guest notices of an appliance that goes away |
 //! | [`cache`] | the state of the page cache |
@@ -25,6 +26,7 @@
 //! | [`report`] | JSON and the tables of docs/performance.md |
 
 pub mod cache;
+pub mod cold;
 pub mod figures;
 pub mod generate;
 pub mod history;

@@ -2,7 +2,7 @@
 
 use afterimage_benches::report::{self, Machine, Results};
 use afterimage_benches::usage::{self, Cores};
-use afterimage_benches::{generate, history, image, ingest, outage, write_path};
+use afterimage_benches::{cold, generate, history, image, ingest, outage, write_path};
 use afterimage_tests::binary;
 use afterimage_tests::tool::tool;
 use clap::{Parser, ValueEnum};
@@ -63,6 +63,8 @@ enum Part {
     Ingest,
     /// Points of a volume with a long history
     History,
+    /// Reads and decodings that points of a long history cost, before and after they are brought into disk order
+    Cold,
     /// Writes while the appliance is away; --seconds says how long
     Outage,
     /// Frame sizes and levels of compression over the image that is ingested
@@ -73,7 +75,7 @@ enum Part {
 
 impl Part {
     fn includes(self, part: Part) -> bool {
-        self == part || (self == Part::All && part != Part::Outage && part != Part::Levels)
+        self == part || (self == Part::All && !matches!(part, Part::Outage | Part::Cold | Part::Levels))
     }
 }
 
@@ -89,7 +91,7 @@ fn main() {
     std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("make {}: {e}", dir.display()));
     let machine = Machine::this(&dir);
     let mut results =
-        Results { v: 1, machine, write_path: Vec::new(), ingest: None, history: None, outage: Vec::new() };
+        Results { v: 1, machine, write_path: Vec::new(), ingest: None, history: None, outage: Vec::new(), cold: Vec::new() };
     let mut tables = Vec::new();
     if options.part.includes(Part::WritePath) {
         tables.push(("write-path", measure_write_path(&options, &dir, &mut results)));
@@ -99,6 +101,9 @@ fn main() {
     }
     if options.part.includes(Part::History) {
         tables.push(("history", measure_history(&options, &dir, &mut results)));
+    }
+    if options.part.includes(Part::Cold) {
+        measure_cold(&options, &dir, &mut results);
     }
     if options.part.includes(Part::Outage) {
         tables.push(("outage", measure_outage(&options, &dir, &mut results)));
@@ -236,6 +241,13 @@ fn measure_outage(options: &Options, dir: &Path, results: &mut Results) -> Strin
     };
     results.outage = outage::measure(&plan, |run| eprintln!("{run:?}"));
     outage::table(&plan, &results.outage)
+}
+
+fn measure_cold(options: &Options, dir: &Path, results: &mut Results) {
+    let scratch = tempfile::Builder::new().prefix("cold-").tempdir_in(dir).expect("make a folder");
+    let (writes, blocks) = (options.writes, options.blocks);
+    let shape = generate::Shape { size: 1 << 40, blocks, writes, unflushed: 0 };
+    results.cold = cold::measure(scratch.path(), &shape, |line| eprintln!("{line}"));
 }
 
 fn measure_history(options: &Options, dir: &Path, results: &mut Results) -> String {

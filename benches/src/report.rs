@@ -39,6 +39,9 @@ pub struct Results {
     pub history: Option<history::Results>,
     /// Runs with the appliance away.
     pub outage: Vec<outage::Run>,
+    /// What reading points costs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cold: Vec<crate::cold::ColdRun>,
 }
 
 impl Machine {

@@ -296,8 +296,31 @@ pub struct Status {
     pub window_seconds: u64,
     /// NBD connections to the volumes open now.
     pub clients: u64,
+    /// For an appliance, what its store has done.
+    #[serde(default)]
+    pub store: Option<StoreStatus>,
     /// The volumes, by name.
     pub volumes: Vec<VolumeStatus>,
+}
+
+/// What a store has done since the process started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreStatus {
+    /// Bytes that agents' streams have become.
+    pub ingested_bytes: u64,
+    /// Bytes that were there already and were written again, by collection and to bring them into disk order.
+    pub rewritten_bytes: u64,
+    /// Bytes that wait to be brought into disk order; null if nobody has looked yet, or it is switched off.
+    pub unordered_bytes: Option<u64>,
+    /// Bytes of blocks that were read from it.
+    pub served_bytes: u64,
+    /// Reads that this took.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Frames that were decoded.
+    pub frames: u64,
 }
 
 /// One volume.

@@ -81,6 +81,7 @@ impl Site for Toy {
             appliance: None,
             listen: Vec::new(),
             window_seconds: 86_400,
+            store: None,
             clients: 0,
             volumes: vec![toy_volume()],
         })

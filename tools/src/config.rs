@@ -158,6 +158,10 @@ pub struct ApplianceFile {
     pub frame_memory: Option<Size>,
     /// Memory for pages of layers.
     pub layer_memory: Option<Size>,
+    /// Memory for what is read ahead.
+    pub ahead_memory: Option<Size>,
+    /// Bytes of blocks that are brought into disk order in a second; 0 for not at all.
+    pub order_rate: Option<Size>,
 }
 
 /// Reads a configuration file.

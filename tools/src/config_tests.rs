@@ -78,5 +78,6 @@ fn the_examples_name_every_key() {
     assert!(appliance.key_file.is_some() && appliance.passphrase_file.is_some());
     assert!(appliance.data.is_some() && !appliance.listen.is_empty() && appliance.insecure.is_some());
     assert!(appliance.connections_per_address.is_some() && appliance.window.is_some() && appliance.threads.is_some());
+    assert!(appliance.ahead_memory.is_some() && appliance.order_rate.is_some());
     assert!(appliance.dedupe_memory.is_some() && appliance.frame_memory.is_some() && appliance.layer_memory.is_some());
 }

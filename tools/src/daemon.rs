@@ -98,8 +98,11 @@ pub struct ApplianceSettings {
     pub key: KeySource,
     /// Threads that hash, compress and seal; `None` for one per processor.
     pub threads: Option<usize>,
-    /// Memory of the dedupe index, for decompressed frames, and for pages of layers, in bytes; `None` for the default.
-    pub memory: [Option<usize>; 3],
+    /// Memory of the dedupe index, for decompressed frames, for pages of layers, and for what is read ahead, in bytes; `None` for
+    /// the default.
+    pub memory: [Option<usize>; 4],
+    /// Bytes of blocks that are brought into disk order in a second; `None` for the default.
+    pub order_rate: Option<u64>,
 }
 
 impl ApplianceSettings {
@@ -114,7 +117,8 @@ impl ApplianceSettings {
             min_free: MinFree::Auto,
             key,
             threads: None,
-            memory: [None; 3],
+            memory: [None; 4],
+            order_rate: None,
         }
     }
 }
@@ -162,10 +166,12 @@ fn start_appliance(data: &DataDir, settings: ApplianceSettings) -> Result<Applia
         config.listen = settings.listen;
     }
     config.threads = settings.threads.unwrap_or(config.threads);
-    let [dedupe, frames, layers] = settings.memory;
+    let [dedupe, frames, layers, ahead] = settings.memory;
     config.dedupe_bytes = dedupe.unwrap_or(config.dedupe_bytes);
     config.cache_bytes = frames.unwrap_or(config.cache_bytes);
     config.layer_cache_bytes = layers.unwrap_or(config.layer_cache_bytes);
+    config.ahead_bytes = ahead.unwrap_or(config.ahead_bytes);
+    config.order_rate = settings.order_rate.unwrap_or(config.order_rate);
     let failed = |e: ApplianceError| Problem::failed(e.to_string());
     let mut appliance = Appliance::start(config).map_err(failed)?;
     for socket in settings.passed {

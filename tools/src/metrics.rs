@@ -3,7 +3,7 @@
 //! One family after the other, each with its help and type; `volume` is the label that all of a volume have. docs/cli.md
 //! names the families, which are stable as the fields of `--json` are.
 
-use afterimage_mgmt::protocol::{State, Status, VolumeStatus};
+use afterimage_mgmt::protocol::{State, Status, StoreStatus, VolumeStatus};
 use std::fmt::Write as _;
 
 const STATES: [State; 7] =
@@ -70,6 +70,21 @@ const FAMILIES: &[(&str, &str, &str, Of)] = &[
     }),
 ];
 
+/// Name, type, help and value of what the store says of itself.
+fn of_store(s: &StoreStatus) -> Vec<(&'static str, &'static str, &'static str, u64)> {
+    let mut out = vec![
+        ("ingested_bytes_total", "counter", "Bytes that agents' streams have become", s.ingested_bytes),
+        ("rewritten_bytes_total", "counter", "Bytes that were there and were written again", s.rewritten_bytes),
+        ("served_bytes_total", "counter", "Bytes of blocks that were read", s.served_bytes),
+        ("reads_total", "counter", "Reads from segments", s.reads),
+        ("read_bytes_total", "counter", "Bytes of those reads", s.read_bytes),
+        ("decoded_frames_total", "counter", "Frames that were decoded for them", s.frames),
+    ];
+    let waiting = |n| ("unordered_bytes", "gauge", "Bytes that wait to be brought into disk order", n);
+    out.extend(s.unordered_bytes.map(waiting));
+    out
+}
+
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
@@ -84,6 +99,12 @@ pub fn text(status: &Status) -> String {
     let _ = writeln!(out, "afterimage_info{{version=\"{version}\",role=\"{role}\"}} 1");
     let _ = writeln!(out, "# HELP afterimage_clients NBD connections\n# TYPE afterimage_clients gauge");
     let _ = writeln!(out, "afterimage_clients {}", status.clients);
+    if let Some(store) = &status.store {
+        for (name, kind, help, value) in of_store(store) {
+            let _ = writeln!(out, "# HELP afterimage_store_{name} {help}\n# TYPE afterimage_store_{name} {kind}");
+            let _ = writeln!(out, "afterimage_store_{name} {value}");
+        }
+    }
     for (name, kind, help, of) in FAMILIES {
         let _ = writeln!(out, "# HELP afterimage_volume_{name} {help}\n# TYPE afterimage_volume_{name} {kind}");
         for v in &status.volumes {
@@ -110,12 +131,13 @@ mod tests {
         });
         let status = json!({
             "v": 1, "version": "0.1.0", "pid": 1, "data": "/d", "started": "2026-03-01T14:30:00Z",
-            "time": "2026-03-01T14:30:00Z", "window_seconds": 1, "clients": 3, "volumes": [volume]
+            "time": "2026-03-01T14:30:00Z", "window_seconds": 1, "clients": 3, "store": { "rewritten_bytes": 12 }, "volumes": [volume]
         });
         let text = text(&serde_json::from_value(status).unwrap());
         for line in [
             "afterimage_info{version=\"0.1.0\",role=\"all\"} 1",
             "afterimage_clients 3",
+            "afterimage_store_rewritten_bytes_total 12",
             "afterimage_volume_state{volume=\"web\",state=\"dirty\"} 1",
             "afterimage_volume_state{volume=\"web\",state=\"live\"} 0",
             "afterimage_volume_state_since_seconds{volume=\"web\"} 1772375400",

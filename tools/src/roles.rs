@@ -127,7 +127,8 @@ fn appliance_settings(file: ApplianceFile, args: ApplianceArgs, data: &Path) -> 
         passed: passed.filter_map(|l| if let Listen::Fd(fd) = l { Some(fd) } else { None }).collect(),
         per_address: file.connections_per_address,
         threads,
-        memory: [file.dedupe_memory, file.frame_memory, file.layer_memory].map(|m| m.map(bytes)),
+        memory: [file.dedupe_memory, file.frame_memory, file.layer_memory, file.ahead_memory].map(|m| m.map(bytes)),
+        order_rate: file.order_rate.map(|s| s.0),
         min_free: args.min_free.or(file.min_free.map(|f| f.0)).unwrap_or(MinFree::Auto),
         ..ApplianceSettings::new(window, key_source(&key, data)?)
     })

@@ -23,7 +23,7 @@ use afterimage_mgmt::units::Time;
 use afterimage_mgmt::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use afterimage_mgmt::when::{When, check_point_name};
 use afterimage_nbd::{Address, Export, ExportTable, Server, Stop};
-use figures::{blank, of_agent, of_appliance, uuid, window, with_history};
+use figures::{blank, of_agent, of_appliance, of_store, uuid, window, with_history};
 use past::{OfVolume, Past, failure};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -289,8 +289,9 @@ impl Site for Local {
             time: now(),
             role: self.about.role,
             appliance: self.about.appliance.clone(),
-            listen: appliance.map_or_else(Vec::new, |a| a.addresses().iter().map(ToString::to_string).collect()),
+            listen: appliance.as_ref().map_or_else(Vec::new, |a| a.addresses().iter().map(ToString::to_string).collect()),
             window_seconds: self.about.window.map_or(0, |w| w.as_secs()),
+            store: appliance.as_ref().map(|a| of_store(&a.store())),
             clients: lock(&self.server).as_ref().map_or(0, |s| s.stats().connections),
             volumes,
         })

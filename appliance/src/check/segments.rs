@@ -83,7 +83,9 @@ impl Checker<'_> {
         if meta.state != SegmentState::Open && scan.end < meta.length {
             self.mark(meta.number, &path, scan.end, meta.length, "the file is shorter than the manifest says".into());
         }
-        if scan.header.vault != self.manifest.vault || scan.header.volume != meta.volume {
+        // Copies for a volume are nobody's until they are whole.
+        let foreign = scan.header.volume != meta.volume && meta.volume != [0; 16];
+        if scan.header.vault != self.manifest.vault || foreign {
             self.damage(path.clone(), 0, "it belongs to another vault or volume", Vec::new());
         }
         let key = self.key.map(|k| k.segment(scan.header));

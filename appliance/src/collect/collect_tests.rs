@@ -1,7 +1,9 @@
 //! Collection beside writes, killed at any step: what is kept reads as it did, and what is not makes room.
 
+use super::order::OrderConfig;
 use super::*;
-use crate::appliance::{Appliance, ApplianceConfig};
+use crate::appliance::Appliance;
+use crate::config::ApplianceConfig;
 use crate::testing::*;
 use afterimage_base::simple::call;
 use afterimage_format::record::{FLAG_AUTO, Kind};
@@ -15,7 +17,7 @@ fn time_of(seq: u64) -> u64 {
 }
 
 /// Bytes that do not compress and are not found twice.
-fn noise(seed: u64, len: u64) -> Vec<u8> {
+pub(super) fn noise(seed: u64, len: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -26,7 +28,7 @@ fn noise(seed: u64, len: u64) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-fn small(dir: &Path) -> ApplianceConfig {
+pub(super) fn small(dir: &Path) -> ApplianceConfig {
     let mut config = config(dir);
     config.segment_size = 64 << 10;
     config.memory_runs = 16;
@@ -39,7 +41,7 @@ fn names(dir: &Path) -> BTreeSet<String> {
 }
 
 /// (offset, length, kind): a point now and then, zeroes, unaligned writes.
-fn stream() -> impl Strategy<Value = Vec<Write1>> {
+pub(super) fn stream() -> impl Strategy<Value = Vec<Write1>> {
     let one = (0u64..SIZE, 1u64..20_000, 0u8..16);
     proptest::collection::vec(one, 30..70).prop_map(|ops| {
         let one = |(seq, (offset, len, kind)): (u64, (u64, u64, u8))| {
@@ -63,7 +65,7 @@ fn first_seq(appliance: &Appliance) -> u64 {
     appliance.volumes().first().map_or(0, |v| v.first_seq)
 }
 
-fn verify(appliance: &Appliance, images: &[Vec<u8>], records: &[Write1], done: usize) {
+pub(super) fn verify(appliance: &Appliance, images: &[Vec<u8>], records: &[Write1], done: usize) {
     let first = usize::try_from(first_seq(appliance)).unwrap();
     for (seq, image) in images.iter().enumerate().take(done + 1).skip(1) {
         let user = records[seq - 1].record.kind == Kind::Point && records[seq - 1].record.flags == 0;
@@ -73,7 +75,7 @@ fn verify(appliance: &Appliance, images: &[Vec<u8>], records: &[Write1], done: u
     }
 }
 
-fn nothing_unnamed(appliance: &Appliance) {
+pub(super) fn nothing_unnamed(appliance: &Appliance) {
     let vault = &appliance.shared.vault;
     let differs = || {
         let (segments, layers): (BTreeSet<String>, BTreeSet<String>) = vault.read(|m| {
@@ -95,10 +97,10 @@ fn nothing_unnamed(appliance: &Appliance) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10))]
 
-    /// Rounds of collection with a window that moves on, killed at a random step, between batches of writes.
+    /// Rounds of collection with a window that moves on, and of ordering, killed at a random step, between batches of writes.
     #[test]
     fn whatever_is_killed_what_is_kept_reads_as_it_did(
-        records in stream(), kills in proptest::collection::vec((1usize..25, 0u32..40, any::<bool>()), 3..12),
+        records in stream(), kills in proptest::collection::vec((1usize..25, 0u32..60, any::<bool>(), any::<bool>()), 3..12),
     ) {
         let dir = tempfile::tempdir().unwrap();
         let config = small(dir.path());
@@ -106,7 +108,7 @@ proptest! {
         let mut appliance = Appliance::start(config.clone()).unwrap();
         let (mut done, mut kills) = (0, kills.into_iter().cycle());
         while done < records.len() {
-            let (count, kill_at, restart) = kills.next().unwrap();
+            let (count, kill_at, restart, order) = kills.next().unwrap();
             let next = records.len().min(done + count);
             let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
             prop_assert_eq!(agent.welcome.durable, done as u64);
@@ -121,9 +123,15 @@ proptest! {
             let left = Cell::new(kill_at);
             let now = time_of(done as u64 * 2 / 3) + 1;
             let mut killed = false;
-            for _ in 0..2 {
+            for ordering in [order, false, true] {
                 let hook = |_| left.replace(left.get().saturating_sub(1)) > 0;
-                match appliance.registry.collect(crate::collect::Now::At(now), &AtomicBool::new(false), &hook) {
+                let ran = if ordering && !killed {
+                    let how = OrderConfig { rate: 0, segments: 1 };
+                    appliance.registry.order(&how, &AtomicBool::new(false), &hook).map(drop)
+                } else {
+                    Ok(())
+                };
+                match ran.and_then(|()| appliance.registry.collect(crate::collect::Now::At(now), &AtomicBool::new(false), &hook).map(drop)) {
                     Ok(_) => {}
                     Err(CollectError::Stopped) => killed = true,
                     Err(e) => panic!("{e}"),
@@ -139,6 +147,8 @@ proptest! {
         }
         appliance.stop();
         let appliance = Appliance::start(config.clone()).unwrap();
+        while appliance.order(1).unwrap().is_some() {}
+        verify(&appliance, &images, &records, done);
         for _ in 0..4 {
             appliance.collect(u64::MAX).unwrap();
         }
@@ -151,7 +161,7 @@ proptest! {
 }
 
 /// Overwrites a small disk many times.
-fn churn(appliance: &Appliance, config: &ApplianceConfig, from: u64, to: u64) -> Vec<Write1> {
+pub(super) fn churn(appliance: &Appliance, config: &ApplianceConfig, from: u64, to: u64) -> Vec<Write1> {
     let write = |seq: u64| record(Kind::Write, seq, (seq * 7 % 24) * 4096, 4096, noise(seq, 4096));
     let records: Vec<Write1> = (from..=to).map(write).collect();
     let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
@@ -164,7 +174,7 @@ fn churn(appliance: &Appliance, config: &ApplianceConfig, from: u64, to: u64) ->
     records
 }
 
-fn stored(appliance: &Appliance) -> u64 {
+pub(super) fn stored(appliance: &Appliance) -> u64 {
     appliance.shared.vault.read(|m| m.segments.iter().map(|s| s.length).sum())
 }
 

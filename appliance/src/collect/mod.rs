@@ -10,7 +10,7 @@
 //! | condemn | takes segments with few or no live blocks out of the dedupe index, waits for batches under way | - |
 //! | flush | writes memory tables to layers: no commit frame of a condemned segment is needed for replay | layer, then manifest |
 //! | delete | removes condemned segments that nothing refers to | manifest, then the files |
-//! | copy | copies live blocks of sparse segments to new segments | segment, then manifest |
+//! | copy | copies live blocks of sparse segments to new segments, in disk order | segment, then manifest |
 //! | relocate | rewrites the layers that refer to them | layer, then manifest |
 //! | delete | as above | manifest, then the files |
 //!
@@ -20,10 +20,14 @@
 //! The window moves in the manifest before anything is dropped, so a seq that can be chosen can be read. References are
 //! counted over all layers in force, memory tables, and the layers that open views hold (I10): a segment that an open
 //! export needs stays until the export is closed and a later round finds it without references. A segment is looked at only
-//! if the round before has seen it full already, so that no batch under way can know it but through the index.
+//! if the round before has seen it full already, so that no batch under way can know it but through the index. What lies in the
+//! order of writing is brought into the order of the disk by [`order`], beside the rounds.
 
 mod copy;
+mod gather;
+pub mod order;
 
+use self::copy::Manner;
 use crate::history::compact::Relocation;
 use crate::history::retention::{Plan, PointRef, plan};
 use crate::history::{HistoryEdit, HistoryError, Keep, Pace};
@@ -34,7 +38,6 @@ use crate::store::{StoreError, file_name};
 use afterimage_base::clock::Clock;
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::manifest::{SegmentMeta, SegmentState};
-use afterimage_format::place::Place;
 use afterimage_format::segment::Codec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -253,9 +256,10 @@ impl Collector {
         round.shared.pressure.begin();
         let metas: Vec<SegmentMeta> = round.shared.vault.read(|m| m.segments.clone());
         let counts = round.count();
+        let claimed = round.shared.claimed();
         let mut out = HashMap::new();
         let mut full = HashMap::new();
-        for meta in metas.into_iter().filter(|m| m.state != SegmentState::Open) {
+        for meta in metas.into_iter().filter(|m| m.state != SegmentState::Open && !claimed.contains(&m.number)) {
             let seen = self.full.get(&meta.number).copied();
             let filling = seen.map_or_else(|| round.filling_of(&meta), Ok)?;
             full.insert(meta.number, filling);
@@ -447,15 +451,8 @@ impl Round<'_> {
         keeps: &HashMap<[u8; 16], Keep>,
         report: &mut CollectReport,
     ) -> Result<(), CollectError> {
-        let mut places: HashSet<Place> = HashSet::new();
-        for volume in self.volumes {
-            for layer in volume.history.layers().iter().filter(|l| segments.iter().any(|s| l.refers_to(*s))) {
-                layer.places_in(segments, &mut places).map_err(of_volume(volume))?;
-            }
-        }
-        let mut places: Vec<Place> = places.into_iter().collect();
-        places.sort_unstable();
-        let moved = self.copy(&places)?;
+        let live = self.gather(segments, None, &Relocation::default())?;
+        let moved = self.copy(&live, Manner { owner: None, claim: false, pace: &mut |_| {} })?;
         report.copied_blocks += moved.len();
         let moved = Relocation::new(moved);
         for volume in self.volumes {

@@ -6,6 +6,7 @@ use crate::appliance::{Appliance, ApplianceError};
 use crate::history::{HistoryError, View, diff};
 use crate::ingest::volume::Volume;
 use afterimage_base::block::BlockDevice;
+use afterimage_base::simple::SimpleDevice;
 use afterimage_format::BLOCK_SHIFT;
 use std::sync::Arc;
 
@@ -29,12 +30,16 @@ impl Appliance {
         Ok(PointDevice::new(&volume.name, view, source, size))
     }
 
+    fn parallel(&self, device: Arc<dyn SimpleDevice>) -> Arc<dyn BlockDevice> {
+        Arc::new(Parallel::new(device, Arc::clone(&self.reads), Arc::clone(&self.ahead)))
+    }
+
     /// The volume as it was at `seq`, read-only. What it shows stays in the store while it is open (I10).
     ///
     /// # Errors
     /// [`ApplianceError::When`] if the seq cannot be chosen, with what can; or a layer is damaged.
     pub fn open_at(&self, volume: &str, seq: u64) -> Result<Arc<dyn BlockDevice>, ApplianceError> {
-        Ok(Arc::new(Parallel::new(Arc::new(self.point_device(volume, seq)?), Arc::clone(&self.reads))))
+        Ok(self.parallel(Arc::new(self.point_device(volume, seq)?)))
     }
 
     /// The same with an overlay that takes writes and is gone when the device is dropped.
@@ -45,7 +50,7 @@ impl Appliance {
         let base = self.point_device(volume, seq)?;
         let made = ScratchDevice::new(base, self.shared.vault.dir());
         let device = made.map_err(|e| ApplianceError::System("a file for what is written to the export", e))?;
-        Ok(Arc::new(Parallel::new(Arc::new(device), Arc::clone(&self.reads))))
+        Ok(self.parallel(Arc::new(device)))
     }
 
     /// Ranges of the volume in bytes (offset, length) that differ between two seqs, in order. Where it has bytes at one

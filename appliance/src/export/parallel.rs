@@ -5,9 +5,12 @@
 //! waiting for the disk when segments are not in the page cache: both go on side by side, so one connection with several requests
 //! in flight uses all cores and keeps the disk busy. Everything but reads is done on the spot.
 //!
+//! Who reads from front to back is read ahead of ([`ahead`](super::ahead)): helpers that find no request waiting do that.
+//!
 //! All exports share the pool. A helper takes one request and then looks at the next queue in turn, so nobody waits behind
 //! somebody else's long list.
 
+use super::ahead::{Ahead, Budget};
 use afterimage_base::block::{BlockDevice, BlockError, Completion, Extent, Geometry, Queue, Request, Submitted};
 use afterimage_base::buf::AlignedBuf;
 use afterimage_base::simple::{SimpleDevice, run_simple};
@@ -41,6 +44,8 @@ struct Job {
 /// What a queue shares with the helpers.
 struct Work {
     device: Arc<dyn SimpleDevice>,
+    /// For devices that take no writes.
+    ahead: Option<Ahead>,
     jobs: Mutex<VecDeque<Job>>,
     done: Mutex<Vec<Completion>>,
     event: Event,
@@ -51,7 +56,10 @@ impl Work {
     fn step(&self) -> Option<Completion> {
         let Job { tag, offset, mut buf } = lock(&self.jobs).pop_front()?;
         // A panic fails its request and spares the thread, whose other queues go on.
-        let read = catch_unwind(AssertUnwindSafe(|| self.device.read_at(offset, &mut buf)));
+        let read = catch_unwind(AssertUnwindSafe(|| match &self.ahead {
+            Some(ahead) => ahead.read(offset, &mut buf),
+            None => self.device.read_at(offset, &mut buf),
+        }));
         let result = read.unwrap_or_else(|_| {
             tracing::error!("a read at byte {offset} of an export panicked");
             Err(BlockError::Io(libc::EIO))
@@ -65,7 +73,14 @@ impl Work {
             done.push(completion);
             // Under the lock: whoever has emptied the list is not woken for what it has seen.
             self.event.ring();
+        } else if let Some(ahead) = &self.ahead {
+            ahead.load_one();
         }
+    }
+
+    /// Whether there is something to help with.
+    fn waits(&self) -> bool {
+        !lock(&self.jobs).is_empty() || self.ahead.as_ref().is_some_and(Ahead::wants)
     }
 }
 
@@ -147,7 +162,7 @@ fn help_all(shared: &Shared) {
         };
         drop(waiting);
         work.help();
-        if !lock(&work.jobs).is_empty() {
+        if work.waits() {
             lock(&shared.waiting).queues.push_back(work);
         }
     }
@@ -157,6 +172,7 @@ fn help_all(shared: &Shared) {
 pub struct Parallel {
     device: Arc<dyn SimpleDevice>,
     pool: Arc<ReadPool>,
+    budget: Arc<Budget>,
 }
 
 impl std::fmt::Debug for Parallel {
@@ -166,10 +182,10 @@ impl std::fmt::Debug for Parallel {
 }
 
 impl Parallel {
-    /// `device`, with the help of `pool`.
+    /// `device`, with the help of `pool`, and what `budget` leaves to read ahead.
     #[must_use]
-    pub fn new(device: Arc<dyn SimpleDevice>, pool: Arc<ReadPool>) -> Parallel {
-        Parallel { device, pool }
+    pub fn new(device: Arc<dyn SimpleDevice>, pool: Arc<ReadPool>, budget: Arc<Budget>) -> Parallel {
+        Parallel { device, pool, budget }
     }
 }
 
@@ -179,13 +195,15 @@ impl BlockDevice for Parallel {
     }
 
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>, BlockError> {
+        let read_only = self.device.geometry().read_only;
         let work = Arc::new(Work {
             device: Arc::clone(&self.device),
+            ahead: read_only.then(|| Ahead::new(Arc::clone(&self.device), Arc::clone(&self.budget))),
             jobs: Mutex::default(),
             done: Mutex::default(),
             event: Event::new()?,
         });
-        Ok(Box::new(ParallelQueue { work, pool: Arc::clone(&self.pool), ended: Vec::new(), in_flight: 0 }))
+        Ok(Box::new(ParallelQueue { work, pool: Arc::clone(&self.pool), ended: Vec::new(), in_flight: 0, wanted: 0 }))
     }
 
     fn block_status(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>, BlockError> {
@@ -199,12 +217,17 @@ struct ParallelQueue {
     /// Served by the own thread and not reaped yet.
     ended: Vec<Completion>,
     in_flight: usize,
+    /// Pieces to read ahead that nobody has been called for.
+    wanted: usize,
 }
 
 impl Queue for ParallelQueue {
     fn submit(&mut self, tag: u64, request: Request<'_>) -> Submitted {
         match request {
             Request::Read { offset, buf } => {
+                if let Some(ahead) = &self.work.ahead {
+                    self.wanted += ahead.note(offset, buf.len() as u64);
+                }
                 lock(&self.work.jobs).push_back(Job { tag, offset, buf });
                 self.in_flight += 1;
                 Submitted::Pending
@@ -221,10 +244,9 @@ impl Queue for ParallelQueue {
             let jobs = lock(&self.work.jobs);
             (jobs.len(), jobs.iter().map(|j| j.buf.len()).sum::<usize>())
         };
-        if requests > 1 {
-            let helpers = (bytes / BYTES_PER_HELPER).max(requests / REQUESTS_PER_HELPER).min(requests - 1);
-            self.pool.call(&self.work, helpers);
-        }
+        let helpers = (bytes / BYTES_PER_HELPER).max(requests / REQUESTS_PER_HELPER);
+        let helpers = helpers.min(requests.saturating_sub(1)) + std::mem::take(&mut self.wanted);
+        self.pool.call(&self.work, helpers);
         while let Some(completion) = self.work.step() {
             self.ended.push(completion);
         }
@@ -257,6 +279,9 @@ impl Drop for ParallelQueue {
             if self.in_flight() != 0 {
                 self.work.event.wait(DROP_TICK);
             }
+        }
+        if let Some(ahead) = &self.work.ahead {
+            ahead.close();
         }
     }
 }

@@ -54,7 +54,7 @@ impl SimpleDevice for Numbers {
 fn device(threads: usize) -> (Arc<Numbers>, Arc<Parallel>) {
     let numbers = Arc::new(Numbers { at_once: AtomicUsize::new(0), most: AtomicUsize::new(0) });
     let pool = Arc::new(ReadPool::new(threads).unwrap());
-    let device = Arc::new(Parallel::new(Arc::clone(&numbers) as Arc<dyn SimpleDevice>, pool));
+    let device = Arc::new(Parallel::new(Arc::clone(&numbers) as Arc<dyn SimpleDevice>, pool, Budget::new(4 << 20)));
     (numbers, device)
 }
 

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Blocks whose places are resolved at a time.
-const BATCH: u64 = 256;
+const BATCH: u64 = 512;
 /// Runs looked at for one answer of block status: bounds the time of a call.
 const MAX_RUNS: usize = 64 << 10;
 
@@ -69,16 +69,20 @@ impl PointDevice {
             let count = ((out.len() / BLOCK_SIZE) as u64).min(BATCH);
             buffers.runs.clear();
             self.view.resolve(block, count, &mut buffers.runs).map_err(|e| self.failed(&e))?;
-            for (count, place) in &buffers.runs {
-                let n = usize::try_from(*count).unwrap_or(usize::MAX).saturating_mul(BLOCK_SIZE).min(out.len());
-                let (head, tail) = std::mem::take(&mut out).split_at_mut(n);
-                out = tail;
-                if place.is_zero() {
-                    head.fill(0);
-                    continue;
-                }
+            let n = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(BLOCK_SIZE).min(out.len());
+            let (head, tail) = std::mem::take(&mut out).split_at_mut(n);
+            out = tail;
+            if buffers.runs.iter().all(|(_, place)| place.is_zero()) {
+                head.fill(0);
+            } else {
                 buffers.places.clear();
-                buffers.places.extend((0..*count).map_while(|i| place.advance(i)));
+                for (count, place) in &buffers.runs {
+                    buffers.places.extend((0..*count).map_while(|i| place.advance(i)));
+                }
+                if buffers.places.len() * BLOCK_SIZE != head.len() {
+                    return Err(self.failed(&format!("the places of blocks {block} and behind it are no run of a frame")));
+                }
+                // All at once: a frame is decoded once, and frames that lie together are read together.
                 self.source.read_blocks(&buffers.places, head).map_err(|e| self.failed(&e))?;
             }
             block += count;

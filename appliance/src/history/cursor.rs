@@ -116,17 +116,22 @@ impl<'a> ColumnCursor<'a> {
 }
 
 impl Layer {
-    /// Adds the places that tokens name in these segments to `out`.
+    /// Calls `each` with (block, seq, place) for every block of every version that tokens place in these segments.
     ///
     /// # Errors
     /// [`HistoryError`] if a page cannot be read or is damaged.
-    pub fn places_in(&self, segments: &HashSet<u32>, out: &mut HashSet<Place>) -> Result<(), HistoryError> {
+    pub fn each_place(
+        &self,
+        segments: &HashSet<u32>,
+        mut each: impl FnMut(u64, u64, Place),
+    ) -> Result<(), HistoryError> {
         let Some(mut cursor) = ColumnCursor::new(self)? else { return Ok(()) };
         loop {
             let (from, end) = (cursor.from, cursor.end());
-            cursor.each_version(|_, place| {
+            cursor.each_version(|seq, place| {
                 if !place.is_zero() && segments.contains(&place.segment()) {
-                    out.extend((0..end - from).map_while(|by| place.advance(by)));
+                    let places = (0..end - from).map_while(|by| place.advance(by));
+                    (from..).zip(places).for_each(|(block, place)| each(block, seq, place));
                 }
                 Ok(())
             })?;

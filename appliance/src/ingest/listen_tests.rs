@@ -1,5 +1,6 @@
 use super::*;
-use crate::appliance::{Appliance, ApplianceConfig};
+use crate::appliance::Appliance;
+use crate::config::ApplianceConfig;
 use crate::testing::*;
 use afterimage_format::record::Kind;
 use afterimage_format::wire::{HEADER_LEN, Header, MessageType, Refuse, RefuseCode};

@@ -48,7 +48,7 @@ use afterimage_format::place::Place;
 use afterimage_format::segment::Fingerprint;
 use afterimage_format::wire::{Refuse, RefuseCode};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 
@@ -141,6 +141,26 @@ pub struct Shared {
     next_segment: AtomicU32,
     buffers: Mutex<Vec<Vec<u8>>>,
     condemned: Mutex<BTreeSet<u32>>,
+    claimed: Mutex<BTreeSet<u32>>,
+    /// What has been written.
+    pub counters: WriteCounters,
+}
+
+/// Bytes in segments, since the start.
+#[derive(Debug)]
+pub struct WriteCounters {
+    /// By sessions.
+    pub ingested: AtomicU64,
+    /// By collection and ordering: what was there already.
+    pub rewritten: AtomicU64,
+    /// In segments that wait to be brought into order; `u64::MAX` while that is not known.
+    pub unordered: AtomicU64,
+}
+
+impl Default for WriteCounters {
+    fn default() -> Self {
+        Self { ingested: AtomicU64::new(0), rewritten: AtomicU64::new(0), unordered: AtomicU64::new(u64::MAX) }
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -190,6 +210,8 @@ impl Shared {
             next_segment,
             buffers: Mutex::default(),
             condemned: Mutex::default(),
+            claimed: Mutex::default(),
+            counters: WriteCounters::default(),
         }
     }
 
@@ -243,6 +265,25 @@ impl Shared {
         gone.for_each(|n| {
             condemned.remove(n);
         });
+    }
+
+    /// Keeps segments from rounds of collection until [`Shared::let_go`]: they are being copied, or are copies that nothing
+    /// refers to yet.
+    pub(crate) fn claim(&self, segments: impl IntoIterator<Item = u32>) {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).extend(segments);
+    }
+
+    /// Ends all claims.
+    pub(crate) fn let_go(&self) {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The segments that are claimed now.
+    pub(crate) fn claimed(&self) -> BTreeSet<u32> {
+        if afterimage_base::world::broken("order-unclaimed") {
+            return BTreeSet::new();
+        }
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What keeps the vault from taking anything: a failure that is final, or no room.

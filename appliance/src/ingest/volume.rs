@@ -293,7 +293,7 @@ impl Volume {
         if let Some(segment) = current.as_ref().filter(|s| s.reserve(bytes, shared.segment_size)) {
             return Ok(Arc::clone(segment));
         }
-        let segment = new_segment(shared, self.id)?;
+        let segment = new_segment(shared, self.id, self.id)?;
         // An empty segment takes any batch.
         let _ = segment.reserve(bytes, shared.segment_size);
         *current = Some(Arc::clone(&segment));
@@ -403,16 +403,17 @@ impl Volume {
     }
 }
 
-/// Makes a segment and names it in the manifest. Its owner is a volume, or zero for collection.
+/// Makes a segment and names it in the manifest. Its owner is a volume, or zero for collection. `named` is the owner in the
+/// manifest: zero for copies that are not whole yet, which a start removes.
 ///
 /// # Errors
 /// Any step; the file is then removed again if that works, and rubbish if not.
-pub fn new_segment(shared: &Shared, owner: [u8; 16]) -> Result<Arc<OpenSegment>, StoreError> {
+pub fn new_segment(shared: &Shared, owner: [u8; 16], named: [u8; 16]) -> Result<Arc<OpenSegment>, StoreError> {
     let number = shared.next_segment()?;
     let (dir, vault) = (shared.vault.segments_dir(), shared.vault.read(|m| m.vault));
     let made = OpenSegment::create(&dir, vault, number, owner, shared.vault.key(), shared.hook.clone());
-    let named = made.and_then(|segment| {
-        let meta = SegmentMeta { number, volume: owner, state: SegmentState::Open, length: 0, last_seq: 0 };
+    let done = made.and_then(|segment| {
+        let meta = SegmentMeta { number, volume: named, state: SegmentState::Open, length: 0, last_seq: 0 };
         shared.vault.edit(|m| {
             m.segments.push(meta);
             m.segments.sort_by_key(|s| s.number);
@@ -420,10 +421,10 @@ pub fn new_segment(shared: &Shared, owner: [u8; 16]) -> Result<Arc<OpenSegment>,
         })?;
         Ok(segment)
     });
-    if named.is_err() {
+    if done.is_err() {
         drop(afterimage_base::world::fs::remove_file(&dir.join(file_name(number))));
     }
-    named
+    done
 }
 
 /// Notes the end of a segment in a manifest.

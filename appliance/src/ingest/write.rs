@@ -14,6 +14,7 @@ use afterimage_format::commit::{BlockRun, CommitBuilder};
 use afterimage_format::place::Place;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Batches whose places are remembered: more than can be between the dedupe stage and this one.
 const REMEMBERED: usize = 8;
@@ -102,6 +103,8 @@ impl<'a> BatchWriter<'a> {
         if plan.unreduced {
             self.shared.pressure.left_over();
         }
+        let bytes: usize = frames.iter().map(|f| f.len()).sum();
+        self.shared.counters.ingested.fetch_add(bytes as u64, Ordering::Relaxed);
         self.shared.recycle(sealed.into_iter().map(|s| s.bytes));
         self.publish(plan)
     }

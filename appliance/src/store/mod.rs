@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
 
-pub use read::Store;
+pub use read::{ReadFigures, Store};
 
 /// Why the store could not do what was asked.
 #[derive(Debug, Error)]
@@ -106,7 +106,7 @@ pub type IoHook = Arc<dyn Fn(IoOp) -> io::Result<()> + Send + Sync>;
 /// Where blocks are read from by place.
 pub trait BlockSource: Send + Sync {
     /// Fills `out` with the blocks at `places`, one after the other. `out` is `places.len()` blocks long.
-    /// [`Place::ZERO`] gives zeroes. Neighbouring places of one frame cost one read.
+    /// [`Place::ZERO`] gives zeroes. Places of one frame cost one decoding, and frames close to each other one read.
     ///
     /// # Errors
     /// [`StoreError`] naming segment and offset.

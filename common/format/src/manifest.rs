@@ -65,7 +65,8 @@ pub enum SegmentState {
 pub struct SegmentMeta {
     /// Its number, from 1, never used again.
     pub number: u32,
-    /// The volume whose stream it holds; zero for blocks copied by collection.
+    /// The volume whose stream it holds, or whose blocks it holds in the order of the disk (`last_seq` is 0 then); zero for
+    /// blocks copied by collection, and for copies that are not whole yet: a start removes those.
     pub volume: [u8; 16],
     /// What became of it.
     pub state: SegmentState,

@@ -48,6 +48,8 @@ pub struct Setup {
     pub window: Duration,
     /// How often it collects.
     pub collect: Duration,
+    /// Bytes that it brings into disk order in a second.
+    pub order: u64,
     /// Its threads.
     pub threads: usize,
 }
@@ -284,6 +286,7 @@ impl Lab {
             (config.dedupe_bytes, config.cache_bytes, config.layer_cache_bytes) = (64 << 10, 1 << 20, 256 << 10);
             (config.threads, config.segment_size, config.credit) = (setup.threads, setup.segment, setup.credit);
             (config.memory_runs, config.read_threads) = (setup.runs, setup.threads);
+            (config.order_rate, config.order_segments) = (setup.order, 2);
             let appliance = Appliance::start(config).map_err(|e| e.to_string())?;
             lock(&lab.board).appliance = Some(Arc::new(appliance));
             Ok(())

@@ -18,11 +18,17 @@ use std::panic::Location;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+/// How fast the appliance brings segments into order: so slowly that much happens meanwhile, or at once.
+fn order(seed: u64) -> u64 {
+    [64 << 10, 1 << 20, 64 << 20][Rng::new(seed ^ 0x0de5).index(3)]
+}
+
 /// Tells the story of the simulation's seed.
 pub fn tell(sim: &'static Sim) {
     let mut rng = Rng::new(sim.seed ^ 0x5707);
     let flavour = Flavour::of(&mut rng);
-    let setup = setup::setup(&mut rng);
+    let mut setup = setup::setup(&mut rng);
+    setup.order = order(sim.seed);
     sim.say(&format!("{flavour:?}"));
     sim.say(&format!("{setup:?}"));
     let model = Arc::new(Model::default());

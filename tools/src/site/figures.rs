@@ -2,8 +2,8 @@
 
 use afterimage_agent::{Volume, VolumeState};
 use afterimage_appliance::history::timeline::Wish;
-use afterimage_appliance::{Appliance, VolumeInfo};
-use afterimage_mgmt::protocol::{GapNow, State, SyncInfo, VolumeStatus, Window};
+use afterimage_appliance::{Appliance, StoreInfo, VolumeInfo};
+use afterimage_mgmt::protocol::{GapNow, State, StoreStatus, SyncInfo, VolumeStatus, Window};
 use afterimage_mgmt::units::Time;
 use std::path::Path;
 
@@ -74,6 +74,19 @@ pub(super) fn of_agent(volume: &Volume) -> VolumeStatus {
     out.gap = s.gap_since.map(|since| GapNow { since: Time(since), reason: s.gap_reason });
     (out.state_since, out.gaps) = (Some(Time(s.state_since)), s.gaps);
     out
+}
+
+/// What the store says of itself.
+pub(super) fn of_store(info: &StoreInfo) -> StoreStatus {
+    StoreStatus {
+        ingested_bytes: info.ingested_bytes,
+        rewritten_bytes: info.rewritten_bytes,
+        unordered_bytes: info.unordered_bytes,
+        served_bytes: info.read.served_bytes,
+        reads: info.read.reads,
+        read_bytes: info.read.read_bytes,
+        frames: info.read.frames,
+    }
 }
 
 /// A volume whose disk is elsewhere, as its history shows it.

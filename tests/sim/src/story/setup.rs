@@ -84,5 +84,6 @@ pub(super) fn setup(rng: &mut Rng) -> Setup {
         window: if rng.below(3) == 0 { Duration::from_secs(rng.between(2, 60)) } else { Duration::from_secs(1 << 30) },
         collect: Duration::from_secs(rng.between(1, 30)),
         threads: 1 + rng.index(2),
+        order: 0,
     }
 }

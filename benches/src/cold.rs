@@ -5,7 +5,7 @@
 //! busy the machine is.
 
 use crate::cache::write_all_back;
-use crate::generate::{Shape, VOLUME, content};
+use crate::generate::{Shape, VOLUME, content, put_in_order};
 use crate::history::precise;
 use afterimage_appliance::{Appliance, ApplianceConfig};
 use afterimage_base::block::{Completion, Queue, Request, Submitted};
@@ -45,7 +45,8 @@ pub struct ColdRun {
     pub frames: u64,
 }
 
-fn drop_pages(folder: &Path) {
+/// Drops the pages of all files in a folder from memory.
+pub(crate) fn drop_pages(folder: &Path) {
     for entry in std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
         let path = entry.expect("an entry").path();
         let file = File::open(&path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
@@ -147,18 +148,12 @@ fn read(data: &Path, shape: &Shape, seq: u64, sequential: bool, ordered: bool) -
 #[must_use]
 pub fn measure(dir: &Path, shape: &Shape, mut progress: impl FnMut(&str)) -> Vec<ColdRun> {
     let data = dir.join("data");
-    crate::history::fill_unordered(dir, shape);
+    crate::history::fill(dir, shape, false);
     let mut out = Vec::new();
     for ordered in [false, true] {
         if ordered {
             let appliance = start(&data);
-            let began = Instant::now();
-            while appliance.order(4).unwrap_or_else(|e| panic!("{e}")).is_some() {}
-            let store = appliance.store();
-            progress(&format!("{} MiB in order after {:.1} s", store.rewritten_bytes >> 20, began.elapsed().as_secs_f64()));
-            for _ in 0..2 {
-                appliance.collect(0).unwrap_or_else(|e| panic!("{e}"));
-            }
+            put_in_order(&appliance);
             appliance.stop();
         }
         for seq in [shape.writes / 10, shape.writes / 2, shape.writes] {

@@ -193,11 +193,12 @@ impl Link {
 }
 
 /// Makes the data folder `data` with this history. The last writes are left in the state of a process that was killed, so the
-/// calling process must end soon after, without cleaning up.
+/// calling process must end soon after, without cleaning up. `order` says whether the others are brought into disk order before
+/// the last ones come, as the appliance does in the background, here at once.
 ///
 /// # Panics
 /// If the appliance does not start or the disk is full.
-pub fn fill(data: &Path, shape: &Shape) {
+pub fn fill(data: &Path, shape: &Shape, order: bool) {
     std::fs::create_dir_all(data).expect("make the data folder");
     std::fs::write(data.join("VERSION"), "afterimage data 1\n").expect("mark the data folder");
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -214,10 +215,28 @@ pub fn fill(data: &Path, shape: &Shape) {
     drop(link);
     appliance.stop();
     let appliance = start();
+    if order {
+        put_in_order(&appliance);
+    }
     let mut link = Link::open(&socket, shape, flushed + 1).expect("open a session again");
     link.writes(shape, flushed, shape.writes, end).expect("send the last writes");
     // No stop: what is in memory only stays there.
     std::mem::forget(appliance);
+}
+
+/// Brings everything into disk order, and gives back the room of what that leaves behind.
+///
+/// # Panics
+/// If the appliance cannot.
+pub fn put_in_order(appliance: &Appliance) {
+    let began = std::time::Instant::now();
+    while appliance.order(4).unwrap_or_else(|e| panic!("{e}")).is_some() {}
+    let (seconds, store) = (began.elapsed().as_secs_f64(), appliance.store());
+    eprintln!("{} MiB written again in disk order, in {seconds:.1} s", store.rewritten_bytes >> 20);
+    // The first round sees what is full, the second removes it.
+    for _ in 0..2 {
+        appliance.collect(0).unwrap_or_else(|e| panic!("{e}"));
+    }
 }
 
 #[cfg(test)]

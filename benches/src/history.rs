@@ -8,6 +8,7 @@
 use crate::cache::write_all_back;
 use crate::generate::{Shape, VOLUME, content};
 use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::protocol::StoreStatus;
 use afterimage_mgmt::when::When;
 use afterimage_nbd::Address;
 use afterimage_nbd::client::Client;
@@ -34,6 +35,10 @@ pub struct Plan {
     pub rounds: u32,
     /// Longest time of one run of reads in seconds.
     pub seconds: u32,
+    /// Whether older segments are brought into disk order first, as they are after a while.
+    pub order: bool,
+    /// Whether the store's pages are dropped before each run of reads at a point.
+    pub cold: bool,
 }
 
 /// How a point was asked for.
@@ -97,6 +102,8 @@ pub struct ReadRun {
     pub iops: f64,
     /// Megabytes (1,000,000 bytes) per second.
     pub megabytes: f64,
+    /// What the store did for it, for a point.
+    pub store: Option<StoreStatus>,
 }
 
 /// All of it.
@@ -134,7 +141,7 @@ pub fn points(shape: &Shape) -> [(u64, String); 4] {
 pub fn measure(plan: &Plan, mut progress: impl FnMut(&str)) -> Results {
     let mut results = Results::default();
     let started = Instant::now();
-    fill_unordered(&plan.dir, &plan.shape);
+    fill(&plan.dir, &plan.shape, plan.order);
     results.fill_seconds = started.elapsed().as_secs_f64();
     let mut server = daemon(&plan.dir).start();
     let manifest = server.cli("dump manifest").arg("--json").run().stdout;
@@ -162,10 +169,10 @@ pub fn measure(plan: &Plan, mut progress: impl FnMut(&str)) -> Results {
 }
 
 /// In a process of its own, which leaves the last writes as a killed one would.
-pub(crate) fn fill_unordered(dir: &Path, shape: &Shape) {
+pub(crate) fn fill(dir: &Path, shape: &Shape, order: bool) {
     let Shape { size, blocks, writes, unflushed } = *shape;
     let me = std::env::current_exe().expect("the path of the running program");
-    let numbers = [size, blocks, writes, unflushed].map(|n| n.to_string());
+    let numbers = [size, blocks, writes, unflushed, u64::from(order)].map(|n| n.to_string());
     tool(me).deadline(Duration::from_secs(7200)).arg("fill").arg(dir.join("data")).args(numbers).run();
 }
 
@@ -224,17 +231,42 @@ fn reads(plan: &Plan, daemon: &Daemon, seq: u64, out: &mut Vec<ReadRun>, progres
                 order.reverse();
             }
             for (server, uri) in order {
+                if plan.cold && server == Server::Point {
+                    crate::cold::drop_pages(&daemon.data().join("vault/segments"));
+                }
+                let before = store(daemon);
                 let report = fio(plan, uri, pattern);
+                let store = (server == Server::Point).then(|| since(&before, &store(daemon)));
                 let read = &report["jobs"][0]["read"];
                 let number = |name: &str| read[name].as_f64().unwrap_or_else(|| panic!("no {name} in {read}"));
                 let (iops, megabytes) = (number("iops"), number("bw_bytes") / 1e6);
                 progress(&format!("round {round} @{seq} {pattern:?} {server:?} {iops:.0} IOPS {megabytes:.1} MB/s"));
-                out.push(ReadRun { seq, server, pattern, round, iops, megabytes });
+                if let Some(s) = &store {
+                    let per_block = |n: u64| precise(n) / (precise(s.served_bytes.max(1)) / 4096.0);
+                    let (bytes, frames) = (per_block(s.read_bytes), per_block(s.frames));
+                    progress(&format!("    {} reads, {bytes:.0} bytes and {frames:.2} frames a block", s.reads));
+                }
+                out.push(ReadRun { seq, server, pattern, round, iops, megabytes, store });
             }
         }
     }
     drop((point, peer));
     let _ = std::fs::remove_file(&socket);
+}
+
+fn store(daemon: &Daemon) -> StoreStatus {
+    let mut control = ControlClient::connect(daemon.data()).expect("connect to the daemon");
+    control.status().expect("the status").store.unwrap_or_default()
+}
+
+const fn since(before: &StoreStatus, after: &StoreStatus) -> StoreStatus {
+    StoreStatus {
+        served_bytes: after.served_bytes - before.served_bytes,
+        reads: after.reads - before.reads,
+        read_bytes: after.read_bytes - before.read_bytes,
+        frames: after.frames - before.frames,
+        ..*after
+    }
 }
 
 /// A fast answer that is wrong is none.

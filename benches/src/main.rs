@@ -41,6 +41,12 @@ struct Options {
     /// Blocks of 4 KiB that these writes go to
     #[arg(long, default_value_t = 1 << 20)]
     blocks: u64,
+    /// Leave the long history in the order of writing, instead of waiting until it lies in disk order
+    #[arg(long)]
+    as_written: bool,
+    /// Drop the store's pages from memory before each run of reads at a point
+    #[arg(long)]
+    cold: bool,
     /// Measure only candidates whose name in the table begins so; may be given several times
     #[arg(long)]
     only: Vec<String>,
@@ -90,8 +96,15 @@ fn main() {
     let dir = options.dir.clone().unwrap_or_else(default_dir);
     std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("make {}: {e}", dir.display()));
     let machine = Machine::this(&dir);
-    let mut results =
-        Results { v: 1, machine, write_path: Vec::new(), ingest: None, history: None, outage: Vec::new(), cold: Vec::new() };
+    let mut results = Results {
+        v: 1,
+        machine,
+        write_path: Vec::new(),
+        ingest: None,
+        history: None,
+        outage: Vec::new(),
+        cold: Vec::new(),
+    };
     let mut tables = Vec::new();
     if options.part.includes(Part::WritePath) {
         tables.push(("write-path", measure_write_path(&options, &dir, &mut results)));
@@ -133,14 +146,14 @@ fn main() {
     std::process::exit(i32::from(!missed.is_empty()));
 }
 
-/// `fill DATA SIZE BLOCKS WRITES UNFLUSHED`, which this program asks itself for: makes the long history.
+/// `fill DATA SIZE BLOCKS WRITES UNFLUSHED ORDER`, which this program asks itself for: makes the long history.
 fn fill() -> bool {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let [command, data, numbers @ ..] = &words[..] else { return false };
     let numbers: Vec<u64> = numbers.iter().filter_map(|n| n.parse().ok()).collect();
-    let ("fill", [size, blocks, writes, unflushed]) = (command.as_str(), &numbers[..]) else { return false };
+    let ("fill", [size, blocks, writes, unflushed, order]) = (command.as_str(), &numbers[..]) else { return false };
     let shape = generate::Shape { size: *size, blocks: *blocks, writes: *writes, unflushed: *unflushed };
-    generate::fill(Path::new(data), &shape);
+    generate::fill(Path::new(data), &shape, *order > 0);
     true
 }
 
@@ -254,8 +267,14 @@ fn measure_history(options: &Options, dir: &Path, results: &mut Results) -> Stri
     let scratch = tempfile::Builder::new().prefix("history-").tempdir_in(dir).expect("make a folder");
     let (writes, blocks) = (options.writes, options.blocks);
     let shape = generate::Shape { size: 1 << 40, blocks, writes, unflushed: 100_000.min(writes / 10) };
-    let plan =
-        history::Plan { dir: scratch.path().to_owned(), shape, rounds: options.rounds, seconds: options.seconds };
+    let plan = history::Plan {
+        dir: scratch.path().to_owned(),
+        shape,
+        rounds: options.rounds,
+        seconds: options.seconds,
+        order: !options.as_written,
+        cold: options.cold,
+    };
     eprintln!("making a history of {writes} writes");
     let found = history::measure(&plan, |line| eprintln!("{line}"));
     let table = report::history_table(&results.machine, &plan, &found);

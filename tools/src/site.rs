@@ -289,7 +289,9 @@ impl Site for Local {
             time: now(),
             role: self.about.role,
             appliance: self.about.appliance.clone(),
-            listen: appliance.as_ref().map_or_else(Vec::new, |a| a.addresses().iter().map(ToString::to_string).collect()),
+            listen: appliance
+                .as_ref()
+                .map_or_else(Vec::new, |a| a.addresses().iter().map(ToString::to_string).collect()),
             window_seconds: self.about.window.map_or(0, |w| w.as_secs()),
             store: appliance.as_ref().map(|a| of_store(&a.store())),
             clients: lock(&self.server).as_ref().map_or(0, |s| s.stats().connections),

@@ -1,7 +1,8 @@
 //! Which blocks of some segments are referred to, in the order of the disk.
 //!
 //! Copies are written in this order, so it is what a reader of a point meets later: neighbours on the disk lie in one frame, and
-//! the frames of a stretch of the disk side by side.
+//! the frames of a stretch of the disk side by side. Where blocks have many versions, that is done for one stretch of time after the
+//! other.
 
 use super::{CollectError, Round, of_volume};
 use crate::history::compact::Relocation;
@@ -20,7 +21,7 @@ pub(super) struct Live {
     pub(super) block: u64,
     /// Where it lies.
     pub(super) place: Place,
-    /// No later version of its block is among the others: who looks at a later point sees this one, and not those.
+    /// No later version of its block is among those of its time: who looks at a later point sees this one, and not those.
     pub(super) last: bool,
 }
 
@@ -48,14 +49,33 @@ impl Found {
 
     fn in_disk_order(mut self) -> Vec<Live> {
         self.settle();
-        self.all.sort_unstable_by_key(|f| (f.1, f.2, f.0));
-        let next = self.all.iter().skip(1).map(|f| Some(f.1)).chain([None]);
-        let live = |(f, next): (&(Place, u64, u64), Option<u64>)| Live {
+        let ends = self.epochs();
+        // What other volumes have has other seqs: it stays together.
+        let epoch =
+            |f: &(Place, u64, u64)| if f.1 & FOREIGN == 0 { ends.partition_point(|e| *e <= f.2) } else { ends.len() };
+        self.all.sort_unstable_by_key(|f| (epoch(f), f.1, f.2, f.0));
+        let key = |f: &(Place, u64, u64)| (epoch(f), f.1);
+        let next = self.all.iter().skip(1).map(|f| Some(key(f))).chain([None]);
+        let live = |(f, next): (&(Place, u64, u64), Option<_>)| Live {
             block: f.1 & !FOREIGN,
             place: f.0,
-            last: next != Some(f.1),
+            last: next != Some(key(f)),
         };
         self.all.iter().zip(next).map(live).collect()
+    }
+
+    /// The seqs at which to begin anew in disk order, so that between two of them a block has one version or so: who looks at an
+    /// early point does not want what came later, and would find it in each frame.
+    fn epochs(&mut self) -> Vec<u64> {
+        self.all.sort_unstable_by_key(|f| f.1);
+        let blocks = self.all.chunk_by(|a, b| a.1 == b.1).count().max(1);
+        let count = self.all.len().div_ceil(blocks);
+        if self.all.len() * 2 <= blocks * 3 {
+            return Vec::new();
+        }
+        let mut seqs: Vec<u64> = self.all.iter().map(|f| f.2).collect();
+        seqs.sort_unstable();
+        (1..count).map(|i| seqs[i * seqs.len() / count]).collect()
     }
 }
 

@@ -80,7 +80,9 @@ impl PointDevice {
                     buffers.places.extend((0..*count).map_while(|i| place.advance(i)));
                 }
                 if buffers.places.len() * BLOCK_SIZE != head.len() {
-                    return Err(self.failed(&format!("the places of blocks {block} and behind it are no run of a frame")));
+                    return Err(
+                        self.failed(&format!("the places of blocks {block} and behind it are no run of a frame"))
+                    );
                 }
                 // All at once: a frame is decoded once, and frames that lie together are read together.
                 self.source.read_blocks(&buffers.places, head).map_err(|e| self.failed(&e))?;

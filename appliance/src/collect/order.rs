@@ -191,10 +191,8 @@ fn order<T>(
     drop(live);
     // From here on rounds of collection wait.
     let _turn = collector.lock();
-    if !world::broken("order-uncondemned") {
-        round.step(Step::Condemn)?;
-        shared.condemn(&chosen.segments.iter().copied().collect());
-    }
+    round.step(Step::Condemn)?;
+    shared.condemn(&chosen.segments.iter().copied().collect());
     for volume in round.volumes.iter().filter(|v| v.failure().is_none()) {
         round.step(Step::Flush)?;
         volume.flush(shared)?;

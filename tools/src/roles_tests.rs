@@ -73,5 +73,5 @@ fn an_appliance_has_one_key_and_at_least_one_thread() {
     assert_eq!(appliance_of("threads = 0", &[]).unwrap_err().exit, 2);
     let settings = appliance_of("threads = 3\nwindow = \"2d\"\nframe_memory = \"1MiB\"", &["--threads", "5"]).unwrap();
     assert_eq!((settings.threads, settings.window.as_secs()), (Some(5), 2 * 86_400));
-    assert_eq!(settings.memory, [None, Some(1 << 20), None]);
+    assert_eq!(settings.memory, [None, Some(1 << 20), None, None]);
 }

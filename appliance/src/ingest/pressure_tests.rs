@@ -1,8 +1,9 @@
 //! Frames that land unreduced: the same content, whatever is killed when, and small again when it is quiet.
 
 use super::*;
-use crate::appliance::{Appliance, ApplianceConfig};
+use crate::appliance::Appliance;
 use crate::collect::{CollectError, Now, Step};
+use crate::config::ApplianceConfig;
 use crate::store::scan::Scan;
 use crate::testing::*;
 use afterimage_format::record::Kind;

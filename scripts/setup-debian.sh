@@ -14,7 +14,6 @@ packages=(
     libnbd-bin             # nbdinfo, nbdcopy
     python3-libnbd         # the script that walks every NBD command
     nbdkit                 # a second server to check the harness itself with
-    nbd-client             # for the kernel's client
     qemu-system-x86
     qemu-utils             # qemu-img, qemu-nbd, qemu-io
     ipxe-qemu seabios      # firmware of the test guest

@@ -49,13 +49,19 @@ fn restored_equals(appliance: &Pair, name: &str, disk: &Path) {
     let restored = appliance.path("restored");
     appliance.cli(Role::Appliance, "restore").args([name, "--at", "latest", "--yes", "--to"]).arg(&restored).run();
     data::assert_same(disk, &restored);
-    std::fs::remove_file(&restored).unwrap();
+    std::fs::remove_file(&restored).expect("remove a restored image");
 }
 
 fn volume(appliance: &Pair, name: &str) -> Value {
     let status = appliance.cli(Role::Appliance, "status --json").run().stdout;
-    let status: Value = serde_json::from_str(&status).unwrap();
-    status["volumes"].as_array().unwrap().iter().find(|v| v["name"] == name).cloned().unwrap_or_default()
+    let status: Value = serde_json::from_str(&status).expect("a status is JSON");
+    status["volumes"]
+        .as_array()
+        .expect("a status has volumes")
+        .iter()
+        .find(|v| v["name"] == name)
+        .cloned()
+        .unwrap_or_default()
 }
 
 #[test]

@@ -71,6 +71,7 @@ fn the_examples_name_every_key() {
     let agent: AgentFile = parse(&whole("agent.toml")).unwrap();
     assert!(agent.data.is_some() && agent.appliance.is_some() && agent.insecure.is_some() && !agent.listen.is_empty());
     assert!(agent.ring.is_some() && agent.cache.is_some() && agent.point_every.is_some() && agent.sync_rate.is_some());
+    assert!(agent.on_foreign_write.is_some());
     assert!(agent.volumes.iter().any(|v| v.name.is_some() && v.ring.is_some() && v.cache.is_some()));
     // A passphrase stands instead of a key file, so only one of them is there at a time.
     let text = whole("appliance.toml");
@@ -79,5 +80,6 @@ fn the_examples_name_every_key() {
     assert!(appliance.data.is_some() && !appliance.listen.is_empty() && appliance.insecure.is_some());
     assert!(appliance.connections_per_address.is_some() && appliance.window.is_some() && appliance.threads.is_some());
     assert!(appliance.ahead_memory.is_some() && appliance.order_rate.is_some());
+    assert!(appliance.min_free.is_some());
     assert!(appliance.dedupe_memory.is_some() && appliance.frame_memory.is_some() && appliance.layer_memory.is_some());
 }

@@ -1,7 +1,7 @@
 //! How the agent reaches the appliance: a stream in two halves, for a thread each.
 
-use afterimage_base::net::{Endpoint, Half, Stream};
-use std::io::{self, IoSlice, Read, Write};
+use afterimage_base::net::{Endpoint, Half, Listening, Stream};
+use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +62,7 @@ pub fn over(stream: Stream) -> io::Result<Connection> {
         // It may be closed already.
         let _ = closing.0.shutdown(Shutdown::Both);
     };
+    let reader = BufReader::new(Listening::new(reader, READ_TICK));
     Ok(Connection { reader: Box::new(reader), writer: Box::new(stream), closer: Arc::new(closer) })
 }
 

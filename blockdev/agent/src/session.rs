@@ -20,7 +20,7 @@ use afterimage_journal::{RecordRef, RingError};
 use std::io::{self, IoSlice, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// Time for the appliance's answer to Hello: it may have to open a history first.
@@ -32,9 +32,13 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// How long the sender waits for records before it looks at other things.
 const TICK: Duration = Duration::from_millis(100);
 /// With few records waiting the sender lets this much time pass, so that small writes share a batch and a wake-up.
+const GATHER: Duration = Duration::from_millis(2);
+/// This many records are enough not to wait for more.
+const ENOUGH: u64 = 256;
+/// How long the sender waits for credit, or for the state that tells it where to begin.
 const LINGER: Duration = Duration::from_millis(1);
-/// This many records are enough not to linger.
-const ENOUGH: u64 = 128;
+/// The keeper hears of what became durable at most this often.
+const TELL_EVERY: Duration = Duration::from_millis(10);
 /// Records of one batch: two buffers each and one before them fit the 1024 that one system call takes.
 const MAX_RECORDS: usize = 500;
 /// Longest message of the appliance.
@@ -67,6 +71,8 @@ struct Link {
     sent: AtomicU64,
     acked: AtomicU64,
     pong: Mutex<Option<u64>>,
+    /// When the keeper was told last.
+    told: Mutex<Instant>,
     dead: AtomicBool,
     end: Mutex<Option<SessionError>>,
 }
@@ -130,6 +136,7 @@ pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) 
         sent: AtomicU64::new(welcome.durable),
         acked: AtomicU64::new(welcome.durable),
         pong: Mutex::new(None),
+        told: Mutex::new(world::now()),
         dead: AtomicBool::new(false),
         end: Mutex::new(None),
     };
@@ -267,7 +274,7 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
             continue;
         }
         if ring.next() - next < ENOUGH {
-            world::sleep(LINGER);
+            world::sleep(GATHER);
         }
         at = Some(send_batch(shared, writer, link, next)?);
     }
@@ -308,7 +315,13 @@ fn apply(shared: &Shared, link: &Link) {
     let durable = link.acked.load(Ordering::Acquire).min(link.sent.load(Ordering::Acquire));
     if durable > shared.durable.fetch_max(durable, Ordering::AcqRel) {
         shared.free(durable);
-        shared.p.bell.ring();
+        // In a sync it looks for itself as often.
+        let mut told = link.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if world::since(*told) >= TELL_EVERY {
+            *told = world::now();
+            drop(told);
+            shared.p.bell.ring();
+        }
     }
 }
 

@@ -32,7 +32,12 @@ fn used() -> (TempDir, PathBuf, Vec<(Record, Vec<u8>)>) {
 }
 
 fn contents(ring: &Ring) -> Vec<(Record, Vec<u8>)> {
-    let get = |seq| ring.record(seq).unwrap().map(|r| (r.record, r.payload().to_vec())).unwrap();
+    // The pages of a Void hold nothing; which they were does not matter.
+    let place = |r: &Record| if r.kind == Kind::Void { r.place & !END_MASK } else { r.place };
+    let get = |seq| {
+        let found = ring.record(seq).unwrap().unwrap();
+        (Record { place: place(&found.record), ..found.record }, found.payload().to_vec())
+    };
     (ring.first()..ring.next()).map(get).collect()
 }
 
@@ -71,7 +76,12 @@ fn a_flipped_byte_anywhere_is_named_or_does_no_harm() {
                     // The pages of a Void are told only by the record behind it, which is then the one that does not fit.
                     let behind_void = offset == 64 * (at / 64 + 1);
                     let named = if offset < data_at as u64 { offset / 64 == at / 64 } else { offset <= at };
-                    assert!((named || behind_void) && (151..151 + 64).contains(&seq), "byte {at}, said {seq} {offset}");
+                    // A wrong place leads to bytes that are not the record's: then these may be named.
+                    let place = at / 64 == 64 + seq % 64 && at % 64 / 8 == 6;
+                    assert!(
+                        (named || behind_void || place) && (151..151 + 64).contains(&seq),
+                        "byte {at}, said {seq} {offset}"
+                    );
                     refused += 1;
                 }
                 Err(

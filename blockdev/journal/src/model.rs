@@ -87,7 +87,7 @@ impl World {
     fn new(fault: Fault) -> Arc<World> {
         let header = RingHeader { volume: [1; 16], ring: [2; 16], slots: SHAPE.slots, pages: SHAPE.pages };
         let tail = Tail { turn: 0, seq: 1, pages: 0, freed_seq: 0, freed_digest: 0 };
-        let start = Start { tail, head: Point { seq: 1, pages: 0 }, closed: false };
+        let start = Start { tail, head: Point { seq: 1, pages: 0 }, lap_end: 0, closed: false };
         let mut core = Core::new(Memory::new(SHAPE.slots), header, &start);
         core.fault = fault;
         let words = |n| (0..n).map(|_| AtomicU64::new(0)).collect();

@@ -60,7 +60,7 @@ impl Ring {
             closed,
             clean: head.clean != 0,
         };
-        let start = Start { tail, head: found.head, closed: closed.is_some() };
+        let start = Start { tail, head: found.head, lap_end: found.lap_end, closed: closed.is_some() };
         Ok((Ring::on(path, file, Core::new(map, header, &start)), recovered))
     }
 }

@@ -144,7 +144,7 @@ impl Ring {
         new.file().write_all_at(&page, 0).map_err(doing("write its header"))?;
         let memory = Map::new(new.file(), header.file_len(), header.data_at()).map_err(doing("map it"))?;
         let file = new.finish()?;
-        let start = Start { tail, head: Point { seq: next, pages: 0 }, closed: false };
+        let start = Start { tail, head: Point { seq: next, pages: 0 }, lap_end: 0, closed: false };
         Ok(Ring::on(path, file, Core::new(memory, header, &start)))
     }
 
@@ -209,7 +209,7 @@ impl Ring {
         let Shape { slots, pages } = self.core.shape();
         let (limit, at) = (self.core.limit(), self.core.next());
         let by_slots = at.seq.saturating_sub(limit.seq).min(slots) * pages / slots;
-        at.pages.saturating_sub(limit.pages).min(pages).max(by_slots) * PAGE
+        self.core.used_pages().max(by_slots) * PAGE
     }
 
     /// Takes the next seq and the pages for `payload_len` bytes. Never waits.

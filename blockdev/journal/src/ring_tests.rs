@@ -362,9 +362,10 @@ fn reserve(ring: &Ring, model: &mut Model, op: &Op) {
         Err(ReserveError::Closed) => assert!(model.closed),
         Err(e) => {
             assert_eq!((e, model.closed), (ReserveError::Full, false));
-            // Pages of dropped reservations and pages skipped at the wrap are in use too; the model knows neither.
+            // Pages of dropped reservations are in use too; the model does not know them. Three are for markers, a record of five
+            // may miss twice by one, and of an older lap half may lie unused.
             let voids = model.held.iter().any(|h| h.kind == Kind::Void);
-            let need = pages_held(model) + (len as u64).div_ceil(PAGE) + 3 + 5;
+            let need = pages_held(model) + (len as u64).div_ceil(PAGE) + 3 + 8 + 6;
             assert!(voids || need > 24 || model.held.len() >= 56, "full for no reason");
         }
         Ok(r) if drop_it => {

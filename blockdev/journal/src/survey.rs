@@ -44,6 +44,8 @@ pub(crate) struct Kept {
 pub(crate) struct Survey {
     pub(crate) kept: Vec<Kept>,
     pub(crate) head: Point,
+    /// Where the lap before the head's ended.
+    pub(crate) lap_end: u64,
 }
 
 /// What is known of the pages in front of a slot.
@@ -160,13 +162,23 @@ fn judge(
     Ok((observed, whole))
 }
 
-/// Whether a record's place fits those in front of it.
+/// Whether a record's place fits those in front of it: it follows at once, or further on in the same lap (behind what was held of the
+/// lap before), or at the beginning of the next lap. That the bytes there are its own is for the hash of its payload to say.
 fn check_place(record: &Record, shape: Shape, chain: Chain, tail_pages: u64) -> Result<Record, &'static str> {
     let (flags, end, n) = (record.place & !END_MASK, record.place & END_MASK, pages_of(record));
-    let in_window = end >= chain.end + n && end <= tail_pages + shape.pages;
-    let whole = n == 0 || end.checked_sub(n).is_some_and(|begin| begin % shape.pages + n <= shape.pages);
+    let Some(begin) = end.checked_sub(n).filter(|begin| *begin >= chain.end) else { return Err("place") };
+    // Records of two laps at most are held.
+    let in_window = end <= shape.lap(tail_pages) + 2 * shape.pages;
+    let whole = n == 0 || begin % shape.pages + n <= shape.pages;
+    let (here, before) = (shape.lap(begin), shape.lap(chain.end));
     // A Void keeps the pages that its writer had taken, and behind an absent record it is not known what was.
-    let follows = !chain.exact || record.kind == Kind::Void || end == shape.end(chain.end, n);
+    let follows = if !chain.exact || record.kind == Kind::Void {
+        true
+    } else if n == 0 {
+        begin == chain.end
+    } else {
+        here == before || begin == before + shape.pages
+    };
     if (flags == 0 || flags == DONE) && in_window && whole && follows { Ok(*record) } else { Err("place") }
 }
 
@@ -190,8 +202,11 @@ fn assemble(actions: &[Action], records: &[Option<Record>], tail: &Tail, shape: 
         begin = (k.record.place & END_MASK) - pages_of(&k.record);
     }
     let head = Point { seq: tail.seq + kept.len() as u64, pages: last_end };
-    debug_assert!(last_end - tail.pages <= shape.pages);
-    Survey { kept, head }
+    let base = shape.lap(last_end);
+    // One that ended at `base` itself ended with its lap.
+    let ends = kept.iter().map(|k| k.record.place & END_MASK);
+    let lap_end = ends.take_while(|end| *end <= base).last().unwrap_or(0).max(tail.pages.min(base));
+    Survey { kept, head, lap_end }
 }
 
 #[cfg(test)]

@@ -21,10 +21,11 @@ use super::sync::{AtomicU64, Memory, Mutex, Ordering, PoisonError};
 use crate::error::{Closed, ReopenError, ReserveError};
 use crate::head::{CLOSED, Point, Shape};
 use afterimage_format::record::{HEADER_LEN, Kind, Record};
-use afterimage_format::ring::{DONE, END_MASK, RingHeader, Tail, word};
+use afterimage_format::ring::{DONE, END_MASK, PAGE, RingHeader, Tail, word};
 
 /// Words of a slot.
 pub(crate) const SEQ: usize = 1;
+const LEN: usize = 3;
 const TIME: usize = 4;
 const PLACE: usize = 6;
 const DIGEST: usize = 7;
@@ -88,6 +89,8 @@ impl Drop for Pin<'_> {
 pub(crate) struct Start {
     pub(crate) tail: Tail,
     pub(crate) head: Point,
+    /// Where the lap before the head's ended, if records of it are held; else anything up to there.
+    pub(crate) lap_end: u64,
     pub(crate) closed: bool,
 }
 
@@ -101,6 +104,9 @@ pub(crate) struct Core {
     head: Apart<AtomicU64>,
     limit: Apart<[AtomicU64; 2]>,
     first: Apart<AtomicU64>,
+    /// The greatest page counter at which a lap has ended, or would have if its writer had not lost the race for the head. Raised
+    /// before the head goes into the next lap, so whoever sees the head there sees where the lap before ended.
+    lap_end: Apart<AtomicU64>,
     pins: AtomicU64,
     /// Held to free; contains what is durable and the tail in force.
     freeing: Mutex<(u64, Tail)>,
@@ -121,6 +127,7 @@ impl Core {
             head: Apart(AtomicU64::new(head)),
             limit: Apart([AtomicU64::new(tail.seq), AtomicU64::new(tail.pages)]),
             first: Apart(AtomicU64::new(tail.seq)),
+            lap_end: Apart(AtomicU64::new(start.lap_end)),
             pins: AtomicU64::new(0),
             freeing: Mutex::new((0, tail)),
             switching: Mutex::new(()),
@@ -193,15 +200,17 @@ impl Core {
             if head & CLOSED != 0 && !self.faulty(Fault::CloseSeenOnce) {
                 return Err(ReserveError::Closed);
             }
-            let end = self.shape.end(at.pages, pages);
-            if !self.shape.has_room(limit, at, end, marker) {
+            let lap_end = self.lap_end.0.load(Ordering::Acquire);
+            let end = if pages == 0 { Some(at.pages) } else { self.shape.place(limit.pages, at.pages, lap_end, pages) };
+            let end = end.filter(|end| self.shape.has_room(limit, at, *end, self.ends_at(at, *end, pages), marker));
+            let Some(end) = end else {
                 // Something may have become done since the sender last freed, or been let go of by a reader.
                 self.set_durable(0);
                 if self.limit() == limit {
                     return Err(ReserveError::Full);
                 }
                 continue;
-            }
+            };
             let next = Point { seq: at.seq + 1, pages: end }.pack() | (head & CLOSED);
             if self.faulty(Fault::SplitHead) {
                 if self.head.0.compare_exchange(head, head + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -214,6 +223,21 @@ impl Core {
                 return Ok(Claim { seq: at.seq, end, pages });
             }
         }
+    }
+
+    /// Notes where a lap ends, if it does with the record that goes from `at` to `end`. Others may note earlier ends of the same lap,
+    /// which a lost race has made obsolete: the true one is noted by the writer that gets the head into the next lap.
+    fn ends_at(&self, at: Point, end: u64, pages: u64) -> u64 {
+        self.shape.lap_end_with(at.pages, end, pages).map_or_else(
+            || self.lap_end.0.load(Ordering::Acquire),
+            |e| self.lap_end.0.fetch_max(e, Ordering::AcqRel).max(e),
+        )
+    }
+
+    /// Data pages in use.
+    pub(crate) fn used_pages(&self) -> u64 {
+        let (limit, at, _) = self.look();
+        self.shape.used(limit.pages, at.pages, self.lap_end.0.load(Ordering::Acquire))
     }
 
     /// Publishes the record of a claim whose payload is in place. `place` of `record` is set here; `done` says that
@@ -300,11 +324,29 @@ impl Core {
             (tail.freed_seq, tail.freed_digest) = (tail.seq, slot[DIGEST].load(Ordering::Relaxed));
             tail.seq += 1;
         }
-        if tail.seq != before {
+        // What was skipped in front of the first record that is held is free as well.
+        let held_from = if tail.seq == end { self.next().pages } else { self.begin_of(tail.seq).unwrap_or(0) };
+        let skipped = held_from > tail.pages && (tail.seq < end || self.next().seq == end);
+        if skipped {
+            tail.pages = held_from;
+        }
+        if tail.seq != before || skipped {
             self.store_tail(tail);
             self.first.0.store(tail.seq, Ordering::SeqCst);
         }
         self.release(tail);
+    }
+
+    /// The page counter at which a published record begins.
+    fn begin_of(&self, seq: u64) -> Option<u64> {
+        let slot = self.slot(seq);
+        if slot[SEQ].load(Ordering::Acquire) != seq {
+            return None;
+        }
+        let (head, len) = (slot[0].load(Ordering::Relaxed), slot[LEN].load(Ordering::Relaxed));
+        let kind = Kind::from_u8(head.to_le_bytes()[4]).ok()?;
+        let n = if matches!(kind, Kind::Write | Kind::Point) { len.div_ceil(PAGE) } else { 0 };
+        (slot[PLACE].load(Ordering::Relaxed) & END_MASK).checked_sub(n)
     }
 
     /// Puts a tail into the header page: all of it, then in force.
@@ -365,7 +407,7 @@ impl Core {
         if at_least > at.seq {
             self.jump(at, at_least)?;
             at.seq = at_least;
-        } else if !self.shape.has_room(limit, at, at.pages, true) {
+        } else if !self.shape.has_room(limit, at, at.pages, 0, true) {
             return Err(ReopenError::Full);
         }
         if self.faulty(Fault::OpenFirst) {

@@ -24,7 +24,7 @@ packages=(
 
 case "${1:-}" in
     "") ;;
-    --bench) packages+=(nbd-server restic borgbackup zstd) ;;
+    --bench) packages+=(nbd-server restic borgbackup zstd qemu-system-common linux-perf) ;;
     --refresh) packages=() ;;
     *) echo "usage: $0 [--bench | --refresh]" >&2; exit 2 ;;
 esac

@@ -18,6 +18,9 @@
 //! | [`history`] | opening and reading points of a volume with a long history |
 //! | [`cold`] | what reading it costs when nothing is in memory |
 //! | [`generate`] | that history |
+//! | [`lag`] | how far the appliance is behind at a given churn, and after an outage |
+//! | [`growth`] | many volumes on one agent |
+//! | [`site`], [`load`], [`mirror`], [`syscalls`] | the processes that are measured, the client, what is counted |
 //! | [`outage`] | what a guest notices of an appliance that goes away |
 //! | [`cache`] | the state of the page cache |
 //! | [`usage`] | what a command takes |
@@ -29,11 +32,17 @@ pub mod cache;
 pub mod cold;
 pub mod figures;
 pub mod generate;
+pub mod growth;
 pub mod history;
 pub mod image;
 pub mod ingest;
+pub mod lag;
+pub mod load;
+pub mod mirror;
 pub mod outage;
 pub mod plot;
 pub mod report;
+pub mod site;
+pub mod syscalls;
 pub mod usage;
 pub mod write_path;

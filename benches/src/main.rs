@@ -2,7 +2,7 @@
 
 use afterimage_benches::report::{self, Machine, Results};
 use afterimage_benches::usage::{self, Cores};
-use afterimage_benches::{cold, generate, history, image, ingest, outage, write_path};
+use afterimage_benches::{cold, generate, growth, history, image, ingest, lag, outage, plot, write_path};
 use afterimage_tests::binary;
 use afterimage_tests::tool::tool;
 use clap::{Parser, ValueEnum};
@@ -50,6 +50,24 @@ struct Options {
     /// Measure only candidates whose name in the table begins so; may be given several times
     #[arg(long)]
     only: Vec<String>,
+    /// Requests of the write path to measure; may be given several times
+    #[arg(long, value_parser = pattern)]
+    pattern: Vec<write_path::Pattern>,
+    /// Measure the write path only pinned, or only not pinned
+    #[arg(long, value_parser = ["pinned", "free"])]
+    place: Option<String>,
+    /// Volumes on one agent, of 1, 4, 16 and 64, have disks of this size, in MiB
+    #[arg(long, default_value_t = 64)]
+    growth_mib: u64,
+    /// Seconds without the appliance in the measurement of the lag
+    #[arg(long, default_value_t = 60)]
+    outage_seconds: u32,
+    /// Exit code 1 if pinned, protected, this is not reached: PATTERN/CANDIDATE=RATIO, as in random-4k/unprotected=0.9
+    #[arg(long)]
+    at_least: Vec<write_path::Bound>,
+    /// Draw the write path into this file (SVG)
+    #[arg(long)]
+    plot: Option<PathBuf>,
     /// Folder on the file system to measure on; by default bench/ in cargo's target folder
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -75,6 +93,10 @@ enum Part {
     Outage,
     /// Frame sizes and levels of compression over the image that is ingested
     Levels,
+    /// Seconds and bytes behind, at shares of the highest churn; --seconds for each
+    Lag,
+    /// Many volumes on one agent
+    Growth,
     /// Everything but the outage
     All,
 }
@@ -104,6 +126,8 @@ fn main() {
         history: None,
         outage: Vec::new(),
         cold: Vec::new(),
+        lag: None,
+        growth: Vec::new(),
     };
     let mut tables = Vec::new();
     if options.part.includes(Part::WritePath) {
@@ -124,6 +148,12 @@ fn main() {
     if options.part.includes(Part::Levels) {
         tables.push(("levels", measure_levels(&options, &dir)));
     }
+    if options.part.includes(Part::Lag) {
+        tables.push(("lag", measure_lag(&options, &dir, &mut results)));
+    }
+    if options.part.includes(Part::Growth) {
+        tables.push(("growth", measure_growth(&options, &dir, &mut results)));
+    }
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&results).expect("results are JSON");
         std::fs::write(path, text).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
@@ -143,7 +173,17 @@ fn main() {
     for goal in &missed {
         eprintln!("{}: {:.2}, wanted {:.2}", goal.what, goal.reached, goal.wanted);
     }
-    std::process::exit(i32::from(!missed.is_empty()));
+    let short: Vec<String> = options.at_least.iter().filter_map(|b| b.missed(&results.write_path)).collect();
+    for what in &short {
+        eprintln!("missed: {what}");
+    }
+    std::process::exit(i32::from(!missed.is_empty() || !short.is_empty()));
+}
+
+fn pattern(text: &str) -> Result<write_path::Pattern, String> {
+    let known = || write_path::PATTERNS.iter();
+    let found = known().find(|p| p.name() == text).copied();
+    found.ok_or_else(|| format!("one of {}", known().map(|p| p.name()).collect::<Vec<_>>().join(", ")))
 }
 
 /// `fill DATA SIZE BLOCKS WRITES UNFLUSHED ORDER`, which this program asks itself for: makes the long history.
@@ -181,6 +221,12 @@ fn measure_write_path(options: &Options, dir: &Path, results: &mut Results) -> S
         ring: options.ring.clone(),
         rounds,
         candidates,
+        patterns: if options.pattern.is_empty() { write_path::PATTERNS.to_vec() } else { options.pattern.clone() },
+        places: match options.place.as_deref() {
+            Some("pinned") => vec![true],
+            Some(_) => vec![false],
+            None => vec![true, false],
+        },
     };
     results.write_path = write_path::measure(&plan, |run| {
         let place = if run.pinned { "pinned" } else { "free" };
@@ -192,11 +238,45 @@ fn measure_write_path(options: &Options, dir: &Path, results: &mut Results) -> S
             run.candidate.title(),
             run.iops,
             run.megabytes,
-            run.cpu_per_write,
+            run.cpu_per_request,
             run.cached_before >> 10
         );
     });
+    if let Some(path) = &options.plot {
+        let groups = write_path::groups(&plan, &results.write_path);
+        let drawn = plot::bars("Requests through an export", &groups);
+        std::fs::write(path, drawn).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+    }
     report::write_path_table(&results.machine, &plan, &results.write_path)
+}
+
+fn measure_lag(options: &Options, dir: &Path, results: &mut Results) -> String {
+    let scratch = tempfile::Builder::new().prefix("lag-").tempdir_in(dir).expect("make a folder");
+    let plan = lag::Plan {
+        dir: scratch.path().to_owned(),
+        size: options.disk_mib << 20,
+        seconds: options.seconds,
+        outage: options.outage_seconds,
+        ring: options.ring.clone(),
+        pinned: options.place.as_deref() != Some("free"),
+    };
+    let found = lag::measure(&plan, |line| eprintln!("{line}"));
+    let table = lag::table(&plan, &found);
+    results.lag = Some(found);
+    table
+}
+
+fn measure_growth(options: &Options, dir: &Path, results: &mut Results) -> String {
+    let scratch = tempfile::Builder::new().prefix("growth-").tempdir_in(dir).expect("make a folder");
+    let plan = growth::Plan {
+        dir: scratch.path().to_owned(),
+        size: options.growth_mib << 20,
+        seconds: options.seconds,
+        ring: "64MiB".to_owned(),
+        rounds: options.rounds,
+    };
+    results.growth = growth::measure(&plan, |run| eprintln!("{run:?}"));
+    growth::table(&plan, &results.growth)
 }
 
 fn measure_ingest(options: &Options, dir: &Path, results: &mut Results) -> String {

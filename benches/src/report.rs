@@ -1,7 +1,7 @@
 //! The results: one JSON file, and the tables of docs/performance.md.
 
 use crate::figures::{figure, median, spread};
-use crate::{history, ingest, outage, write_path};
+use crate::{growth, history, ingest, lag, outage, write_path};
 use afterimage_tests::tool::tool;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -42,6 +42,10 @@ pub struct Results {
     /// What reading points costs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cold: Vec<crate::cold::ColdRun>,
+    /// Behind at a given churn.
+    pub lag: Option<lag::Results>,
+    /// Many volumes.
+    pub growth: Vec<growth::Run>,
 }
 
 impl Machine {
@@ -85,11 +89,10 @@ fn version(command: &str) -> String {
 #[must_use]
 pub fn write_path_table(machine: &Machine, plan: &write_path::Plan, runs: &[write_path::Run]) -> String {
     let mut text = format!(
-        "{}\n\nMedians of {} interleaved runs of {} MiB or {} s, whichever ends first, fio with its NBD engine over \
-         one unix socket, an image of {} MiB whose pages are not cached at the start; ring {}. Pinned: fio and the server on CPU 0, and the \
-         threads of the protected export's appliance, which is part of the same process here, on CPU 1, as if it were \
-         another host. CPU is that of the \
-         server's process, appliance included.\n",
+        "{}\n\nMedians of {} interleaved runs of {} MiB or {} s, whichever ends first, fio with its NBD engine over unix sockets, an image \
+         of {} MiB whose pages are not cached at the start; ring {}. Pinned: fio and the server on CPU 0; the appliance, another process, on \
+         CPU 1, as if it were another host. CPU and system calls are the server's; ours protected is the agent, forwarding included. System \
+         calls are counted in a short run of their own.\n",
         machine.describe(),
         plan.rounds,
         plan.bytes >> 20,
@@ -97,44 +100,43 @@ pub fn write_path_table(machine: &Machine, plan: &write_path::Plan, runs: &[writ
         plan.size >> 20,
         plan.ring
     );
-    for (pattern, title, unit) in [
-        (write_path::Pattern::Random4k, "4 KiB random write, depth 32", "IOPS"),
-        (write_path::Pattern::Sequential128k, "128 KiB sequential write, depth 8", "MB/s"),
-    ] {
-        for pinned in [true, false] {
+    for &pattern in &plan.patterns {
+        let unit = if pattern.is_stream() { "MB/s" } else { "IOPS" };
+        for &pinned in &plan.places {
             let place = if pinned { "pinned" } else { "not pinned" };
             let _ = writeln!(
                 text,
-                "\n**{title}, {place}**\n\n| server | {unit} | lowest - highest | of ours unprotected | p50 / p99 / p99.9 \u{b5}s | CPU \u{b5}s per write |\n|---|---:|---:|---:|---:|---:|"
+                "\n**{}, {place}**\n\n| server | {unit} | lowest - highest | of ours unprotected | p50 / p99 / p99.9 \u{b5}s | CPU \u{b5}s | system calls | syncs |\n|---|---:|---:|---:|---:|---:|---:|---:|",
+                pattern.title()
             );
-            let select = |candidate| {
-                let this =
-                    move |r: &&write_path::Run| r.candidate == candidate && r.pattern == pattern && r.pinned == pinned;
-                runs.iter().filter(this).collect::<Vec<_>>()
-            };
-            let rate = |r: &&write_path::Run| if unit == "IOPS" { r.iops } else { r.megabytes };
-            let rates = |candidate| select(candidate).iter().map(rate).collect::<Vec<_>>();
-            let base = median(&rates(write_path::Candidate::Unprotected));
+            let of_place: Vec<&write_path::Run> =
+                runs.iter().filter(|r| r.pattern == pattern && r.pinned == pinned).collect();
+            let base = median(&write_path::rates(&of_place, write_path::Candidate::Unprotected));
             for &candidate in &plan.candidates {
-                let (chosen, rates) = (select(candidate), rates(candidate));
-                let middle =
-                    |of: fn(&write_path::Run) -> f64| figure(median(&chosen.iter().map(|r| of(r)).collect::<Vec<_>>()));
-                let latency =
-                    [middle(|r| r.latency[0]), middle(|r| r.latency[1]), middle(|r| r.latency[2])].join(" / ");
-                let _ = writeln!(
-                    text,
-                    "| {}{} | {} | {} | {} | {latency} | {} |",
-                    candidate.title(),
-                    overflowed(&chosen),
-                    figure(median(&rates)),
-                    spread(&rates),
-                    if base > 0.0 { format!("{:.2}", median(&rates) / base) } else { "-".to_owned() },
-                    middle(|r| r.cpu_per_write)
-                );
+                text.push_str(&write_path_row(&of_place, candidate, base));
             }
         }
     }
     text
+}
+
+fn write_path_row(runs: &[&write_path::Run], candidate: write_path::Candidate, base: f64) -> String {
+    let chosen: Vec<&write_path::Run> = runs.iter().copied().filter(|r| r.candidate == candidate).collect();
+    let rates = write_path::rates(&chosen, candidate);
+    let middle =
+        |of: &dyn Fn(&write_path::Run) -> f64| figure(median(&chosen.iter().map(|r| of(r)).collect::<Vec<_>>()));
+    let latency = [0, 1, 2].map(|i| middle(&|r| r.latency[i])).join(" / ");
+    let counted = chosen.iter().find_map(|r| Some((r.syscalls_per_request?, r.syncs?)));
+    format!(
+        "| {}{} | {} | {} | {} | {latency} | {} | {} |\n",
+        candidate.title(),
+        overflowed(&chosen),
+        figure(median(&rates)),
+        spread(&rates),
+        if base > 0.0 { format!("{:.2}", median(&rates) / base) } else { "-".to_owned() },
+        middle(&|r| r.cpu_per_request),
+        counted.map_or("- | -".to_owned(), |(calls, syncs)| format!("{calls:.2} | {syncs}"))
+    )
 }
 
 /// A protected run whose ring overflowed measured something else; the table says so.

@@ -40,11 +40,11 @@
 //!     40     8  xxh3-64 of (ring id, bytes 0..40)
 //! ```
 //!
-//! **Pages.** The payload of a record lies in consecutive pages; pages at the end of the area that are too few for it
-//! are skipped and count as its own. The `place` field of a slot holds in bits 0..48 the number of pages used
-//! since the ring was made, up to and with this record: its payload of n pages begins at page (that number - n) mod
-//! pages. Bits 48..64 hold [`DONE`] once the real disk has the write, else zero: all sixteen, so that no
-//! single wrong byte turns one into the other.
+//! **Pages.** The payload of a record lies in consecutive pages. The `place` field of a slot holds in bits 0..48 a page counter, which only
+//! grows: a payload of n pages begins at page (that number - n) mod pages. A record follows the one before it at once, or begins the
+//! next lap (the next multiple of `pages`), or goes on further back in its lap where records of the lap before are in the way; the
+//! pages skipped count as its own. Records of two laps at most are held, and their pages never overlap. Bits 48..64 hold [`DONE`] once
+//! the real disk has the write, else zero: all sixteen, so that no single wrong byte turns one into the other.
 
 use crate::codec::{DecodeError, Reader};
 use xxhash_rust::xxh3::xxh3_64;

@@ -84,7 +84,7 @@ impl Shape {
         if limit >= base {
             let free_before = limit - base;
             let enough = n <= free_before;
-            let early = (self.warm()..=self.pages / 2).contains(&index) && free_before >= index / 2 && enough;
+            let early = (self.warm()..=self.half()).contains(&index) && free_before >= index / 2 && enough;
             return if index + n <= self.pages && !early {
                 Some(at + n)
             } else {
@@ -101,7 +101,7 @@ impl Shape {
         } else {
             // Not for the few pages behind a lap that ended by itself: what is before them could not be used then until all the
             // records at the front are free.
-            (end <= self.pages / 2 && end + n <= self.pages).then_some(base + end + n)
+            (end <= self.half() && end + n <= self.pages).then_some(base + end + n)
         }
     }
 
@@ -121,6 +121,12 @@ impl Shape {
     /// are freed again: little of any ring.
     fn warm(self) -> u64 {
         WARM.min((self.pages / 8).max(1))
+    }
+
+    /// A lap that ends early does so in its first half, and only behind such a lap the next one goes on. Two laps of a huge ring could not
+    /// be told apart by the head's counter: its laps never end early.
+    const fn half(self) -> u64 {
+        if self.pages < 1 << 30 { self.pages / 2 } else { 0 }
     }
 
     /// Pages that are in use between `limit` and `at`.

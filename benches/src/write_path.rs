@@ -380,7 +380,7 @@ impl Server {
         };
         let kind = match candidate {
             Candidate::Protected => {
-                return Self::Protected(Box::new(Site::start(dir, &[image.clone()], &plan.ring, pinned)));
+                return Self::Protected(Box::new(Site::start(dir, std::slice::from_ref(image), &plan.ring, pinned)));
             }
             Candidate::Unprotected => {
                 let how = daemon(dir).volume(VOLUME, image).prefix(prefix.iter().copied());

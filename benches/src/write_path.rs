@@ -238,7 +238,10 @@ pub fn groups(plan: &Plan, runs: &[Run]) -> Vec<Group> {
         let unit = if pattern.is_stream() { "MB/s" } else { "requests/s" };
         let place = if pinned { "pinned" } else { "not pinned" };
         let bar = |c: &Candidate| (c.title().to_owned(), median(&rates(&of, *c)));
-        Group { title: format!("{}, {place}, {unit}", pattern.title()), bars: plan.candidates.iter().map(bar).collect() }
+        Group {
+            title: format!("{}, {place}, {unit}", pattern.title()),
+            bars: plan.candidates.iter().map(bar).collect(),
+        }
     };
     places.map(group).collect()
 }

@@ -8,6 +8,7 @@ set -euo pipefail
 
 # What the build and every test need.
 packages=(
+    openssl
     build-essential        # the linker and C compiler that some crates build with
     ca-certificates
     fio

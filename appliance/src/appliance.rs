@@ -12,6 +12,7 @@ use crate::ingest::replay::{end_open_segments, rebuild_index};
 use crate::ingest::session::Volumes;
 use crate::ingest::volume::{Volume, seal_segments};
 use crate::ingest::{Parts, SessionError, Shared};
+use crate::owners::Owners;
 use crate::reduce::index::DedupeIndex;
 use crate::reduce::pool::Pool;
 use crate::registry::{Keys, Registry, keep_in_order, maintain};
@@ -24,8 +25,10 @@ use afterimage_base::world::channel::bounded;
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread::{self, JoinHandle};
 use afterimage_format::manifest::{GapMeta, Manifest, PointMeta};
+use afterimage_trust::Trust;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use thiserror::Error;
@@ -39,6 +42,11 @@ pub enum ApplianceError {
     /// The vault.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// Which machine owns which volume.
+    #[error(
+        "{0}: {1}: put a copy of it back, or remove it: every volume then belongs to the machine that comes with it first"
+    )]
+    Owners(PathBuf, std::io::Error),
     /// The segments.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -76,6 +84,7 @@ pub struct Appliance {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     sealer: Option<JoinHandle<()>>,
+    trust: Option<Arc<Trust>>,
     /// What happened at start, for people.
     pub started: StartReport,
 }
@@ -143,6 +152,9 @@ impl Appliance {
             collector: LongMutex::default(),
             orderer: LongMutex::default(),
             window: config.window,
+            owners: Mutex::new(
+                Owners::load(&config.dir).map_err(|e| ApplianceError::Owners(config.dir.join("owners"), e))?,
+            ),
         });
         let metas = vault.read(|m| m.volumes.clone());
         for meta in &metas {
@@ -162,18 +174,20 @@ impl Appliance {
             registry,
             reads,
             ahead: Budget::new(config.ahead_bytes),
-            doors: Doors::new(config.per_address),
+            doors: Doors::new(config.per_address, config.trust.clone()),
             listeners: Vec::new(),
             addresses: Vec::new(),
             stop: Arc::default(),
             threads: Vec::new(),
             sealer: Some(seal.map_err(system("a thread"))?),
+            trust: config.trust.clone(),
             started,
         };
+        appliance.heed_revocations();
         appliance.start_threads(&config).map_err(system("a thread"))?;
         for endpoint in &config.listen {
             let failed = |e| ApplianceError::Listen(endpoint.to_string(), e);
-            for acceptor in SocketAcceptor::bind(endpoint).map_err(failed)? {
+            for acceptor in SocketAcceptor::bind(endpoint, appliance.trust.as_ref()).map_err(failed)? {
                 appliance.addresses.push(acceptor.endpoint().map_err(failed)?);
                 appliance.accept_from(Arc::new(acceptor))?;
             }
@@ -182,6 +196,18 @@ impl Appliance {
             appliance.accept_from(acceptor)?;
         }
         Ok(appliance)
+    }
+
+    /// Whoever's certificate is revoked is sent away at once.
+    fn heed_revocations(&self) {
+        if let Some(trust) = &self.trust {
+            let doors = Arc::downgrade(&self.doors);
+            trust.on_revoked(Box::new(move || {
+                if let Some(doors) = doors.upgrade() {
+                    doors.dismiss_revoked();
+                }
+            }));
+        }
     }
 
     fn accept_from(&mut self, acceptor: Arc<dyn Acceptor>) -> Result<(), ApplianceError> {
@@ -197,7 +223,9 @@ impl Appliance {
     /// [`ApplianceError::Listen`] if it is no socket that listens.
     pub fn listen_at(&mut self, socket: OwnedFd) -> Result<(), ApplianceError> {
         let failed = |e| ApplianceError::Listen("a socket passed in".to_owned(), e);
-        let acceptor = StreamListener::adopt(socket).and_then(|s| SocketAcceptor::new(s, None)).map_err(failed)?;
+        let acceptor = StreamListener::adopt(socket)
+            .and_then(|s| SocketAcceptor::new(s, None, self.trust.clone()))
+            .map_err(failed)?;
         self.addresses.push(acceptor.endpoint().map_err(failed)?);
         self.accept_from(Arc::new(acceptor))
     }

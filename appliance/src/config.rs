@@ -6,6 +6,7 @@ use crate::room::MinFree;
 use crate::store::IoHook;
 use afterimage_base::clock::{Clock, SystemClock};
 use afterimage_base::net::Endpoint;
+use afterimage_trust::Trust;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,8 @@ pub struct ApplianceConfig {
     pub min_free: MinFree,
     /// Asked before each operation on the vault's files, for tests.
     pub io_hook: Option<IoHook>,
+    /// Who this appliance is. With it nobody comes in over TCP without TLS and a certificate of the same vault.
+    pub trust: Option<Arc<Trust>>,
 }
 
 impl ApplianceConfig {
@@ -86,6 +89,7 @@ impl ApplianceConfig {
             clock: Arc::new(SystemClock::new()),
             min_free: MinFree::Auto,
             io_hook: None,
+            trust: None,
         }
     }
 }

@@ -28,6 +28,7 @@ pub mod vault;
 mod appliance;
 mod config;
 mod info;
+mod owners;
 mod registry;
 #[cfg(test)]
 mod testing;

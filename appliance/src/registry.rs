@@ -5,10 +5,11 @@ use crate::collect::order::{OrderConfig, OrderReport, Orderer};
 use crate::collect::{CollectError, CollectReport, Collector, Now, Round, Step};
 use crate::history::{HistoryConfig, LayerKeys, VolumeHistory};
 use crate::ingest::replay::replay;
-use crate::ingest::session::Volumes;
+use crate::ingest::session::{Machine, Volumes};
 use crate::ingest::volume::Volume;
 use crate::ingest::{SessionError, Shared};
 use crate::keys::VaultKey;
+use crate::owners::Owners;
 use crate::store::StoreError;
 use afterimage_base::clock::Clock;
 use afterimage_base::world::sync::LongMutex;
@@ -47,6 +48,7 @@ pub(crate) struct Registry {
     /// Held while a run is brought into order.
     pub(crate) orderer: LongMutex<Orderer>,
     pub(crate) window: Duration,
+    pub(crate) owners: Mutex<Owners>,
 }
 
 impl Registry {
@@ -68,9 +70,14 @@ impl Registry {
 }
 
 impl Volumes for Registry {
-    fn of_hello(&self, hello: &Hello) -> Result<Arc<Volume>, SessionError> {
+    fn of_hello(&self, hello: &Hello, machine: Option<&Machine>) -> Result<Arc<Volume>, SessionError> {
         let mut volumes = self.lock();
+        let claim = || match machine {
+            Some(machine) => self.claim(hello, machine),
+            None => Ok(()),
+        };
         if let Some(volume) = volumes.iter().find(|v| v.id == hello.volume) {
+            claim()?;
             let size = volume.progress().size();
             if size != hello.size && hello.newest < SIZE_VERSION {
                 return Err(SessionError::Volume(format!(
@@ -88,6 +95,7 @@ impl Volumes for Registry {
                 hello.name
             )));
         }
+        claim()?;
         let meta = VolumeMeta::new(hello.volume, hello.name.clone(), hello.size);
         let added = self.shared.vault.edit(|m| m.volumes.push(meta.clone()));
         added.map_err(StoreError::from)?;
@@ -99,6 +107,11 @@ impl Volumes for Registry {
 }
 
 impl Registry {
+    fn claim(&self, hello: &Hello, machine: &Machine) -> Result<(), SessionError> {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.claim(hello.volume, &hello.name.escape_debug().to_string(), machine)
+    }
+
     /// A round of retention and collection; see [`crate::collect`].
     pub(crate) fn collect(
         &self,

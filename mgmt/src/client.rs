@@ -4,8 +4,8 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REPLY, write_line};
 use crate::protocol::{
-    CompareBegun, DiffEnd, Envelope, Extents, Failure, PointInfo, PointList, Position, Reply, Request, SizeChange,
-    Status, VERSION,
+    CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position, Reply, Request,
+    SizeChange, Status, VERSION,
 };
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use crate::when::When;
@@ -109,6 +109,14 @@ impl ControlClient {
             Err(ClientError::Refused(why)) => Err(ClientError::Refused(why)),
             answer => sent.and(answer).map(|(value, _)| value),
         }
+    }
+
+    /// See [`Request::Mgmt`].
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub fn mgmt<T: DeserializeOwned>(&mut self, ask: MgmtAsk) -> Result<T, ClientError> {
+        self.call(Request::Mgmt { ask })
     }
 
     /// See [`Request::Status`].

@@ -14,9 +14,12 @@
 //! | [`schedule`] | when automatic points are due |
 
 pub mod attach;
+pub mod authority;
+pub mod catalogue;
 pub mod client;
 pub mod fdpass;
 pub mod lines;
+pub mod office;
 pub mod protocol;
 pub mod schedule;
 pub mod server;

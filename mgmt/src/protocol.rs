@@ -125,6 +125,12 @@ pub enum Request {
         #[serde(default)]
         writable: bool,
     },
+    /// What only mgmt can do.
+    Mgmt {
+        /// That.
+        #[serde(flatten)]
+        ask: MgmtAsk,
+    },
     /// [`Position`] with `more`; then a listening socket is passed and served until this connection ends.
     Export {
         /// Name of the volume.
@@ -135,6 +141,80 @@ pub enum Request {
         #[serde(default)]
         writable: bool,
     },
+}
+
+/// What a client asks of mgmt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum MgmtAsk {
+    /// Makes a token and answers [`TokenMade`].
+    CreateToken {
+        /// `agent` or `appliance`.
+        role: String,
+        /// The member's name; that of its host without it.
+        #[serde(default)]
+        name: Option<String>,
+        /// The member's id, to go on as one that was lost.
+        #[serde(default)]
+        id: Option<String>,
+        /// For a machine: the name of its appliance.
+        #[serde(default)]
+        appliance: Option<String>,
+        /// Takes the place of the member of this name.
+        #[serde(default)]
+        replace: bool,
+        /// How long it lasts.
+        ttl_seconds: u64,
+    },
+    /// [`Members`].
+    Members,
+    /// The newest lines of the audit log.
+    Audit {
+        /// How many.
+        most: u32,
+    },
+    /// Revokes a member or a certificate and answers [`RevokeDone`] once all who are connected have the list, or time is up.
+    Revoke {
+        /// Name or id of a member, or a serial number.
+        what: String,
+    },
+}
+
+/// A token that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenMade {
+    /// The token itself. It is not kept.
+    pub token: String,
+    /// What one can join as with it.
+    pub role: String,
+    /// When it ends.
+    pub expires: Time,
+}
+
+/// Who has joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Members {
+    /// Machines and appliances.
+    pub members: Vec<crate::catalogue::Member>,
+    /// Ids of those that are connected now.
+    pub connected: Vec<String>,
+    /// Certificates that have not expired.
+    pub certificates: Vec<crate::catalogue::CertificateRow>,
+    /// Tokens that can be used.
+    pub tokens: Vec<crate::catalogue::TokenRow>,
+}
+
+/// What a revocation did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeDone {
+    /// Who was revoked.
+    pub name: String,
+    /// How many certificates that were valid.
+    pub certificates: usize,
+    /// Appliances that refuse them now.
+    pub reached: Vec<String>,
+    /// Appliances that will when they are connected again.
+    pub waiting: Vec<String>,
 }
 
 /// A line of an answer.
@@ -263,6 +343,8 @@ pub enum Role {
     Agent,
     /// It keeps their history (`afterimage appliance`).
     Appliance,
+    /// It coordinates (`afterimage mgmt`).
+    Mgmt,
     /// A role of a newer version.
     #[serde(other)]
     Other,

@@ -4,11 +4,13 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REQUEST, write_line};
 use crate::protocol::{
-    Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, PointInfo, PointList, Position, Reply, Request,
+    Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position, Reply, Request,
     SizeChange, Status, VERSION,
 };
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use crate::when::When;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::{Uid, User};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::Shutdown;
@@ -104,6 +106,15 @@ pub trait Site: Send + Sync + 'static {
     ) -> Result<VerifyReport, Failure> {
         let _ = (options, each);
         Err(Failure::new(Code::NotReady, format!("this process has no disk of volume {volume} to verify")))
+    }
+
+    /// What only mgmt can do, for `who`.
+    ///
+    /// # Errors
+    /// [`Code::OtherRole`] if this is another role.
+    fn mgmt(&self, who: &str, ask: &MgmtAsk) -> Result<serde_json::Value, Failure> {
+        let _ = (who, ask);
+        Err(Failure::new(Code::OtherRole, "this is not mgmt: run the command with --data of `afterimage mgmt`"))
     }
 
     /// Opens a volume as it was, to be served.
@@ -280,6 +291,7 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
             Ok(Request::Watch { interval_ms }) => {
                 return watch(&stream, shared, site, Duration::from_millis(interval_ms).max(MIN_INTERVAL));
             }
+            Ok(Request::Mgmt { ask }) => finish(&stream, site.mgmt(&caller(&stream), &ask))?,
             Ok(Request::Nbd { volume, at, writable }) => {
                 return hand_over(&stream, lines, site.open(&volume, &at, writable));
             }
@@ -288,6 +300,13 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
             }
         }
     }
+}
+
+/// Who is at the other end, for the audit log.
+fn caller(stream: &UnixStream) -> String {
+    let Ok(peer) = getsockopt(stream, PeerCredentials) else { return "somebody at the control socket".to_owned() };
+    let name = User::from_uid(Uid::from_raw(peer.uid())).ok().flatten().map(|u| u.name);
+    format!("user {} (uid {})", name.as_deref().unwrap_or("?"), peer.uid())
 }
 
 fn read_request(value: serde_json::Value) -> Result<Request, Failure> {

@@ -2,6 +2,7 @@
 
 use crate::config::RingSize;
 use crate::data;
+use crate::mgmt::parse_mgmt;
 use crate::problem::Problem;
 use crate::restore::Format;
 use crate::show::Goal;
@@ -41,6 +42,8 @@ pub enum Command {
     Agent(AgentArgs),
     /// Keep the history of disks for agents, and show it
     Appliance(ApplianceArgs),
+    /// Coordinate agents and appliances: who they are, and what they may
+    Mgmt(MgmtArgs),
     /// Show what each volume is doing
     Status(StatusArgs),
     /// Recovery points
@@ -164,9 +167,153 @@ pub struct UpArgs {
     pub disks: Vec<String>,
 }
 
+/// Arguments of `mgmt`.
+#[derive(Debug, Args)]
+#[command(subcommand_negates_reqs = true)]
+pub struct MgmtArgs {
+    /// What to ask of a running mgmt; without it, run one
+    #[command(subcommand)]
+    pub command: Option<MgmtCommand>,
+    /// Configuration file (examples/mgmt.toml); flags override it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where agents and appliances connect: HOST[:PORT]; may be given several times [default: 0.0.0.0:20004]
+    #[arg(long, value_parser = parse_mgmt, value_name = "ADDRESS")]
+    pub listen: Vec<Endpoint>,
+    /// How long new certificates last; they are renewed when a third of it is over [default: 365d]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub certificate_life: Option<Duration>,
+}
+
+/// Subcommands of `mgmt`. `--data` goes before them.
+#[derive(Debug, Subcommand)]
+pub enum MgmtCommand {
+    /// Tokens, with which hosts join
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Show machines, appliances, and tokens
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let the certificates of a machine or an appliance count no more
+    Revoke {
+        /// A name, an id, or the serial number of a certificate
+        #[arg(value_name = "NAME")]
+        what: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show who changed what, and when
+    Audit {
+        /// How many lines, the newest
+        #[arg(long, default_value = "100", value_name = "N")]
+        limit: u32,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Subcommands of `mgmt token`.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token for one host
+    Create(TokenArgs),
+}
+
+/// What a host can join as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum JoinRole {
+    /// It protects disks
+    Agent,
+    /// It keeps history
+    Appliance,
+}
+
+impl JoinRole {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            JoinRole::Agent => "agent",
+            JoinRole::Appliance => "appliance",
+        }
+    }
+}
+
+/// Arguments of `mgmt token create`.
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// What the host joins as
+    #[arg(long, value_enum, default_value = "agent")]
+    pub role: JoinRole,
+    /// How long the token can be used
+    #[arg(long, default_value = "15m", value_parser = parse_duration, value_name = "TIME")]
+    pub ttl: Duration,
+    /// The name that the machine or appliance gets [default: the host's name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// For an agent: its appliance [default: the only one]
+    #[arg(long, value_name = "NAME")]
+    pub appliance: Option<String>,
+    /// The host takes the place of the one with this name, whose certificates are revoked then
+    #[arg(long, requires = "name")]
+    pub replace: bool,
+    /// The id that the member had, to go on with its volumes where mgmt was lost
+    #[arg(long, requires = "name", value_name = "UUID")]
+    pub id: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Subcommands of `agent`.
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// Get a certificate from mgmt, with a token
+    Join(JoinArgs),
+}
+
+/// Subcommands of `appliance`.
+#[derive(Debug, Subcommand)]
+pub enum ApplianceCommand {
+    /// Get a certificate from mgmt, with a token
+    Join(JoinArgs),
+}
+
+/// Arguments of `join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// Where mgmt is: HOST[:PORT], port 20004 if left out
+    #[arg(value_parser = parse_mgmt, value_name = "ADDRESS")]
+    pub mgmt: Endpoint,
+    /// The token. Others on this host may see it here: --token-file is better
+    #[arg(long, value_name = "TOKEN", conflicts_with = "token_file")]
+    pub token: Option<String>,
+    /// File with the token; - for standard input [default: $AFTERIMAGE_TOKEN]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Join anew where this folder has joined already
+    #[arg(long)]
+    pub again: bool,
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
 /// Arguments of `agent`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct AgentArgs {
+    /// Something else than to run
+    #[command(subcommand)]
+    pub command: Option<AgentCommand>,
     /// Configuration file (examples/agent.toml); flags override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -208,7 +355,11 @@ pub struct AgentArgs {
 
 /// Arguments of `appliance`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct ApplianceArgs {
+    /// Something else than to run
+    #[command(subcommand)]
+    pub command: Option<ApplianceCommand>,
     /// Configuration file (examples/appliance.toml); flags override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -164,6 +164,19 @@ pub struct ApplianceFile {
     pub order_rate: Option<Size>,
 }
 
+/// `mgmt.toml`.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MgmtFile {
+    /// The data folder.
+    pub data: Option<PathBuf>,
+    /// Where agents and appliances connect.
+    #[serde(default)]
+    pub listen: Vec<String>,
+    /// How long new certificates last.
+    pub certificate_life: Option<Span>,
+}
+
 /// Reads a configuration file.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ use crate::problem::Problem;
 use crate::site::{About, Local, Served};
 use afterimage_agent::{
     Agent, AgentConfig, CacheMode, Connector, ForeignWrite, PlainDisk, RecoveryReport, VolumeConfig, connector,
+    secure_connector,
 };
 use afterimage_appliance::{Appliance, ApplianceConfig, ApplianceError, KeySource, MinFree};
 use afterimage_base::block::BlockDevice;
@@ -20,6 +21,8 @@ use afterimage_base::net::Endpoint;
 use afterimage_mgmt::protocol::{Role, Status};
 use afterimage_mgmt::server::{ControlServer, Site};
 use afterimage_nbd::{Export, ExportTable, Limits, Listen, Server};
+use afterimage_trust::Trust;
+use afterimage_trust::session::Session;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,7 +63,26 @@ pub enum Reach {
         /// Never to another machine.
         local_only: bool,
     },
+    /// To an appliance elsewhere, with TLS and this agent's certificate.
+    Secure {
+        /// Its address.
+        endpoint: Endpoint,
+        /// Who this agent is, or why that cannot be told: its disks are served all the same.
+        trust: Result<Trusted, String>,
+    },
 }
+
+/// Credentials in use, shared by all that need them.
+#[derive(Debug, Clone)]
+pub struct Trusted(pub Arc<Trust>);
+
+impl PartialEq for Trusted {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Trusted {}
 
 /// The protected side.
 #[derive(Debug)]
@@ -96,6 +118,8 @@ pub struct ApplianceSettings {
     pub min_free: MinFree,
     /// Where the vault key comes from.
     pub key: KeySource,
+    /// Who this appliance is, if it has joined.
+    pub trust: Option<Trusted>,
     /// Threads that hash, compress and seal; `None` for one per processor.
     pub threads: Option<usize>,
     /// Memory of the dedupe index, for decompressed frames, for pages of layers, and for what is read ahead, in bytes; `None` for
@@ -116,6 +140,7 @@ impl ApplianceSettings {
             window,
             min_free: MinFree::Auto,
             key,
+            trust: None,
             threads: None,
             memory: [None; 4],
             order_rate: None,
@@ -137,7 +162,7 @@ impl Settings {
     #[must_use]
     pub const fn role(&self) -> Role {
         match (&self.agent, &self.appliance) {
-            (Some(AgentSettings { reach: Reach::At { .. }, .. }), None) => Role::Agent,
+            (Some(AgentSettings { reach: Reach::At { .. } | Reach::Secure { .. }, .. }), None) => Role::Agent,
             (None, Some(_)) => Role::Appliance,
             _ => Role::All,
         }
@@ -150,6 +175,8 @@ pub struct Daemon {
     agent: Option<Arc<Agent>>,
     server: Option<Arc<Server>>,
     control: ControlServer,
+    /// With mgmt.
+    _sessions: Vec<Session>,
     /// Last, so that the folder's lock is given back when all is over.
     data: DataDir,
 }
@@ -165,6 +192,7 @@ fn start_appliance(data: &DataDir, settings: ApplianceSettings) -> Result<Applia
     if !settings.listen.is_empty() || !settings.passed.is_empty() {
         config.listen = settings.listen;
     }
+    config.trust = settings.trust.map(|t| t.0);
     config.threads = settings.threads.unwrap_or(config.threads);
     let [dedupe, frames, layers, ahead] = settings.memory;
     config.dedupe_bytes = dedupe.unwrap_or(config.dedupe_bytes);
@@ -238,6 +266,10 @@ fn serve(listen: Vec<Listen>, served: &[Served]) -> Result<Arc<Server>, Problem>
     Ok(Arc::new(Server::start(listen, table, Limits::default())?))
 }
 
+fn session(trust: &Arc<Trust>) -> Result<Session, Problem> {
+    Session::start(Arc::clone(trust)).map_err(|e| Problem::failed(e.to_string()))
+}
+
 impl Daemon {
     /// Starts everything; when this returns, volumes and control socket can be used.
     ///
@@ -251,6 +283,10 @@ impl Daemon {
             point_every: settings.agent.as_ref().and_then(|a| a.point_every),
             appliance: None,
         };
+        let mut sessions = Vec::new();
+        if let Some(trust) = settings.appliance.as_ref().and_then(|a| a.trust.as_ref()) {
+            sessions.push(session(&trust.0)?);
+        }
         let appliance = settings.appliance.map(|s| start_appliance(&data, s)).transpose()?;
         let (mut agent, mut served, mut server) = (None, Vec::new(), None);
         if let Some(AgentSettings { disks, listen, sync_rate, foreign, resize, reach, .. }) = settings.agent {
@@ -260,6 +296,14 @@ impl Daemon {
                 Reach::At { endpoint, local_only } => {
                     about.appliance = Some(endpoint.to_string());
                     Some(connector(endpoint, local_only))
+                }
+                Reach::Secure { endpoint, trust } => {
+                    about.appliance = Some(endpoint.to_string());
+                    match &trust {
+                        Ok(trust) => sessions.push(session(&trust.0)?),
+                        Err(e) => tracing::error!("the disks are served, and nothing reaches the appliance: {e}"),
+                    }
+                    Some(secure_connector(endpoint, trust.map(|t| t.0)))
                 }
             };
             match to {
@@ -276,7 +320,7 @@ impl Daemon {
         let control = data.path().join("control.sock");
         let control = ControlServer::start(&control, Arc::clone(&site) as Arc<dyn Site>)
             .map_err(|e| Problem::failed(format!("{}: {e}", control.display())))?;
-        Ok(Daemon { site, agent, server, control, data })
+        Ok(Daemon { site, agent, server, control, _sessions: sessions, data })
     }
 
     /// What `status` shows.
@@ -307,7 +351,7 @@ impl Daemon {
     /// Stops in order. True if the appliance has everything.
     #[must_use]
     pub fn stop(self) -> bool {
-        let Daemon { site, agent, server, mut control, data } = self;
+        let Daemon { site, agent, server, mut control, _sessions, data } = self;
         site.stop_serving();
         // Whoever uses a device that is left waits until the next process goes on with it: nothing holds that up. What the
         // appliance lacks stays in the journal.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`cli`] | the command line |
 //! | [`up`], [`roles`], [`config`] | `afterimage up`, `agent` and `appliance`: flags and files become settings |
+//! | [`mgmt`], [`join`] | `afterimage mgmt`, `agent join` and `appliance join` |
 //! | [`daemon`], [`serve`] | the roles of a process, started, run, stopped |
 //! | [`site`] | what the control socket can do, done by the roles |
 //! | [`data`] | the data folder: lock and version |
@@ -29,8 +30,10 @@ pub mod demo;
 pub mod dump;
 pub mod export;
 pub mod image;
+pub mod join;
 pub mod load;
 pub mod metrics;
+pub mod mgmt;
 pub mod notify;
 pub mod problem;
 pub mod progress;

@@ -1,11 +1,15 @@
 //! The `afterimage` command.
 
-use afterimage::cli::{Cli, Command, DataArgs, PointCommand, StatusFormat, VolumeCommand};
+use afterimage::cli::{
+    AgentArgs, AgentCommand, ApplianceArgs, ApplianceCommand, Cli, Command, DataArgs, PointCommand, StatusFormat,
+    VolumeCommand,
+};
 use afterimage::problem::Problem;
-use afterimage::{attach, check, demo, dump, export, restore, roles, show, up, verify};
+use afterimage::{attach, check, demo, dump, export, join, mgmt, restore, roles, show, up, verify};
 use afterimage_mgmt::attach::{AttachOptions, Front};
 use afterimage_mgmt::verify::VerifyOptions;
 use afterimage_nbd::Address;
+use afterimage_trust::Role;
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +21,11 @@ fn folder(args: DataArgs) -> Result<PathBuf, Problem> {
 fn run(command: Command) -> Result<(), Problem> {
     match command {
         Command::Up(args) => up::run(args),
+        Command::Agent(AgentArgs { command: Some(AgentCommand::Join(a)), .. }) => join::run(&a, Role::Agent),
+        Command::Appliance(ApplianceArgs { command: Some(ApplianceCommand::Join(a)), .. }) => {
+            join::run(&a, Role::Appliance)
+        }
+        Command::Mgmt(args) => mgmt::run(args),
         Command::Agent(args) => roles::agent(args),
         Command::Appliance(args) => roles::appliance(args),
         Command::Status(a) => {

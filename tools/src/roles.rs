@@ -3,7 +3,7 @@
 
 use crate::cli::{AgentArgs, ApplianceArgs, Cache, DataArgs, KeyArgs, OnForeignWrite};
 use crate::config::{self, AgentFile, ApplianceFile, RingSize, VolumeTable};
-use crate::daemon::{AgentSettings, ApplianceSettings, Disk, Reach, Settings};
+use crate::daemon::{AgentSettings, ApplianceSettings, Disk, Reach, Settings, Trusted};
 use crate::data::DataDir;
 use crate::problem::Problem;
 use crate::up::{key_source, listeners, parse_disk};
@@ -11,6 +11,7 @@ use crate::{screen, serve, signals};
 use afterimage_appliance::MinFree;
 use afterimage_base::net::Endpoint;
 use afterimage_nbd::Listen;
+use afterimage_trust::{Role, Trust, TrustError, folder};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,16 +29,50 @@ fn load<T: Default + serde::de::DeserializeOwned>(file: Option<&Path>) -> Result
     file.map_or_else(|| Ok(T::default()), config::load)
 }
 
-/// The wire is not encrypted yet: it stays on this machine unless the user has said otherwise.
-fn plain_text_allowed(endpoint: &Endpoint, insecure: bool) -> Result<(), Problem> {
+/// Plain text stays on this machine unless the user has said otherwise.
+fn plain_text_allowed(endpoint: &Endpoint, insecure: bool, role: &str) -> Result<(), Problem> {
     if insecure || endpoint.is_local() {
         return Ok(());
     }
     Err(Problem::usage(format!(
-        "{endpoint}: the stream between agent and appliance is not encrypted yet, and nobody is asked who he is, so it must not \
-         leave this machine: use an address of this machine (127.0.0.1, and a tunnel behind it), or allow it with \
+        "{endpoint}: this {role} has no certificate, so the stream is not encrypted and nobody is asked who he is, so it must not \
+         leave this machine: let it join mgmt (afterimage {role} join), use an address of this machine, or allow it with \
          --insecure, or insecure = true in the file"
     )))
+}
+
+/// A host that has a certificate has no way back to plain text.
+fn no_plain_text(role: &str) -> Problem {
+    Problem::usage(format!(
+        "this {role} has joined mgmt, so its stream is encrypted; insecure cannot be said as well. Leave it out, or use a data \
+         folder that has not joined"
+    ))
+}
+
+fn load_trust(data: &Path, role: Role) -> Result<Option<Trusted>, TrustError> {
+    let trust = Trust::load(data)?;
+    if let Some(trust) = &trust {
+        folder::expect_role(&trust.credentials(), role)?;
+    }
+    Ok(trust.map(Trusted))
+}
+
+/// How the agent reaches its appliance. Credentials that cannot be used keep nobody from his disks, and never mean plain text.
+fn reach(endpoint: Endpoint, insecure: bool, data: &Path) -> Result<Reach, Problem> {
+    let trust = match (load_trust(data, Role::Agent), &endpoint) {
+        (Ok(None), _) => {
+            plain_text_allowed(&endpoint, insecure, "agent")?;
+            return Ok(Reach::At { endpoint, local_only: !insecure });
+        }
+        // A unix socket is this user's own.
+        (Ok(Some(_)), Endpoint::Unix(_)) => return Ok(Reach::At { endpoint, local_only: true }),
+        (Ok(Some(trust)), _) => Ok(trust),
+        (Err(e), _) => Err(e.to_string()),
+    };
+    if insecure {
+        return Err(no_plain_text("agent"));
+    }
+    Ok(Reach::Secure { endpoint, trust })
 }
 
 fn disks(file: &AgentFile, args: &AgentArgs) -> Result<Vec<Disk>, Problem> {
@@ -76,7 +111,7 @@ fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<A
     let endpoint = args.appliance.or(file.appliance.take()).ok_or_else(|| {
         Problem::usage("the agent does not know its appliance: give --appliance ADDRESS, or appliance = in the file")
     })?;
-    plain_text_allowed(&endpoint, insecure)?;
+    let reach = reach(endpoint, insecure, data)?;
     let listen = if args.listen.is_empty() { file.listen } else { args.listen };
     let every = args.point_every.or(file.point_every.map(|s| s.0)).unwrap_or(POINT_EVERY);
     Ok(AgentSettings {
@@ -86,7 +121,7 @@ fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<A
         point_every: Some(every).filter(|d| !d.is_zero()),
         foreign: args.on_foreign_write.or(file.on_foreign_write).unwrap_or(OnForeignWrite::Compare).into(),
         resize: args.resize,
-        reach: Reach::At { endpoint, local_only: !insecure },
+        reach,
     })
 }
 
@@ -106,8 +141,12 @@ pub fn agent(args: AgentArgs) -> Result<(), Problem> {
 fn appliance_settings(file: ApplianceFile, args: ApplianceArgs, data: &Path) -> Result<ApplianceSettings, Problem> {
     let insecure = args.insecure || file.insecure.unwrap_or(false);
     let listen = if args.listen.is_empty() { file.listen } else { args.listen };
-    for endpoint in &listen {
-        plain_text_allowed(endpoint, insecure)?;
+    let trust = load_trust(data, Role::Appliance).map_err(|e| Problem::failed(e.to_string()))?;
+    if trust.is_some() && insecure {
+        return Err(no_plain_text("appliance"));
+    }
+    for endpoint in listen.iter().filter(|_| trust.is_none()) {
+        plain_text_allowed(endpoint, insecure, "appliance")?;
     }
     if file.key_file.is_some() && file.passphrase_file.is_some() {
         return Err(Problem::usage("key_file and passphrase_file are both given: the vault has one key"));
@@ -125,6 +164,7 @@ fn appliance_settings(file: ApplianceFile, args: ApplianceArgs, data: &Path) -> 
     Ok(ApplianceSettings {
         listen,
         passed: passed.filter_map(|l| if let Listen::Fd(fd) = l { Some(fd) } else { None }).collect(),
+        trust,
         per_address: file.connections_per_address,
         threads,
         memory: [file.dedupe_memory, file.frame_memory, file.layer_memory, file.ahead_memory].map(|m| m.map(bytes)),

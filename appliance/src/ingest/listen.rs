@@ -4,10 +4,12 @@
 //! from one address, so that no peer can take the places of the others.
 
 use super::Shared;
-use super::session::{Connection, TICK, Volumes, WRITE_LIMIT, serve};
+use super::secure::greet;
+use super::session::{Connection, Machine, TICK, Volumes, WRITE_LIMIT, serve};
 use afterimage_base::net::{Endpoint, Half, Stream, StreamListener};
 use afterimage_base::world::sync::Condvar;
 use afterimage_base::world::thread::{self, JoinHandle};
+use afterimage_trust::Trust;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -43,6 +45,7 @@ pub struct Doors {
     open: Mutex<Open>,
     left: Condvar,
     per_address: usize,
+    trust: Option<Arc<Trust>>,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +57,7 @@ struct Open {
 struct Guest {
     interrupt: Arc<dyn Fn() + Send + Sync>,
     from: Option<IpAddr>,
+    machine: Option<Machine>,
 }
 
 impl std::fmt::Debug for Guest {
@@ -75,8 +79,8 @@ fn origin(ip: IpAddr) -> IpAddr {
 impl Doors {
     /// Takes at most `per_address` connections from one IP address. Unix sockets have none: only the owner reaches them.
     #[must_use]
-    pub fn new(per_address: usize) -> Arc<Doors> {
-        Arc::new(Doors { open: Mutex::default(), left: Condvar::default(), per_address })
+    pub fn new(per_address: usize, trust: Option<Arc<Trust>>) -> Arc<Doors> {
+        Arc::new(Doors { open: Mutex::default(), left: Condvar::default(), per_address, trust })
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -97,13 +101,36 @@ impl Doors {
         }
         open.next += 1;
         let number = open.next;
-        open.guests.insert(number, Guest { interrupt: Arc::clone(&connection.interrupt), from });
+        open.guests.insert(number, Guest { interrupt: Arc::clone(&connection.interrupt), from, machine: None });
         Ok(number)
     }
 
     fn leave(&self, number: u64) {
         self.lock().guests.remove(&number);
         self.left.notify_all();
+    }
+
+    /// The peer has said who it is. False if it may not stay: its certificate was revoked meanwhile.
+    fn identify(&self, number: u64, machine: Option<&Machine>) -> bool {
+        if let Some(guest) = self.lock().guests.get_mut(&number) {
+            guest.machine = machine.cloned();
+        }
+        // Looked at behind the entry: a list that comes after this look finds it there.
+        !machine.is_some_and(|m| self.is_revoked(m))
+    }
+
+    fn is_revoked(&self, machine: &Machine) -> bool {
+        self.trust.as_ref().is_some_and(|t| t.is_revoked(&machine.serial))
+    }
+
+    /// Cuts off those whose certificates are revoked.
+    pub(crate) fn dismiss_revoked(&self) {
+        for guest in self.lock().guests.values() {
+            if let Some(machine) = guest.machine.as_ref().filter(|m| self.is_revoked(m)) {
+                tracing::warn!("machine '{}' is cut off: its certificate was revoked", machine.name);
+                (guest.interrupt)();
+            }
+        }
     }
 
     /// Cuts off whoever is in, and waits until all have left. To be called when nobody comes in any more.
@@ -172,7 +199,13 @@ impl Door {
         };
         let (shared, volumes, doors) = (Arc::clone(&self.shared), Arc::clone(&self.volumes), Arc::clone(&self.doors));
         let session = move || {
-            serve(&shared, &*volumes, connection);
+            match connection.greeted() {
+                Ok(connection) if doors.identify(number, connection.machine.as_ref()) => {
+                    serve(&shared, &*volumes, connection);
+                }
+                Ok(connection) => tracing::warn!("{}: refused: its certificate was revoked", connection.peer),
+                Err(why) => tracing::warn!("{why}"),
+            }
             // Who waits for the last to leave may open the vault again at once.
             drop((shared, volumes));
             doors.leave(number);
@@ -206,28 +239,33 @@ pub struct SocketAcceptor {
     made: Option<PathBuf>,
     wake: UnixStream,
     woken: UnixStream,
+    trust: Option<Arc<Trust>>,
 }
 
 impl SocketAcceptor {
-    /// Listens at all addresses that `endpoint` stands for.
+    /// Listens at all addresses that `endpoint` stands for. With `trust`, TCP begins with TLS; unix sockets are the owner's alone.
     ///
     /// # Errors
     /// If somebody listens there, the name is unknown, or the system refuses.
-    pub fn bind(endpoint: &Endpoint) -> io::Result<Vec<SocketAcceptor>> {
+    pub fn bind(endpoint: &Endpoint, trust: Option<&Arc<Trust>>) -> io::Result<Vec<SocketAcceptor>> {
         if let Endpoint::Unix(path) = endpoint {
-            return Ok(vec![Self::new(bind_unix(path)?, Some(path.clone()))?]);
+            return Ok(vec![Self::new(bind_unix(path)?, Some(path.clone()), None)?]);
         }
-        endpoint.resolve()?.into_iter().map(|address| Self::new(StreamListener::tcp(address)?, None)).collect()
+        endpoint
+            .resolve()?
+            .into_iter()
+            .map(|address| Self::new(StreamListener::tcp(address)?, None, trust.cloned()))
+            .collect()
     }
 
     /// Accepts at a socket that listens already. `made` is its file, to be removed at the end.
     ///
     /// # Errors
     /// If the system refuses.
-    pub fn new(socket: StreamListener, made: Option<PathBuf>) -> io::Result<SocketAcceptor> {
+    pub fn new(socket: StreamListener, made: Option<PathBuf>, trust: Option<Arc<Trust>>) -> io::Result<SocketAcceptor> {
         socket.set_nonblocking(true)?;
         let (wake, woken) = UnixStream::pair()?;
-        Ok(SocketAcceptor { socket, made, wake, woken })
+        Ok(SocketAcceptor { socket, made, wake, woken, trust })
     }
 
     /// Where it listens, with the port that the system chose.
@@ -248,7 +286,7 @@ impl Acceptor for SocketAcceptor {
         if fds[1].revents().is_some_and(|r| !r.is_empty()) {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
-        match self.socket.accept().and_then(connection) {
+        match self.socket.accept().and_then(|stream| connection(stream, self.trust.as_ref())) {
             Ok(connection) => Ok(Some(connection)),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
             Err(e) => {
@@ -269,12 +307,12 @@ impl Acceptor for SocketAcceptor {
 }
 
 /// The receiving side, which ends when it is told to: TCP goes on delivering after a shutdown of one direction.
-struct Incoming {
-    stream: Half,
-    interrupted: Arc<AtomicBool>,
+pub(super) struct Incoming<R> {
+    pub(super) stream: R,
+    pub(super) interrupted: Arc<AtomicBool>,
 }
 
-impl Read for Incoming {
+impl<R: Read> Read for Incoming<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.interrupted.load(Ordering::Acquire) {
             return Ok(0);
@@ -283,11 +321,11 @@ impl Read for Incoming {
     }
 }
 
-/// A stream as a connection.
+/// A stream as a connection. With `trust`, a TCP connection has to begin with TLS and say who it is.
 ///
 /// # Errors
 /// If the system refuses the time limits.
-pub fn connection(stream: Stream) -> io::Result<Connection> {
+pub fn connection(stream: Stream, trust: Option<&Arc<Trust>>) -> io::Result<Connection> {
     let stream = Arc::new(stream);
     let address = stream.peer();
     stream.set_read_timeout(Some(TICK))?;
@@ -304,7 +342,12 @@ pub fn connection(stream: Stream) -> io::Result<Connection> {
         flag.store(true, Ordering::Release);
         drop(stopper.shutdown(Shutdown::Read));
     };
+    let greet = trust
+        .filter(|_| matches!(*stream, Stream::Tcp(_)))
+        .map(|trust| greet(Arc::clone(&stream), Arc::clone(&interrupted), Arc::clone(trust)));
     Ok(Connection {
+        machine: None,
+        greet,
         peer: address.map_or_else(|| "unix socket".to_owned(), |a| a.to_string()),
         address: address.map(|a| a.ip()),
         reader: Box::new(Incoming { stream: Half(Arc::clone(&stream)), interrupted }),

@@ -14,6 +14,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`listen`] | accepting connections |
+//! | [`secure`] | TLS, and who a peer is |
 //! | [`session`] | handshake, receiving, keep-alive |
 //! | [`batch`] | records cut into blocks |
 //! | [`plan`] | the dedupe stage |
@@ -29,6 +30,7 @@ pub mod listen;
 pub mod plan;
 pub mod pressure;
 pub mod replay;
+pub mod secure;
 pub mod session;
 pub mod volume;
 pub mod write;

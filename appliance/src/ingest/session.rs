@@ -4,6 +4,7 @@ use super::batch::{Batch, Before, Cursor, HashTask, Newest};
 use super::compare::{Asked, Comparer, QUEUE};
 use super::plan::{Plan, Planner};
 use super::pressure::{PRESSED_FROM, PRESSED_UNTIL, Pressed};
+use super::secure::Greet;
 use super::volume::{SessionTurn, Volume};
 use super::write::{BatchWriter, Planned};
 use super::{Flight, SessionError, Shared};
@@ -27,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a peer may take for its whole Hello, however steadily it sends.
-const HELLO_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
+pub(super) const HELLO_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
 /// After this long without a message the peer is asked for a sign of life.
 const PING_AFTER: Duration = Duration::from_secs(10);
 /// A peer that is silent for this long, or stalls in a message, is gone.
@@ -57,6 +58,34 @@ pub struct Connection {
     pub readable: Box<dyn Fn(Duration) -> bool + Send>,
     /// Ends the receiving side, also while it is being read.
     pub interrupt: Arc<dyn Fn() + Send + Sync>,
+    /// Whose disks it may bring: the machine that its certificate names. Without one, any.
+    pub machine: Option<Machine>,
+    /// What has to come before anything else.
+    pub greet: Option<Greet>,
+}
+
+impl Connection {
+    /// Asks who the peer is, where that has to be asked.
+    ///
+    /// # Errors
+    /// Who it is, as far as it said, and why it is refused.
+    pub(super) fn greeted(mut self) -> Result<Connection, String> {
+        match self.greet.take() {
+            Some(greet) => greet(self),
+            None => Ok(self),
+        }
+    }
+}
+
+/// Who a connection is from, where that was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Its id.
+    pub id: [u8; 16],
+    /// Its name, for people.
+    pub name: String,
+    /// Serial number of the certificate that said so.
+    pub serial: Vec<u8>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -71,7 +100,7 @@ pub trait Volumes: Send + Sync {
     ///
     /// # Errors
     /// [`SessionError::Volume`] and others, with the reason for the peer.
-    fn of_hello(&self, hello: &Hello) -> Result<Arc<Volume>, SessionError>;
+    fn of_hello(&self, hello: &Hello, machine: Option<&Machine>) -> Result<Arc<Volume>, SessionError>;
 }
 
 /// Held while the peer is slow to read.
@@ -87,10 +116,10 @@ fn send(out: &Out, kind: MessageType, body: &[u8]) -> Result<(), SessionError> {
 
 /// Serves one connection until it ends.
 pub fn serve(shared: &Shared, volumes: &dyn Volumes, connection: Connection) {
-    let Connection { peer, address: _, reader, writer, readable, interrupt } = connection;
+    let Connection { peer, address: _, reader, writer, readable, interrupt, machine, greet: _ } = connection;
     let out: Out = LongMutex::new(writer);
     let mut input = Input { reader, readable, out: &out, heard: world::now(), asked: false, until: None };
-    let end = match handshake(shared, &mut input, volumes) {
+    let end = match handshake(shared, &mut input, volumes, machine.as_ref()) {
         Ok((hello, volume)) => {
             shared.sessions.fetch_add(1, Ordering::Relaxed);
             let end = run(shared, &volume, &hello, input, &interrupt);
@@ -113,6 +142,7 @@ fn handshake(
     shared: &Shared,
     input: &mut Input<'_>,
     volumes: &dyn Volumes,
+    machine: Option<&Machine>,
 ) -> Result<(Hello, Arc<Volume>), SessionError> {
     let malformed = |e: afterimage_format::codec::DecodeError| SessionError::Malformed(e.to_string());
     input.until = Some(world::now() + HELLO_LIMIT);
@@ -141,7 +171,7 @@ fn handshake(
     if let Some(obstacle) = shared.obstacle() {
         return Err(obstacle);
     }
-    let volume = volumes.of_hello(&hello)?;
+    let volume = volumes.of_hello(&hello, machine)?;
     if let Some(why) = volume.failure() {
         return Err(SessionError::Failed(why));
     }

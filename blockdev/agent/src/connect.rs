@@ -1,6 +1,8 @@
 //! How the agent reaches the appliance: a stream in two halves, for a thread each.
 
 use afterimage_base::net::{Endpoint, Half, Listening, Stream};
+use afterimage_trust::stream::{Tls, deadline, who};
+use afterimage_trust::{ALPN_DATA, Trust};
 use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -85,6 +87,45 @@ impl Connector for SocketConnector {
 #[must_use]
 pub fn connector(endpoint: Endpoint, local_only: bool) -> Arc<dyn Connector> {
     Arc::new(SocketConnector { endpoint, local_only })
+}
+
+/// How long TLS may take to begin.
+const HANDSHAKE: Duration = Duration::from_secs(15);
+
+struct SecureConnector {
+    endpoint: Endpoint,
+    /// Who this agent is, or why that is not known.
+    trust: Result<Arc<Trust>, String>,
+}
+
+impl Connector for SecureConnector {
+    fn connect(&self) -> io::Result<Connection> {
+        let trust = self.trust.as_ref().map_err(|e| io::Error::other(e.clone()))?;
+        let stream = self.endpoint.connect(false)?;
+        stream.set_read_timeout(Some(READ_TICK))?;
+        stream.set_write_timeout(Some(SEND_TIMEOUT))?;
+        let (config, guard) = trust.client(trust.data_peer(), ALPN_DATA).map_err(io::Error::other)?;
+        let result = Tls::client(Arc::new(stream), config, &guard, deadline(HANDSHAKE));
+        let name = || who(&self.endpoint.to_string(), &guard.verdict());
+        let tls = result.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", name())))?;
+        if tls.protocol().as_deref() != Some(ALPN_DATA) {
+            return Err(io::Error::other(format!("{}: it is no appliance", name())));
+        }
+        let (reader, writer) = tls.split();
+        let closing = writer.clone();
+        Ok(Connection { reader: Box::new(reader), writer: Box::new(writer), closer: Arc::new(move || closing.close()) })
+    }
+
+    fn describe(&self) -> String {
+        self.endpoint.to_string()
+    }
+}
+
+/// Connects to the appliance at `endpoint` with TLS, and to none but that of this agent's vault. There is no way back to plain
+/// text: without credentials, and with those that cannot be used, no connection is made.
+#[must_use]
+pub fn secure_connector(endpoint: Endpoint, trust: Result<Arc<Trust>, String>) -> Arc<dyn Connector> {
+    Arc::new(SecureConnector { endpoint, trust })
 }
 
 /// Connects to the appliance's socket at `path`.

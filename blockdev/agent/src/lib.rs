@@ -62,7 +62,7 @@ pub use api::{
     AgentConfig, AgentError, ForeignWrite, IntentConfig, PointError, RecoveryReport, SyncStatus, VolumeConfig,
     VolumeState, VolumeStatus,
 };
-pub use connect::{Connection, Connector, connector, unix_connector};
+pub use connect::{Connection, Connector, connector, secure_connector, unix_connector};
 pub use device::PlainDisk;
 pub use disk::{CacheMode, DiskError};
 pub use resize::{ResizeError, Resized};

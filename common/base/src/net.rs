@@ -52,16 +52,11 @@ impl FromStr for Endpoint {
     type Err = BadEndpoint;
 
     fn from_str(text: &str) -> Result<Self, BadEndpoint> {
-        let bad = || BadEndpoint(text.to_owned());
-        match text.split_once(':') {
-            Some(("unix", path)) if !path.is_empty() => Ok(Endpoint::Unix(path.into())),
-            Some(("tcp", rest)) => tcp(rest).ok_or_else(bad),
-            _ => Err(bad()),
-        }
+        Endpoint::parse(text, DEFAULT_PORT)
     }
 }
 
-fn tcp(text: &str) -> Option<Endpoint> {
+fn tcp(text: &str, default: u16) -> Option<Endpoint> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']')?;
@@ -72,7 +67,7 @@ fn tcp(text: &str) -> Option<Endpoint> {
     };
     let named = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ":.-_".contains(c));
     let port = match port {
-        None => DEFAULT_PORT,
+        None => default,
         Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().ok()?,
         Some(_) => return None,
     };
@@ -96,6 +91,19 @@ impl From<SocketAddr> for Endpoint {
 }
 
 impl Endpoint {
+    /// Reads an address; `port` is that of one that names none.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn parse(text: &str, port: u16) -> Result<Endpoint, BadEndpoint> {
+        let bad = || BadEndpoint(text.to_owned());
+        match text.split_once(':') {
+            Some(("unix", path)) if !path.is_empty() => Ok(Endpoint::Unix(path.into())),
+            Some(("tcp", rest)) => tcp(rest, port).ok_or_else(bad),
+            _ => Err(bad()),
+        }
+    }
+
     /// Whether what is sent there stays on this machine, as far as the text tells.
     #[must_use]
     pub fn is_local(&self) -> bool {

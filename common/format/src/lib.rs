@@ -16,11 +16,13 @@
 //! | [`commit`] | the content of a commit frame: records and where their blocks are |
 //! | [`manifest`] | what exists in a vault |
 //! | [`compare`] | comparing blocks by hash, over the wire |
+//! | [`coord`] | messages between mgmt and the roles: joining, certificates, revocations |
 //! | [`codec`] | the bounds-checked reader and writer that all formats are built with |
 
 pub mod codec;
 pub mod commit;
 pub mod compare;
+pub mod coord;
 pub mod dirtymap;
 pub mod intent;
 pub mod layer;

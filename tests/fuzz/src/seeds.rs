@@ -25,6 +25,8 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "nbd_session" => programs(),
         "nbd_client" => nbd_client(),
         "control" => control(),
+        "coord" => coord(),
+        "certificate" => certificate(),
         "volume_json" => vec![VOLUME_JSON.as_bytes().to_vec()],
         _ => programs(),
     }
@@ -124,6 +126,29 @@ fn joined(parts: &[&[u8]]) -> Vec<u8> {
 #[must_use]
 pub fn a_record(kind: Kind, seq: u64, len: u64) -> Record {
     Record { kind, flags: 0, seq, offset: 4096, len, time: 1_700_000_000, payload_hash: 0, place: 0 }
+}
+
+fn coord() -> Vec<Vec<u8>> {
+    use afterimage_format::coord::{Hello, Join, Joined, Kind, Refuse, Revocations, Welcome, message};
+    vec![
+        message(Kind::Hello, &Hello { oldest: 1, newest: 1, revocations: 3, program: "0.1.0".into() }.encode()),
+        message(Kind::Welcome, &Welcome { version: 1, keep_alive_ms: 5000, time: 7 }.encode()),
+        message(Kind::Revocations, &Revocations { number: 9, serials: vec![vec![1; 16], vec![2; 20]] }.encode()),
+        message(Kind::Join, &Join { secret: [3; 32], role: 1, request: vec![48; 200], host: "web".into() }.encode()),
+        message(Kind::Joined, &Joined { certificate: vec![48; 300], name: "web".into() }.encode()),
+        message(Kind::Refuse, &Refuse { text: "no".into() }.encode()),
+        message(Kind::Ping, &[0; 8]),
+    ]
+}
+
+/// Certificates of a CA that is gone, and what else says who somebody is.
+fn certificate() -> Vec<Vec<u8>> {
+    vec![
+        include_bytes!("certificates/agent.der").to_vec(),
+        include_bytes!("certificates/authority.der").to_vec(),
+        b"afterimage://agent/29bfc1bf-5cc2-4cc4-abb2-ee87fca86b4d?vault=ce9a316a-42fb-4941-bcfe-bdd8b726e56a".to_vec(),
+        [b"aij1.", &[b'7'; 64][..], b".", &[b'f'; 64][..]].concat(),
+    ]
 }
 
 fn wire() -> Vec<Vec<u8>> {

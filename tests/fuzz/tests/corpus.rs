@@ -47,6 +47,8 @@ corpora!(
     agent_session,
     volume_json,
     control,
+    coord,
+    certificate,
 );
 
 /// What the harness is for: it sees a panic in any thread and memory without bound, and names the input.

@@ -47,7 +47,7 @@ pub(super) fn wire(bytes: &[u8]) {
     }
 }
 
-fn same<T: PartialEq + std::fmt::Debug, E: PartialEq + std::fmt::Debug>(
+pub(super) fn same<T: PartialEq + std::fmt::Debug, E: PartialEq + std::fmt::Debug>(
     found: Result<T, E>,
     again: impl Fn(&T) -> Result<T, E>,
 ) {

@@ -16,6 +16,8 @@
 //! | `agent_session` | the agent's end of the wire | sessions of any appliance; the guest is served all the same |
 //! | `volume_json` | `volume.json` | text |
 //! | `control` | control socket | lines |
+//! | `coord` | messages of the coordination port | bytes as they are; what is understood comes back the same |
+//! | `certificate` | certificates before they are believed, identities, tokens | bytes as they are |
 //!
 //! Messages that machines exchange about consistency barriers get their target when there are such messages.
 
@@ -33,6 +35,7 @@ mod nbd_session;
 mod ring;
 mod segment;
 mod texts;
+mod trust;
 mod vault;
 mod volume_json;
 mod wires;
@@ -68,4 +71,6 @@ pub const ALL: &[Target] = &[
     target("agent_session", agent_session::run, 64 * MIB, 512),
     target("volume_json", volume_json::run, 4 * MIB, 2 * KIB),
     target("control", control::run, 8 * MIB, 4 * KIB),
+    target("coord", trust::coord, 4 * MIB, 4 * KIB),
+    target("certificate", trust::certificate, 4 * MIB, 2 * KIB),
 ];

@@ -133,6 +133,8 @@ impl Acceptor for Door {
             writer: Box::new(Closing(net.reader(&link, BACK, WRITE_LIMIT))),
             readable: Box::new(move |limit| poller.ready(limit)),
             interrupt: Arc::new(interrupt),
+            machine: None,
+            greet: None,
         }))
     }
 

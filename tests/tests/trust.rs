@@ -1,0 +1,258 @@
+//! mgmt, an appliance and an agent with certificates: who joins, who is let in, and what everybody else hears: a refusal.
+
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
+use afterimage_tests::binary::path_of;
+use afterimage_tests::data;
+use afterimage_tests::lab::DISK;
+use afterimage_tests::pair::{Pair, Role};
+use afterimage_tests::process::Process;
+use afterimage_tests::tool::{Finished, Tool, tool};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const MIB: u64 = 1 << 20;
+
+struct Mgmt {
+    process: Option<Process>,
+    data: PathBuf,
+    log: PathBuf,
+    port: u16,
+}
+
+fn afterimage(data: &Path) -> Tool {
+    tool(path_of("afterimage")).env("AFTERIMAGE_DATA", data).env("NO_COLOR", "1")
+}
+
+impl Mgmt {
+    fn start(dir: &Path) -> Mgmt {
+        let mut mgmt =
+            Mgmt { process: None, data: dir.join("mgmt"), log: dir.join("mgmt.log"), port: data::free_port() };
+        mgmt.run(&[]);
+        mgmt
+    }
+
+    fn run(&mut self, options: &[&str]) {
+        let listen = format!("127.0.0.1:{}", self.port);
+        let command = afterimage(&self.data).args(["mgmt", "--listen", &listen]).args(options);
+        let mut process = Process::start(command.into_command(), &self.log);
+        process.wait_until("mgmt", || afterimage(&self.data).args(["mgmt", "ls"]).run_any().status.success());
+        self.process = Some(process);
+    }
+
+    fn kill(&mut self) {
+        self.process.take().unwrap().kill();
+    }
+
+    fn cli(&self, words: &[&str]) -> Tool {
+        afterimage(&self.data).arg("mgmt").args(words)
+    }
+
+    fn token(&self, role: &str, name: &str, more: &[&str]) -> String {
+        let words = ["token", "create", "--role", role, "--name", name];
+        self.cli(&words).args(more).run().stdout.trim().to_owned()
+    }
+
+    fn join(&self, data: &Path, role: &str, token: &str) -> Finished {
+        let address = format!("127.0.0.1:{}", self.port);
+        afterimage(data).env("AFTERIMAGE_TOKEN", token).args([role, "join", &address]).run_any()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// Writes the parts of a credentials file as `openssl` takes them.
+fn pem_files(data: &Path) -> [String; 2] {
+    let text = std::fs::read_to_string(data.join("trust/credentials")).unwrap();
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    ["certificate", "key"].map(|part| {
+        let path = data.join(format!("{part}.pem"));
+        std::fs::write(&path, all[part].as_str().unwrap()).unwrap();
+        path.display().to_string()
+    })
+}
+
+/// What a client of OpenSSL hears, and whether TLS was accepted by both sides.
+fn openssl(port: u16, more: &[&str], identity: Option<&[String; 2]>) -> String {
+    let mut command = tool("timeout").args(["20", "openssl", "s_client", "-connect", &format!("127.0.0.1:{port}")]);
+    command = command.args(["-alpn", "afterimage-data/1", "-ign_eof"]).args(more);
+    if let Some([certificate, key]) = identity {
+        command = command.args(["-cert", certificate, "-key", key]);
+    }
+    let done = command.run_any();
+    format!("{}{}", done.stdout, done.stderr)
+}
+
+/// Waits until the log says it.
+fn hear(read: impl Fn() -> String, words: &[&str]) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !read().lines().any(|line| words.iter().all(|w| line.contains(w))) {
+        assert!(Instant::now() < until, "nothing in the log of {words:?}:\n{}", read());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Sends bytes and returns the answer, all of it.
+fn say(port: u16, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    // It may be cut off at once.
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
+fn write(pair: &Pair, pattern: u8) {
+    tool("qemu-io").args(["-f", "raw", "-c", &format!("write -P {pattern} 0 1M"), "-c", "flush", &pair.uri()]).run();
+}
+
+/// A pair that has joined, and its mgmt.
+fn joined() -> (Pair, Mgmt) {
+    let mut pair = Pair::plan(8 * MIB, "64MiB");
+    let mgmt = Mgmt::start(&pair.path("."));
+    for (role, name) in [(Role::Appliance, "vault"), (Role::Agent, "web")] {
+        let word = if role == Role::Agent { "agent" } else { "appliance" };
+        let done = mgmt.join(&pair.data(role), word, &mgmt.token(word, name, &[]));
+        assert!(done.status.success(), "{}", done.describe());
+        pair.start(role);
+    }
+    pair.wait_live();
+    (pair, mgmt)
+}
+
+#[test]
+fn who_has_joined_is_protected_and_nobody_else_gets_in() {
+    let (mut pair, mut mgmt) = joined();
+    write(&pair, 7);
+    pair.wait_durable();
+    pair.assert_history_is_the_disk();
+    let appliance_log = |p: &Pair| p.log(Role::Appliance);
+
+    // Plain text, garbage, silence of a kind: an alert of TLS at most, never a word of the protocol.
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0u8; 100], b"AIWIRE\0\0\x01\0\0\0"] {
+        for port in [pair.wire, mgmt.port] {
+            let answer = say(port, bytes);
+            assert!(answer.is_empty() || (answer[0] == 0x15 && answer.len() <= 7), "port {port}: {answer:?}");
+        }
+    }
+    hear(|| appliance_log(&pair), &["refused", "does not speak TLS"]);
+    hear(|| mgmt.log(), &["does not speak TLS"]);
+    // No TLS before 1.3, nobody without a certificate.
+    let heard = openssl(pair.wire, &["-tls1_2"], None);
+    assert!(heard.contains("alert protocol version"), "{heard}");
+    let heard = openssl(pair.wire, &[], None);
+    assert!(heard.contains("alert certificate required"), "{heard}");
+    hear(|| appliance_log(&pair), &["refused", "1.3 is asked for"]);
+    hear(|| appliance_log(&pair), &["refused", "shows no certificate"]);
+
+    // A member of another mgmt.
+    let other = Pair::plan(MIB, "64MiB");
+    let strange = Mgmt::start(&other.path("."));
+    for (role, word) in [(Role::Appliance, "appliance"), (Role::Agent, "agent")] {
+        let done = strange.join(&other.data(role), word, &strange.token(word, "stranger", &[]));
+        assert!(done.status.success(), "{}", done.describe());
+    }
+    let heard = openssl(pair.wire, &[], Some(&pem_files(&other.data(Role::Agent))));
+    assert!(heard.contains("alert unknown ca"), "{heard}");
+    hear(|| appliance_log(&pair), &["refused", "'stranger'", "another CA"]);
+    // Its token says whose it is: this mgmt does not hear the secret.
+    let token = strange.token("agent", "x", &[]);
+    let done = mgmt.join(&other.path("nobody"), "agent", &token);
+    assert!(done.stderr.contains("does not have the CA that the token names"), "{}", done.describe());
+
+    // A member of another vault of the same mgmt, and an appliance in the place of an agent.
+    let second = pair.path("second-vault");
+    assert!(mgmt.join(&second, "appliance", &mgmt.token("appliance", "second", &[])).status.success());
+    let neighbour = pair.path("neighbour");
+    let token = mgmt.token("agent", "neighbour", &["--appliance", "second"]);
+    assert!(mgmt.join(&neighbour, "agent", &token).status.success());
+    let again = mgmt.join(&pair.path("replayed"), "agent", &token);
+    assert!(again.status.code() == Some(1) && again.stderr.contains("used already"), "{}", again.describe());
+    hear(|| mgmt.log(), &["may not join", "used already"]);
+    for (data, why) in [(&neighbour, "another vault"), (&second, "it is for appliance")] {
+        let heard = openssl(pair.wire, &[], Some(&pem_files(data)));
+        assert!(heard.contains("alert access denied") || heard.contains("alert bad certificate"), "{heard}");
+        hear(|| appliance_log(&pair), &["refused", why]);
+    }
+
+    // mgmt forgets nothing in a kill; and while it is away nothing stops.
+    mgmt.kill();
+    write(&pair, 8);
+    pair.wait_durable();
+    mgmt.run(&["--certificate-life", "10s"]);
+    let listed = mgmt.cli(&["ls"]).run().stdout;
+    assert!(["vault", "web", "neighbour"].iter().all(|name| listed.contains(name)), "{listed}");
+    let audit = mgmt.cli(&["audit"]).run().stdout;
+    assert!(audit.contains("join") && audit.contains("agent web") && audit.contains("uid"), "{audit}");
+
+    // An expired certificate.
+    let late = pair.path("late");
+    assert!(mgmt.join(&late, "agent", &mgmt.token("agent", "late", &["--appliance", "vault"])).status.success());
+    let files = pem_files(&late);
+    std::thread::sleep(Duration::from_secs(12));
+    let heard = openssl(pair.wire, &[], Some(&files));
+    assert!(heard.contains("alert certificate expired"), "{heard}");
+    hear(|| appliance_log(&pair), &["refused", "'late'", "expired"]);
+
+    // No way back to plain text.
+    assert!(pair.stop(Role::Agent).success(), "{}", pair.logs());
+    let config = pair.path("agent.toml");
+    let refused = pair.cli(Role::Agent, "agent --insecure --config").arg(&config).run_failing(2);
+    assert!(refused.stderr.contains("has joined mgmt"), "{}", refused.describe());
+}
+
+#[test]
+fn a_revoked_machine_is_cut_off_at_once_and_its_guest_goes_on() {
+    let (mut pair, mgmt) = joined();
+    hear(|| mgmt.log(), &["agent", "'web'", "session begins"]);
+    hear(|| mgmt.log(), &["appliance", "'vault'", "session begins"]);
+    let said = mgmt.cli(&["revoke", "web"]).run().stdout;
+    assert!(said.contains("1 certificates revoked") && said.contains("appliance vault refuses it now"), "{said}");
+    hear(|| pair.log(Role::Appliance), &["'web'", "cut off"]);
+    pair.wait_volume(Role::Agent, "disconnected", |v| v["connected"] == false);
+    write(&pair, 9);
+    // A restart changes nothing: the appliance has kept the list.
+    assert!(pair.stop(Role::Appliance).success(), "{}", pair.logs());
+    pair.start(Role::Appliance);
+    hear(|| pair.log(Role::Appliance), &["refused", "'web'", "was revoked"]);
+    // The machine comes back in its own place, with its own volumes.
+    assert!(pair.stop(Role::Agent).code().is_some());
+    let token = mgmt.token("agent", "web", &["--replace"]);
+    let address = format!("127.0.0.1:{}", mgmt.port);
+    let file = pair.path("token");
+    std::fs::write(&file, token).unwrap();
+    afterimage(&pair.data(Role::Agent)).args(["agent", "join", &address, "--again", "--token-file"]).arg(&file).run();
+    pair.start(Role::Agent);
+    pair.wait_live();
+    pair.wait_durable();
+    pair.assert_history_is_the_disk();
+    assert!(pair.log(Role::Appliance).contains(&format!("volume {DISK}: belongs to machine 'web'")));
+}
+
+#[test]
+fn certificates_are_renewed_while_all_goes_on() {
+    let mut pair = Pair::plan(8 * MIB, "64MiB");
+    let mut mgmt = Mgmt::start(&pair.path("."));
+    mgmt.kill();
+    mgmt.run(&["--certificate-life", "20s"]);
+    for (role, word) in [(Role::Appliance, "appliance"), (Role::Agent, "agent")] {
+        assert!(mgmt.join(&pair.data(role), word, &mgmt.token(word, word, &[])).status.success());
+        pair.start(role);
+    }
+    pair.wait_live();
+    for role in [Role::Agent, Role::Appliance] {
+        hear(|| pair.log(role), &["certificate was renewed"]);
+    }
+    // Past the end of the first ones, with a new connection.
+    std::thread::sleep(Duration::from_secs(20));
+    pair.kill(Role::Appliance);
+    pair.start(Role::Appliance);
+    write(&pair, 5);
+    pair.wait_durable();
+    pair.assert_history_is_the_disk();
+}

@@ -1,0 +1,158 @@
+//! `afterimage mgmt`: the role, and the commands that ask it.
+
+use crate::cli::{MgmtArgs, MgmtCommand, TokenCommand};
+use crate::config::{self, MgmtFile};
+use crate::data::DataDir;
+use crate::problem::Problem;
+use crate::show::{put, put_json, table};
+use crate::{notify, screen, signals};
+use afterimage_base::net::Endpoint;
+use afterimage_format::coord::DEFAULT_PORT;
+use afterimage_mgmt::catalogue::AuditRow;
+use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::office::{Desk, Office, Port};
+use afterimage_mgmt::protocol::{Members, MgmtAsk, RevokeDone, TokenMade};
+use afterimage_mgmt::server::{ControlServer, Site};
+use afterimage_mgmt::units::Time;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An address of mgmt: as one of the appliance, with another port if none is said.
+///
+/// # Errors
+/// If it is none, or a unix socket.
+pub fn parse_mgmt(text: &str) -> Result<Endpoint, String> {
+    let full = if text.starts_with("tcp:") { text.to_owned() } else { format!("tcp:{text}") };
+    match Endpoint::parse(&full, DEFAULT_PORT) {
+        Ok(endpoint @ Endpoint::Tcp(..)) => Ok(endpoint),
+        _ => Err(format!("'{text}' is no address of mgmt: write HOST, HOST:PORT or [IPv6]:PORT")),
+    }
+}
+
+/// Runs mgmt until a signal.
+///
+/// # Errors
+/// If something is in the way of the start.
+pub fn run(args: MgmtArgs) -> Result<(), Problem> {
+    if let Some(command) = args.command {
+        return ask(&args.data.folder()?, command);
+    }
+    let signals = signals::watch()?;
+    screen::log("info");
+    let file: MgmtFile = args.config.as_deref().map_or_else(|| Ok(MgmtFile::default()), config::load)?;
+    let folder = args.data.data.clone().or(file.data).map_or_else(|| args.data.folder(), Ok)?;
+    let data = DataDir::create(&folder)?;
+    let life = args.certificate_life.or(file.certificate_life.map(|s| s.0));
+    if life.is_some_and(|l| l < Duration::from_secs(10)) {
+        return Err(Problem::usage("certificates have to last 10 s at least"));
+    }
+    let mut listen = args.listen;
+    if listen.is_empty() {
+        for text in &file.listen {
+            listen.push(parse_mgmt(text).map_err(Problem::usage)?);
+        }
+    }
+    if listen.is_empty() {
+        listen.push(Endpoint::Tcp("0.0.0.0".to_owned(), DEFAULT_PORT));
+    }
+    let failed = |e: &dyn std::fmt::Display| Problem::failed(e.to_string());
+    let office = Arc::new(Office::open(data.path(), life).map_err(|e| failed(&e))?);
+    let port = Port::open(&office, &listen)?;
+    let addresses: Vec<String> = port.addresses().iter().map(ToString::to_string).collect();
+    let desk = Desk::new(Arc::clone(&office), data.path().to_owned(), addresses.clone());
+    let control = data.path().join("control.sock");
+    let control = ControlServer::start(&control, Arc::new(desk) as Arc<dyn Site>)
+        .map_err(|e| Problem::failed(format!("{}: {e}", control.display())))?;
+    put(&format!(
+        "afterimage {} mgmt, data in {}\nagents and appliances connect to {}\n",
+        env!("CARGO_PKG_VERSION"),
+        data.path().display(),
+        addresses.join(", ")
+    ))?;
+    notify::notify("READY=1");
+    let signal = signals.recv().map_err(|_| Problem::failed("the signal thread has ended"))?;
+    notify::notify("STOPPING=1");
+    tracing::info!("{signal}: stopping");
+    drop((control, port));
+    Ok(())
+}
+
+/// Seconds since 1970 as people see them.
+fn at(seconds: i64) -> String {
+    Time(u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000_000_000)).short()
+}
+
+fn ask(data: &Path, command: MgmtCommand) -> Result<(), Problem> {
+    let mut control = ControlClient::connect(data)?;
+    match command {
+        MgmtCommand::Token(TokenCommand::Create(a)) => {
+            let made: TokenMade = control.mgmt(MgmtAsk::CreateToken {
+                role: a.role.word().to_owned(),
+                name: a.name,
+                id: a.id,
+                appliance: a.appliance,
+                replace: a.replace,
+                ttl_seconds: a.ttl.as_secs(),
+            })?;
+            if a.json {
+                return put_json(&made);
+            }
+            eprintln!("for joining as {}, once, until {}", made.role, made.expires.short());
+            put(&format!("{}\n", made.token))
+        }
+        MgmtCommand::Ls { json } => {
+            let members: Members = control.mgmt(MgmtAsk::Members)?;
+            if json { put_json(&members) } else { put(&list(&members)) }
+        }
+        MgmtCommand::Revoke { what, json } => {
+            let done: RevokeDone = control.mgmt(MgmtAsk::Revoke { what })?;
+            if json { put_json(&done) } else { put(&told(&done)) }
+        }
+        MgmtCommand::Audit { limit, json } => {
+            let rows: Vec<AuditRow> = control.mgmt(MgmtAsk::Audit { most: limit })?;
+            if json {
+                return put_json(&rows);
+            }
+            let lines = rows.into_iter().map(|r| vec![at(r.time), r.who, r.action, r.object, r.detail]).collect();
+            put(&headed(&["TIME", "WHO", "DID", "TO", ""], lines))
+        }
+    }
+}
+
+fn headed(head: &[&str], lines: Vec<Vec<String>>) -> String {
+    let head = head.iter().map(|&word| word.to_owned()).collect();
+    table(&[vec![head], lines].concat())
+}
+
+fn list(members: &Members) -> String {
+    let lines = members.members.iter().map(|m| {
+        let valid = members.certificates.iter().filter(|c| c.member == m.id && c.revoked.is_none());
+        let state = match (m.revoked, members.connected.contains(&m.id)) {
+            (Some(_), _) => "revoked",
+            (None, true) => "connected",
+            (None, false) => "away",
+        };
+        let until = valid.map(|c| c.not_after).max().map_or_else(|| "-".to_owned(), at);
+        vec![m.name.clone(), m.role.clone(), state.to_owned(), until, m.host.clone(), m.id.clone()]
+    });
+    let mut out = headed(&["NAME", "ROLE", "STATE", "CERTIFICATE UNTIL", "HOST", "ID"], lines.collect());
+    for t in &members.tokens {
+        let name = t.name.as_deref().unwrap_or("the host's name");
+        out.push_str(&format!("token {} for {} as {name}, until {}\n", t.id, t.role, at(t.expires)));
+    }
+    out
+}
+
+fn told(done: &RevokeDone) -> String {
+    let mut out = format!("{}: {} certificates revoked\n", done.name, done.certificates);
+    for name in &done.reached {
+        out.push_str(&format!("appliance {name} refuses it now\n"));
+    }
+    for name in &done.waiting {
+        out.push_str(&format!(
+            "appliance {name} is not connected: it still takes it until it has reached mgmt again\n"
+        ));
+    }
+    out
+}

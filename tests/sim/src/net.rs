@@ -299,13 +299,13 @@ impl End {
         s.note(b'>', n as u64);
         drop(s);
         let mut p = lock(self.pipe());
+        // More than was taken now, if a Hello was held back until it was whole.
+        p.bytes += bytes.len();
         if p.silent {
-            p.bytes += n;
             return Ok(n);
         }
         let at = p.under_way.back().map_or(0, |(at, _)| *at).max(now + delay);
         p.under_way.push_back((at, bytes));
-        p.bytes += n;
         drop(p);
         sim.notify(self.key(), true);
         Ok(n)

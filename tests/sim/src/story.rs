@@ -12,7 +12,7 @@ use crate::net::{Cut, Net, Peer, Weather};
 use crate::rng::Rng;
 use crate::sched::{Death, HOSTS, Host, MILLI, SECOND, Sim};
 use afterimage_agent::VolumeState;
-use afterimage_appliance::Appliance;
+use afterimage_appliance::{Appliance, VolumeInfo};
 use setup::Flavour;
 use std::panic::Location;
 use std::sync::atomic::Ordering;
@@ -343,12 +343,15 @@ impl Story {
             && board.appliance.is_some()
     }
 
-    /// Whether the appliance itself holds what the agent believes that it holds: a connection may be half open.
+    /// Whether the appliance itself holds, and can show, what the agent believes that it holds: a connection may be half open,
+    /// and what could not be read at the appliance's start has stopped the volume there.
     fn appliance_has_all(&self) -> bool {
         let want: Vec<(String, u64)> =
             lock(&self.lab.board).status.iter().map(|s| (s.name.clone(), s.seq_acked)).collect();
-        let has =
-            move |a: &Appliance, name: &str, seq| a.volumes().iter().any(|v| v.name == name && v.durable_seq == seq);
+        let good = |v: &VolumeInfo| v.connected && v.failure.is_none();
+        let has = move |a: &Appliance, name: &str, seq| {
+            a.volumes().iter().any(|v| v.name == name && v.durable_seq == seq && good(v))
+        };
         self.lab.ask(move |_, a| want.iter().all(|(name, seq)| has(a, name, *seq))) == Some(true)
     }
 

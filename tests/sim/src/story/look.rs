@@ -42,7 +42,12 @@ impl Story {
                 let newest =
                     appliance.choose(&format!("v{index}"), afterimage_appliance::history::timeline::Wish::Latest);
                 if !newest.as_ref().is_ok_and(|n| *n == last) {
-                    crate::fail(&format!("volume {index}: the newest seq is {last}, and {newest:?} is offered"));
+                    let name = format!("v{index}");
+                    let knows = appliance.volumes().into_iter().find(|v| v.name == name);
+                    let gaps = appliance.gaps(&name);
+                    crate::fail(&format!(
+                        "volume {index}: the newest seq is {last}, and {newest:?} is offered; {knows:?}, {gaps:?}"
+                    ));
                 }
                 examine(lab, appliance, index, &mut rng, 8, false);
             }

@@ -1,10 +1,14 @@
 //! A QEMU guest (with KVM where that works, else emulated, so it runs anywhere), driven by its serial ports. What is in it:
 //! vm-images/README.md.
 //!
-//!     let mut vm = guest::machine("web").afterimage().network().image(&disk).boot();
-//!     vm.run("mke2fs -q /dev/vda && mount /dev/vda /mnt");
-//!     assert_eq!(vm.run("ls /mnt"), "lost+found");
-//!     vm.kill();                                  // a power cut
+//! ```no_run
+//! use afterimage_tests::guest;
+//! let disk = std::path::Path::new("disk.raw");
+//! let mut vm = guest::machine("web").afterimage().network().image(disk).boot();
+//! vm.run("mke2fs -q /dev/vda && mount /dev/vda /mnt");
+//! assert_eq!(vm.run("ls /mnt"), "lost+found");
+//! vm.kill(); // a power cut
+//! ```
 //!
 //! What fails panics with the command, its output and the end of the kernel's messages. Dropping a guest kills it and removes
 //! its files; it dies with the test program, too.

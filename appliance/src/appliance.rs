@@ -162,7 +162,7 @@ impl Appliance {
             if let Some((_, why)) = volume.history.damage() {
                 tracing::error!("volume {}: {why}", volume.name);
             }
-            if volume.forked || volume.history.damage().is_some() {
+            if volume.forked || volume.in_part {
                 started.damaged_volumes.push(volume.name.clone());
             }
             registry.lock().push(volume);

@@ -64,8 +64,8 @@ impl Registry {
         let of_volume = |e| ApplianceError::History(meta.name.clone(), Box::new(e));
         let dir = self.shared.vault.layers_dir();
         let history = VolumeHistory::open(&dir, meta.id, &meta.layers, self.history.clone()).map_err(of_volume)?;
-        let (progress, missing) = replay(&self.shared.vault, meta, &history)?;
-        Ok(Arc::new(Volume::new(meta, history, progress, missing)))
+        let replayed = replay(&self.shared.vault, meta, &history);
+        Ok(Arc::new(Volume::new(meta, history, replayed)))
     }
 }
 

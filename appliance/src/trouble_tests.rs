@@ -7,6 +7,7 @@ use crate::store::IoOp;
 use crate::testing::*;
 use afterimage_base::clock::{Clock, ManualClock};
 use afterimage_base::net::Endpoint;
+use afterimage_format::manifest::SegmentMeta;
 use afterimage_format::record::{FLAG_SIZED, Kind};
 use afterimage_format::wire::{Hello, RefuseCode};
 use std::sync::Arc;
@@ -165,6 +166,50 @@ fn a_damaged_layer_stops_its_volume_only_and_what_is_before_it_can_be_read() {
     }
     let appliance = Appliance::start(config.clone()).unwrap();
     assert!(failure(&appliance, "disk").is_none() && read_at(&appliance, 59) == images[59]);
+    send(&config.listen, &hello(), &writes(60, 70)).unwrap();
+}
+
+/// Records that cannot be read at a start may be there: they are not given up for a gap.
+#[test]
+fn what_cannot_be_read_at_a_start_is_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    // Every start begins a segment.
+    for from in [1, 20, 40] {
+        let appliance = Appliance::start(config.clone()).unwrap();
+        for h in [hello(), other()] {
+            send(&config.listen, &h, &writes(from, [20, 40, 60][from as usize / 20])).unwrap();
+        }
+        drop(appliance);
+    }
+    let images = images(&writes(1, 60));
+    let manifest = crate::vault::read_manifest(&config.dir).unwrap().unwrap();
+    let full = |s: &&SegmentMeta| s.volume == VOLUME;
+    let unread: Vec<_> = manifest.segments.iter().filter(full).map(|s| s.number).collect();
+    assert!(unread.len() > 2, "{:?}", manifest.segments);
+    for number in [unread[0], unread[1], unread[unread.len() - 1]] {
+        let path = config.dir.join("segments").join(crate::store::file_name(number));
+        let aside = dir.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        // A folder can be opened and not be read.
+        std::fs::create_dir(&path).unwrap();
+        let appliance = Appliance::start(config.clone()).unwrap();
+        let why = failure(&appliance, "disk").unwrap();
+        assert!(why.contains("cannot be read"), "{why}");
+        assert_eq!(send(&config.listen, &hello(), &writes(60, 61)), Err(RefuseCode::Failed));
+        assert!(Agent::connect(&config.listen, &other()).is_ok());
+        assert_eq!(appliance.collect(u64::MAX).unwrap().removed_segments, 0);
+        if let Ok(newest) = appliance.choose("disk", Wish::Latest) {
+            assert!(read_at(&appliance, newest) == images[usize::try_from(newest).unwrap()]);
+        }
+        drop(appliance);
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
+    }
+    let appliance = Appliance::start(config.clone()).unwrap();
+    assert!(failure(&appliance, "disk").is_none());
+    assert_eq!(appliance.choose("disk", Wish::Latest).unwrap(), 59);
+    assert!(read_at(&appliance, 59) == images[59]);
     send(&config.listen, &hello(), &writes(60, 70)).unwrap();
 }
 

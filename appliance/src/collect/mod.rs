@@ -205,7 +205,7 @@ impl Collector {
         // Where the references of a volume are not known, no segment can be called unused (I10).
         let mut unknown = false;
         for volume in round.volumes {
-            unknown |= volume.history.damage().is_some();
+            unknown |= volume.in_part;
             if volume.failure().is_some() {
                 continue;
             }

@@ -5,6 +5,7 @@
 //! | up to the layers' seq | the layers hold it | skip |
 //! | the next seq, or a gap record | the history goes on | append |
 //! | a later seq, or fewer than the manifest knew | a frame was damaged or lost | a gap begins at the first missing seq, and the agent is told to begin a resync |
+//! | not to be read: the disk gives an error | they may be there | the volume takes no more; what comes before can be seen; the next start reads again |
 
 use super::Shared;
 use super::volume::{Committed, Progress, end_segment};
@@ -25,16 +26,20 @@ use afterimage_format::segment::{DirEntry, Fingerprint, FrameKind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Ends every segment that was open when the last process died, as the table in [`crate::store::scan`] says.
-/// Returns how many there were.
+/// Returns how many were ended. One that the disk does not let end stays open: its volume takes no more.
 ///
 /// # Errors
-/// If the disk cannot be read or the manifest not be written.
+/// If the manifest cannot be written.
 pub fn end_open_segments(vault: &Vault) -> Result<usize, StoreError> {
     let open: Vec<SegmentMeta> =
         vault.read(|m| m.segments.iter().filter(|s| s.state == SegmentState::Open).cloned().collect());
     let mut ended = Vec::new();
     for meta in &open {
-        ended.push((meta.number, end_open(vault, meta)?));
+        match end_open(vault, meta) {
+            Ok(end) => ended.push((meta.number, end)),
+            Err(e) if is_loss(&e) || world::broken("unread-is-lost") => return Err(e),
+            Err(e) => tracing::error!("segment {} stays open: {e}", meta.number),
+        }
     }
     if !ended.is_empty() {
         vault.edit(|m| {
@@ -156,17 +161,37 @@ fn commit_offsets(scan: &mut Scan, key: &SegmentKey) -> Result<Vec<u64>, StoreEr
     Ok(out)
 }
 
-/// Brings `history`, which holds the layers, up to the last commit frame. Returns where the volume is, and
-/// whether records are missing.
-///
-/// # Errors
-/// If the disk cannot be read. Damage is no error: it becomes a gap.
-pub fn replay(vault: &Vault, meta: &VolumeMeta, history: &VolumeHistory) -> Result<(Progress, bool), StoreError> {
+/// What commit frames have made of a volume.
+#[derive(Debug)]
+pub struct Replayed {
+    /// Where the volume is.
+    pub progress: Progress,
+    /// Records were found damaged or lost: a gap has begun.
+    pub missing: bool,
+    /// The disk could not be read. What comes behind is hidden by a gap, which must not become durable: it may be there.
+    pub unread: Option<String>,
+}
+
+/// Whether an error says that records are gone, and not merely that they cannot be read now.
+fn is_loss(e: &StoreError) -> bool {
+    match e {
+        StoreError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        e => matches!(e, StoreError::Damaged { .. }),
+    }
+}
+
+/// Brings `history`, which holds the layers, up to the last commit frame. Damage is no error, it becomes a gap; nor is a
+/// disk that cannot be read, which is said.
+pub fn replay(vault: &Vault, meta: &VolumeMeta, history: &VolumeHistory) -> Replayed {
     let mut progress = Progress::of(meta);
     let known = (progress.seq, progress.digest, progress.time, progress.logical);
     // What the manifest knew beyond the layers is noted again from the records.
     progress.seq = meta.layered_to;
-    let mut missing = false;
+    let (mut missing, mut unread) = (false, None);
+    let unended = |s: &&SegmentMeta| s.volume == meta.id && s.state == SegmentState::Open;
+    if let Some(open) = vault.read(|m| m.segments.iter().find(unended).map(|s| s.number)) {
+        unread = Some(format!("segment {open} could not be ended; the log says why"));
+    }
     let segments: Vec<SegmentMeta> = vault.read(|m| {
         let own = m.segments.iter().filter(|s| s.volume == meta.id && s.last_seq > meta.layered_to);
         own.cloned().collect()
@@ -179,7 +204,18 @@ pub fn replay(vault: &Vault, meta: &VolumeMeta, history: &VolumeHistory) -> Resu
         });
         if let Err(e) = each {
             tracing::error!("volume {}: {e}", meta.name);
+            if !is_loss(&e) && !world::broken("unread-is-lost") {
+                unread = Some(e.to_string());
+                break;
+            }
         }
+    }
+    if unread.is_some() {
+        begin_gap(&mut progress, meta.durable_time);
+        if progress.seq < known.0 {
+            (progress.seq, progress.digest, progress.time, progress.logical) = known;
+        }
+        return Replayed { progress, missing: false, unread };
     }
     if progress.seq < known.0 {
         missing = true;
@@ -190,7 +226,7 @@ pub fn replay(vault: &Vault, meta: &VolumeMeta, history: &VolumeHistory) -> Resu
         tracing::error!("volume {}: records are missing; a gap begins and the volume will be compared", meta.name);
         progress.ring = [0; 16];
     }
-    Ok((progress, missing))
+    Replayed { progress, missing, unread }
 }
 
 fn begin_gap(progress: &mut Progress, time: u64) {

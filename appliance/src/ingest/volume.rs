@@ -1,5 +1,6 @@
 //! A volume of the vault: what is known of it between sessions.
 
+use super::replay::Replayed;
 use super::{SessionError, Shared};
 use crate::history::{HistoryError, Keep, Run, VolumeHistory};
 use crate::store::segment::{OpenSegment, SegmentWriter};
@@ -163,6 +164,8 @@ pub struct Volume {
     progress: Mutex<Progress>,
     /// The last records were found damaged at start: the agent has to begin a gap.
     pub forked: bool,
+    /// Some of its history could not be read at start: what it refers to is not known.
+    pub in_part: bool,
     failed: Mutex<Option<String>>,
     current: Mutex<Option<Arc<OpenSegment>>>,
     writer: Mutex<Option<SegmentWriter>>,
@@ -203,17 +206,22 @@ impl Drop for SessionTurn<'_> {
 impl Volume {
     /// A volume as manifest and replay have left it.
     #[must_use]
-    pub fn new(meta: &VolumeMeta, history: Arc<VolumeHistory>, progress: Progress, forked: bool) -> Self {
+    pub fn new(meta: &VolumeMeta, history: Arc<VolumeHistory>, replayed: Replayed) -> Self {
+        let Replayed { progress, missing: forked, unread } = replayed;
+        let unread = unread.map(|why| {
+            format!("its newest records cannot be read: {why}. It takes no more until the appliance is started again and can read them")
+        });
         let failed = history.damage().map(|(upto, why)| {
             format!("its history can be read up to seq {upto} only: {why}. It takes no more; `afterimage check` says what is hit")
         });
         Self {
             id: meta.id,
             name: meta.name.clone(),
-            history,
             progress: Mutex::new(progress),
             forked,
-            failed: Mutex::new(failed),
+            in_part: history.damage().is_some() || unread.is_some(),
+            history,
+            failed: Mutex::new(failed.or(unread)),
             current: Mutex::default(),
             writer: Mutex::default(),
             turn: Mutex::default(),

@@ -23,7 +23,7 @@ const LONGEST_WAIT: u64 = SECOND;
 
 enum Flying {
     Write { id: u32, fua: bool },
-    Flush { began: u64, lost: u64 },
+    Flush { began: u64 },
     Read,
 }
 
@@ -116,9 +116,9 @@ impl Client {
         let model = &self.lab.model;
         match self.flying.remove(&c.tag) {
             Some(Flying::Write { id, fua }) => model.with(self.volume, |v| v.answered(id, good, good && fua)),
-            Some(Flying::Flush { began, lost }) => {
-                let whole = good && self.lab.sim.state().disks.lost == lost;
-                model.with(self.volume, |v| if whole { v.flushed(began) } else { v.flush_failed() });
+            Some(Flying::Flush { began }) => {
+                let lost = self.lab.sim.state().disks.lost;
+                model.with(self.volume, |v| v.flushed(began, good, lost));
             }
             Some(Flying::Read) => {}
             None => crate::fail("an operation was answered twice, or never begun"),
@@ -146,8 +146,7 @@ impl Client {
         let submitted = match self.rng.below(20) {
             0 => {
                 let began = model.with(volume, crate::model::Volume::begin_flush);
-                let lost = self.lab.sim.state().disks.lost;
-                self.flying.insert(tag, Flying::Flush { began, lost });
+                self.flying.insert(tag, Flying::Flush { began });
                 queue.submit(tag, Request::Flush)
             }
             1 => {

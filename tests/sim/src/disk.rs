@@ -44,7 +44,7 @@ pub struct Disks {
     hosts: Vec<Disk>,
     /// Chance of the disks.
     pub rng: Rng,
-    /// Failed syncs of protected disks: what they should have made durable is lost.
+    /// Failed syncs of protected disks of which guests were told: what they should have made durable is lost.
     pub lost: u64,
 }
 
@@ -143,7 +143,7 @@ impl Disks {
 
     /// Syncs, as the host's faults allow.
     pub fn sync(&mut self, host: Host, inode: usize, from: usize, to: usize) -> io::Result<()> {
-        let Disks { hosts, rng, lost } = self;
+        let Disks { hosts, rng, .. } = self;
         let disk = &mut hosts[host as usize];
         let faults = disk.faults_of(inode);
         let inode = &mut disk.inodes[inode];
@@ -153,7 +153,6 @@ impl Disks {
             // As the kernel does: what could not be written counts as clean from now on.
             inode.dirty.fill(false);
             inode.errors += 1;
-            *lost += u64::from(inode.tag == Tag::Disk);
             return Err(io::Error::from_raw_os_error(if faults.full { libc::ENOSPC } else { libc::EIO }));
         }
         Ok(())
@@ -180,6 +179,8 @@ impl Disks {
 pub struct Stat {
     /// A folder, not a file.
     pub folder: bool,
+    /// A protected disk.
+    pub disk: bool,
     /// Length in bytes.
     pub len: u64,
     /// Inode number.
@@ -277,12 +278,12 @@ impl Disk {
     /// What is at a path.
     pub fn stat(&self, path: &Path) -> io::Result<Stat> {
         if path == Path::new("/") {
-            return Ok(Stat { folder: true, len: 0, ino: 1, born: 0, modified: 0 });
+            return Ok(Stat { folder: true, disk: false, len: 0, ino: 1, born: 0, modified: 0 });
         }
         let (parent, name) = split(path)?;
         match self.folders.get(&parent).and_then(|f| f.now.get(&name)) {
             Some(Entry::File(inode)) => Ok(self.stat_of(*inode)),
-            Some(Entry::Folder) => Ok(Stat { folder: true, len: 0, ino: 2, born: 0, modified: 0 }),
+            Some(Entry::Folder) => Ok(Stat { folder: true, disk: false, len: 0, ino: 2, born: 0, modified: 0 }),
             None => Err(missing()),
         }
     }
@@ -291,7 +292,14 @@ impl Disk {
     #[must_use]
     pub fn stat_of(&self, inode: usize) -> Stat {
         let i = &self.inodes[inode];
-        Stat { folder: false, len: i.len() as u64, ino: i.ino, born: i.born, modified: i.modified }
+        Stat {
+            folder: false,
+            disk: i.tag == Tag::Disk,
+            len: i.len() as u64,
+            ino: i.ino,
+            born: i.born,
+            modified: i.modified,
+        }
     }
 
     /// Names in a folder.

@@ -95,6 +95,10 @@ pub struct Volume {
     candidates: Vec<Vec<u32>>,
     durable: Vec<Vec<u32>>,
     unflushed: Vec<u32>,
+    /// Errors of syncs that guests were told of when the last flush was answered.
+    told: u64,
+    /// What began before is not covered by any flush.
+    spoilt: u64,
     /// The log, in the order of seqs.
     pub log: Vec<Sent>,
     /// Connection of the session that the appliance serves.
@@ -141,6 +145,8 @@ impl Volume {
             candidates: none.clone(),
             durable: none,
             unflushed: Vec::new(),
+            told: 0,
+            spoilt: 0,
             log: Vec::new(),
             serving: 0,
             acked: 0,
@@ -223,7 +229,9 @@ impl Volume {
         for g in granules(op.offset, op.len) {
             supersede(&mut self.candidates[g], &self.ops, id, op.submitted);
         }
-        self.unflushed.push(id);
+        if self.ops[id as usize].submitted > self.spoilt {
+            self.unflushed.push(id);
+        }
         if durable {
             self.flush_one(id);
         }
@@ -245,18 +253,20 @@ impl Volume {
         self.tick()
     }
 
-    /// A flush that began then was answered well.
-    pub fn flushed(&mut self, began: u64) {
+    /// A flush that began then was answered. `told` counts the errors of syncs that guests were told of so far: with a
+    /// new one among them, what was written before may never be durable, whatever this flush and later ones say.
+    pub fn flushed(&mut self, began: u64, good: bool, told: u64) {
+        let news = std::mem::replace(&mut self.told, told) != told;
+        if !good || news {
+            self.unflushed.clear();
+            self.spoilt = self.tick();
+            return;
+        }
         let (done, rest): (Vec<u32>, Vec<u32>) = std::mem::take(&mut self.unflushed)
             .into_iter()
             .partition(|id| self.ops[*id as usize].answered.is_some_and(|t| t < began));
         self.unflushed = rest;
         done.into_iter().for_each(|id| self.flush_one(id));
-    }
-
-    /// A flush failed: what it should have made durable may never be, whatever later flushes say.
-    pub fn flush_failed(&mut self) {
-        self.unflushed.clear();
     }
 
     /// The agent is back: what was under way has got to the disk by now, or never will. Checks the disk.

@@ -142,7 +142,15 @@ impl Files for Sim {
         let sim = crate::sim();
         let seen = s.disks.of(host).errors(inode);
         drop(s);
-        Ok(Arc::new(Open { sim, host, life, inode, locked: AtomicBool::new(false), seen: AtomicU64::new(seen) }))
+        Ok(Arc::new(Open {
+            sim,
+            host,
+            life,
+            inode,
+            locked: AtomicBool::new(false),
+            seen: AtomicU64::new(seen),
+            apart: false,
+        }))
     }
 
     fn metadata(&self, path: &Path) -> io::Result<Metadata> {
@@ -184,6 +192,8 @@ struct Open {
     locked: AtomicBool,
     /// Errors of writing back that it has told.
     seen: AtomicU64,
+    /// Its errors are told to nobody but the agent.
+    apart: bool,
 }
 
 impl fmt::Debug for Open {
@@ -232,11 +242,14 @@ impl SimFile for Open {
 
     fn sync(&self) -> io::Result<()> {
         let mut s = self.operation(b'S', 0);
-        let result = s.disks.sync(self.host, self.inode, 0, usize::MAX);
+        let mut result = s.disks.sync(self.host, self.inode, 0, usize::MAX);
         // As the kernel does: every description tells of every error, once.
         let errors = s.disks.of(self.host).errors(self.inode);
         if self.seen.swap(errors, Ordering::Relaxed) != errors && result.is_ok() {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
+            result = Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        if result.is_err() && !self.apart && s.disks.of(self.host).stat_of(self.inode).disk {
+            s.disks.lost += 1;
         }
         result
     }
@@ -252,7 +265,15 @@ impl SimFile for Open {
     fn again(&self) -> Arc<dyn SimFile> {
         let seen = self.sim.state().disks.of(self.host).errors(self.inode);
         let (sim, host, life, inode) = (self.sim, self.host, self.life, self.inode);
-        Arc::new(Open { sim, host, life, inode, locked: AtomicBool::new(false), seen: AtomicU64::new(seen) })
+        Arc::new(Open {
+            sim,
+            host,
+            life,
+            inode,
+            locked: AtomicBool::new(false),
+            seen: AtomicU64::new(seen),
+            apart: true,
+        })
     }
 
     fn try_lock(&self) -> bool {

@@ -13,6 +13,7 @@ use rcgen::{
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -43,6 +44,8 @@ pub struct Subject<'a> {
     pub identity: &'a Identity,
     /// The name, for people.
     pub name: &'a str,
+    /// Host names and addresses, for clients that look at those (NBD).
+    pub hosts: &'a [String],
     /// How long it counts.
     pub life: Duration,
 }
@@ -153,6 +156,16 @@ fn params(subject: &Subject<'_>) -> Result<CertificateParams, TrustError> {
     params.distinguished_name.push(DnType::CommonName, subject.name);
     let uri = subject.identity.uri().try_into().map_err(crypto)?;
     params.subject_alt_names = vec![SanType::URI(uri)];
+    for host in subject.hosts {
+        params.subject_alt_names.push(match host.parse::<IpAddr>() {
+            Ok(ip) => SanType::IpAddress(ip),
+            Err(_) => SanType::DnsName(
+                host.as_str()
+                    .try_into()
+                    .map_err(|_| TrustError::Refused(format!("'{host}' is neither a host name nor an address")))?,
+            ),
+        });
+    }
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = match subject.identity.role {
@@ -160,6 +173,8 @@ fn params(subject: &Subject<'_>) -> Result<CertificateParams, TrustError> {
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]
         }
         Role::Mgmt => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Role::Nbd if subject.hosts.is_empty() => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Role::Nbd => vec![ExtendedKeyUsagePurpose::ServerAuth],
     };
     params.serial_number = Some(serial()?);
     params.use_authority_key_identifier_extension = true;

@@ -31,7 +31,7 @@ impl Site {
         self.catalogue.change("test", |change| {
             change.redeem(&[hash; 32], role, "host", |identity, name| {
                 let life = Duration::from_secs(3600);
-                self.authority.issue(&request, &crate::authority::Subject { identity, name, life })
+                self.authority.issue(&request, &crate::authority::Subject { identity, name, hosts: &[], life })
             })
         })
     }

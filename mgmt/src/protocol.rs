@@ -178,6 +178,16 @@ pub enum MgmtAsk {
         /// Name or id of a member, or a serial number.
         what: String,
     },
+    /// Certifies a key for NBD and answers [`Certified`].
+    Certify {
+        /// PKCS #10, DER, as hexadecimal digits.
+        request: String,
+        /// Its name.
+        name: String,
+        /// For a server: the names and addresses at which clients reach it. For a client: none.
+        #[serde(default)]
+        hosts: Vec<String>,
+    },
 }
 
 /// A token that was made.
@@ -215,6 +225,15 @@ pub struct RevokeDone {
     pub reached: Vec<String>,
     /// Appliances that will when they are connected again.
     pub waiting: Vec<String>,
+}
+
+/// A certificate for NBD.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certified {
+    /// PEM.
+    pub certificate: String,
+    /// The CA's, PEM.
+    pub authority: String,
 }
 
 /// A line of an answer.

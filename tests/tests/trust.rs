@@ -28,6 +28,7 @@ fn afterimage(data: &Path) -> Tool {
 
 impl Mgmt {
     fn start(dir: &Path) -> Mgmt {
+        std::fs::create_dir_all(dir).unwrap();
         let mut mgmt =
             Mgmt { process: None, data: dir.join("mgmt"), log: dir.join("mgmt.log"), port: data::free_port() };
         mgmt.run(&[]);
@@ -255,4 +256,46 @@ fn certificates_are_renewed_while_all_goes_on() {
     write(&pair, 5);
     pair.wait_durable();
     pair.assert_history_is_the_disk();
+}
+
+#[test]
+fn nbd_over_tcp_is_for_those_with_a_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mgmt, strange) = (Mgmt::start(&dir.path().join("own")), Mgmt::start(&dir.path().join("strange")));
+    let folder = |name: &str| dir.path().join(name).display().to_string();
+    let (server, client, stranger) = (folder("server"), folder("client"), folder("stranger"));
+    mgmt.cli(&["certify", "disks", "--host", "localhost", "--host", "127.0.0.1", "--to", &server]).run();
+    mgmt.cli(&["certify", "me", "--to", &client]).run();
+    strange.cli(&["certify", "you", "--to", &stranger]).run();
+    std::fs::copy(format!("{server}/ca-cert.pem"), format!("{stranger}/ca-cert.pem")).unwrap();
+    let image = dir.path().join("d.raw");
+    data::sparse(&image, 16 * MIB);
+    let port = data::free_port();
+    let listen = format!("tcp:127.0.0.1:{port}");
+    let options = ["--listen", &listen, "--nbd-tls-dir", &server];
+    let daemon = afterimage_tests::daemon::daemon(dir.path()).volume(DISK, &image).options(options).start();
+    let secure = |with: &str| format!("nbds://127.0.0.1:{port}/{DISK}?tls-certificates={with}");
+
+    let told = tool("nbdinfo").arg(secure(&client)).run();
+    assert!(told.stdout.contains("with TLS") && told.stdout.contains("export-size: 16777216"), "{}", told.describe());
+    let credentials = format!("tls-creds-x509,id=t,endpoint=client,dir={client}");
+    let place = format!("driver=nbd,host=127.0.0.1,port={port},export={DISK},tls-creds=t");
+    let writes = ["-c", "write -P 5 0 8M", "-c", "flush", "-c", "read -P 5 0 8M", "-c", "read -P 0 8M 8M"];
+    let wrote = tool("qemu-io").args(["--object", &credentials, "--image-opts", &place]).args(writes).run();
+    assert!(!wrote.stdout.contains("failed"), "{}", wrote.describe());
+    let uri: afterimage_nbd::client::Uri = secure(&client).parse().unwrap();
+    let mut own = uri.connect().unwrap();
+    let read = own.call(&afterimage_nbd::client::Command::Read { offset: 0, len: 4096 }).unwrap();
+    assert!(read.data.iter().all(|b| *b == 5));
+
+    // Plain text hears that TLS is needed; a certificate of somebody else ends the conversation.
+    let plain = tool("nbdinfo").arg(format!("nbd://127.0.0.1:{port}/{DISK}")).run_any();
+    assert!(!plain.status.success() && plain.stderr.to_lowercase().contains("tls"), "{}", plain.describe());
+    for name in [DISK, "no-such-export"] {
+        let plain: afterimage_nbd::client::Uri = format!("nbd://127.0.0.1:{port}/{name}").parse().unwrap();
+        let heard = plain.connect().unwrap_err().to_string();
+        assert!(heard.contains("STARTTLS"), "who has no certificate does not hear what there is: {heard}");
+    }
+    assert!(!tool("nbdinfo").arg(secure(&stranger)).run_any().status.success());
+    hear(|| daemon.log(), &["NBD", "refused", "'you'", "another CA"]);
 }

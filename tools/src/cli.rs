@@ -122,6 +122,29 @@ impl From<Cache> for CacheMode {
     }
 }
 
+/// TLS of the NBD server.
+#[derive(Debug, Clone, Default, Args)]
+pub struct NbdTlsArgs {
+    /// Whether NBD clients over TCP speak TLS, with a certificate of theirs [default: require with --nbd-tls-dir, else off]
+    #[arg(long, value_enum, value_name = "RULE")]
+    pub nbd_tls: Option<NbdTls>,
+    /// Folder with ca-cert.pem, server-cert.pem and server-key.pem (see `mgmt certify`)
+    #[arg(long, value_name = "DIR")]
+    pub nbd_tls_dir: Option<PathBuf>,
+}
+
+/// Whether NBD clients speak TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NbdTls {
+    /// Nothing is said over TCP without it
+    Require,
+    /// Who asks for it gets it
+    Allow,
+    /// There is none
+    Off,
+}
+
 /// Arguments of `up`.
 #[derive(Debug, Args)]
 pub struct UpArgs {
@@ -162,6 +185,9 @@ pub struct UpArgs {
     /// The key.
     #[command(flatten)]
     pub key: KeyArgs,
+    /// TLS of NBD.
+    #[command(flatten)]
+    pub tls: NbdTlsArgs,
     /// Raw images or block devices; NAME is the volume's name [default: the file's name without its ending]
     #[arg(value_name = "[NAME=]PATH")]
     pub disks: Vec<String>,
@@ -194,13 +220,13 @@ pub enum MgmtCommand {
     /// Tokens, with which hosts join
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Show machines, appliances, and tokens
+    /// Show machines, appliances, certificates for NBD, and tokens
     Ls {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Let the certificates of a machine or an appliance count no more
+    /// Let the certificates of a machine, an appliance or an NBD client count no more
     Revoke {
         /// A name, an id, or the serial number of a certificate
         #[arg(value_name = "NAME")]
@@ -217,6 +243,17 @@ pub enum MgmtCommand {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Make a key and a certificate for NBD with TLS, as the files that QEMU and libnbd use
+    Certify {
+        /// A name for it
+        name: String,
+        /// For a server: a name or address at which clients reach it; may be given several times. Without: for a client
+        #[arg(long, value_name = "HOST")]
+        host: Vec<String>,
+        /// The folder for the files
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
     },
 }
 
@@ -348,6 +385,9 @@ pub struct AgentArgs {
     /// Time between automatic points; 0 makes none [default: 5m]
     #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub point_every: Option<Duration>,
+    /// TLS of NBD.
+    #[command(flatten)]
+    pub tls: NbdTlsArgs,
     /// Raw images or block devices, besides those of the file
     #[arg(value_name = "[NAME=]PATH")]
     pub disks: Vec<String>,

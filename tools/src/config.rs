@@ -1,7 +1,7 @@
 //! The configuration files of `afterimage agent` and `afterimage appliance`: TOML, every key optional where a flag can give
 //! it, every key that is not known an error. examples/agent.toml and examples/appliance.toml document them.
 
-use crate::cli::{Cache, OnForeignWrite, parse_min_free};
+use crate::cli::{Cache, NbdTls, OnForeignWrite, parse_min_free};
 use crate::problem::Problem;
 use afterimage_appliance::MinFree;
 use afterimage_base::net::Endpoint;
@@ -110,6 +110,10 @@ pub struct AgentFile {
     pub point_every: Option<Span>,
     /// When somebody else wrote to a disk while the agent was not running.
     pub on_foreign_write: Option<OnForeignWrite>,
+    /// Whether NBD clients over TCP speak TLS.
+    pub nbd_tls: Option<NbdTls>,
+    /// Folder with the certificates for it.
+    pub nbd_tls_dir: Option<PathBuf>,
     /// The disks.
     #[serde(default, rename = "volume")]
     pub volumes: Vec<VolumeTable>,

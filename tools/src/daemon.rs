@@ -99,6 +99,8 @@ pub struct AgentSettings {
     pub foreign: ForeignWrite,
     /// Take the size that a disk has now.
     pub resize: bool,
+    /// TLS of the NBD server.
+    pub tls: afterimage_nbd::Tls,
     /// Its appliance.
     pub reach: Reach,
 }
@@ -254,7 +256,7 @@ fn open_plain(disks: Vec<Disk>) -> Result<Vec<Served>, Problem> {
     disks.into_iter().map(open).collect()
 }
 
-fn serve(listen: Vec<Listen>, served: &[Served]) -> Result<Arc<Server>, Problem> {
+fn serve(listen: Vec<Listen>, served: &[Served], tls: afterimage_nbd::Tls) -> Result<Arc<Server>, Problem> {
     let table = Arc::new(ExportTable::new());
     for volume in served {
         let device: Arc<dyn BlockDevice> = volume.device();
@@ -263,7 +265,7 @@ fn serve(listen: Vec<Listen>, served: &[Served]) -> Result<Arc<Server>, Problem>
     if let [only] = served {
         table.set_default(Some(only.name().to_owned()));
     }
-    Ok(Arc::new(Server::start(listen, table, Limits::default())?))
+    Ok(Arc::new(Server::start(listen, table, Limits { tls, ..Limits::default() })?))
 }
 
 fn session(trust: &Arc<Trust>) -> Result<Session, Problem> {
@@ -282,6 +284,7 @@ impl Daemon {
             window: settings.appliance.as_ref().map(|a| a.window),
             point_every: settings.agent.as_ref().and_then(|a| a.point_every),
             appliance: None,
+            nbd_tls: false,
         };
         let mut sessions = Vec::new();
         if let Some(trust) = settings.appliance.as_ref().and_then(|a| a.trust.as_ref()) {
@@ -289,7 +292,7 @@ impl Daemon {
         }
         let appliance = settings.appliance.map(|s| start_appliance(&data, s)).transpose()?;
         let (mut agent, mut served, mut server) = (None, Vec::new(), None);
-        if let Some(AgentSettings { disks, listen, sync_rate, foreign, resize, reach, .. }) = settings.agent {
+        if let Some(AgentSettings { disks, listen, sync_rate, foreign, resize, reach, tls, .. }) = settings.agent {
             let to = match reach {
                 Reach::Nowhere => None,
                 Reach::Here => Some(connector(Endpoint::Unix(local_socket(&data)), true)),
@@ -313,7 +316,8 @@ impl Daemon {
                     (agent, served) = (Some(opened), volumes);
                 }
             }
-            server = Some(serve(listen, &served)?);
+            about.nbd_tls = !matches!(tls, afterimage_nbd::Tls::Off);
+            server = Some(serve(listen, &served, tls)?);
         }
         let site = Arc::new(Local::new(data.path(), served, appliance.map(Arc::new), server.clone(), about)?);
         site.attach_again();

@@ -125,6 +125,7 @@ impl<'a> Demo<'a> {
         let key = KeySource::File(data.path().join("vault/key"));
         let cache = CacheMode::Writeback;
         let agent = AgentSettings {
+            tls: afterimage_nbd::Tls::Off,
             disks: vec![Disk { name: NAME.to_owned(), path: disk.clone(), ring: 16 << 20, cache }],
             listen: vec![Listen::Unix(socket.clone())],
             sync_rate: 0,

@@ -6,14 +6,17 @@ use crate::data::DataDir;
 use crate::problem::Problem;
 use crate::show::{put, put_json, table};
 use crate::{notify, screen, signals};
+use afterimage_base::crashsafe;
 use afterimage_base::net::Endpoint;
 use afterimage_format::coord::DEFAULT_PORT;
 use afterimage_mgmt::catalogue::AuditRow;
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::office::{Desk, Office, Port};
-use afterimage_mgmt::protocol::{Members, MgmtAsk, RevokeDone, TokenMade};
+use afterimage_mgmt::protocol::{Certified, Members, MgmtAsk, RevokeDone, TokenMade};
 use afterimage_mgmt::server::{ControlServer, Site};
 use afterimage_mgmt::units::Time;
+use afterimage_trust::csr;
+use afterimage_trust::identity::hex;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -117,6 +120,7 @@ fn ask(data: &Path, command: MgmtCommand) -> Result<(), Problem> {
             let lines = rows.into_iter().map(|r| vec![at(r.time), r.who, r.action, r.object, r.detail]).collect();
             put(&headed(&["TIME", "WHO", "DID", "TO", ""], lines))
         }
+        MgmtCommand::Certify { name, host, to } => certify(&mut control, name, host, &to),
     }
 }
 
@@ -137,6 +141,9 @@ fn list(members: &Members) -> String {
         vec![m.name.clone(), m.role.clone(), state.to_owned(), until, m.host.clone(), m.id.clone()]
     });
     let mut out = headed(&["NAME", "ROLE", "STATE", "CERTIFICATE UNTIL", "HOST", "ID"], lines.collect());
+    for c in members.certificates.iter().filter(|c| c.role == "nbd" && c.revoked.is_none()) {
+        out.push_str(&format!("NBD certificate {} ({}), until {}\n", c.name, c.serial, at(c.not_after)));
+    }
     for t in &members.tokens {
         let name = t.name.as_deref().unwrap_or("the host's name");
         out.push_str(&format!("token {} for {} as {name}, until {}\n", t.id, t.role, at(t.expires)));
@@ -155,4 +162,23 @@ fn told(done: &RevokeDone) -> String {
         ));
     }
     out
+}
+
+/// Makes a key here and has it certified, as files that QEMU, libnbd and nbdkit know.
+fn certify(control: &mut ControlClient, name: String, hosts: Vec<String>, to: &Path) -> Result<(), Problem> {
+    let kind = if hosts.is_empty() { "client" } else { "server" };
+    let fresh = csr::fresh().map_err(|e| Problem::failed(e.to_string()))?;
+    let (key_file, certificate_file) = (to.join(format!("{kind}-key.pem")), to.join(format!("{kind}-cert.pem")));
+    if key_file.exists() || certificate_file.exists() {
+        return Err(Problem::failed(format!("{} has a {kind}'s key already: name another folder", to.display())));
+    }
+    let request = hex(&fresh.request);
+    let made: Certified = control.mgmt(MgmtAsk::Certify { request, name, hosts })?;
+    let write =
+        |path: &Path, text: &str| crashsafe::replace(path, text.as_bytes()).map_err(|e| Problem::file(path, &e));
+    crashsafe::create_folders(to).map_err(|e| Problem::file(to, &e))?;
+    write(&to.join("ca-cert.pem"), &made.authority)?;
+    write(&certificate_file, &made.certificate)?;
+    write(&key_file, &csr::pem("PRIVATE KEY", &fresh.key))?;
+    put(&format!("{}\n{}\n{}\n", to.join("ca-cert.pem").display(), certificate_file.display(), key_file.display()))
 }

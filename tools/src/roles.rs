@@ -1,12 +1,12 @@
 //! `afterimage agent` and `afterimage appliance`: one role in a process of its own. What the configuration file says,
 //! flags override.
 
-use crate::cli::{AgentArgs, ApplianceArgs, Cache, DataArgs, KeyArgs, OnForeignWrite};
+use crate::cli::{AgentArgs, ApplianceArgs, Cache, DataArgs, KeyArgs, NbdTlsArgs, OnForeignWrite};
 use crate::config::{self, AgentFile, ApplianceFile, RingSize, VolumeTable};
 use crate::daemon::{AgentSettings, ApplianceSettings, Disk, Reach, Settings, Trusted};
 use crate::data::DataDir;
 use crate::problem::Problem;
-use crate::up::{key_source, listeners, parse_disk};
+use crate::up::{key_source, listeners, nbd_tls, parse_disk};
 use crate::{screen, serve, signals};
 use afterimage_appliance::MinFree;
 use afterimage_base::net::Endpoint;
@@ -14,6 +14,7 @@ use afterimage_nbd::Listen;
 use afterimage_trust::{Role, Trust, TrustError, folder};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 const RING: u64 = 128 << 20;
@@ -75,6 +76,13 @@ fn reach(endpoint: Endpoint, insecure: bool, data: &Path) -> Result<Reach, Probl
     Ok(Reach::Secure { endpoint, trust })
 }
 
+fn trust_of(reach: &Reach) -> Option<Arc<Trust>> {
+    match reach {
+        Reach::Secure { trust: Ok(trust), .. } => Some(Arc::clone(&trust.0)),
+        _ => None,
+    }
+}
+
 fn disks(file: &AgentFile, args: &AgentArgs) -> Result<Vec<Disk>, Problem> {
     let named: Result<Vec<VolumeTable>, Problem> = args
         .disks
@@ -112,6 +120,10 @@ fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<A
         Problem::usage("the agent does not know its appliance: give --appliance ADDRESS, or appliance = in the file")
     })?;
     let reach = reach(endpoint, insecure, data)?;
+    let tls = NbdTlsArgs {
+        nbd_tls: args.tls.nbd_tls.or(file.nbd_tls),
+        nbd_tls_dir: args.tls.nbd_tls_dir.clone().or(file.nbd_tls_dir.clone()),
+    };
     let listen = if args.listen.is_empty() { file.listen } else { args.listen };
     let every = args.point_every.or(file.point_every.map(|s| s.0)).unwrap_or(POINT_EVERY);
     Ok(AgentSettings {
@@ -121,6 +133,7 @@ fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<A
         point_every: Some(every).filter(|d| !d.is_zero()),
         foreign: args.on_foreign_write.or(file.on_foreign_write).unwrap_or(OnForeignWrite::Compare).into(),
         resize: args.resize,
+        tls: nbd_tls(&tls, trust_of(&reach))?,
         reach,
     })
 }

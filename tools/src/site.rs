@@ -79,6 +79,8 @@ pub struct About {
     pub point_every: Option<Duration>,
     /// The address of an appliance elsewhere.
     pub appliance: Option<String>,
+    /// Whether NBD over TCP has TLS.
+    pub nbd_tls: bool,
 }
 
 /// See the module.
@@ -218,7 +220,11 @@ impl Local {
     }
 
     fn uris(&self, name: &str) -> Vec<String> {
-        self.addresses.iter().map(|a| a.uri(name)).collect()
+        let scheme = |uri: String| match uri.strip_prefix("nbd://") {
+            Some(rest) if self.about.nbd_tls => format!("nbds://{rest}"),
+            _ => uri,
+        };
+        self.addresses.iter().map(|a| scheme(a.uri(name))).collect()
     }
 
     fn position(&self, appliance: &Appliance, volume: &str, at: &When) -> Result<Position, Failure> {

@@ -1,15 +1,18 @@
 //! `afterimage up`: agent, appliance, NBD server and control socket in one process.
 
-use crate::cli::{KeyArgs, UpArgs};
+use crate::cli::{KeyArgs, NbdTls, NbdTlsArgs, UpArgs};
 use crate::daemon::{AgentSettings, ApplianceSettings, Disk, Reach, Settings};
 use crate::data::DataDir;
 use crate::problem::Problem;
 use crate::{screen, serve, signals};
 use afterimage_appliance::keys::KeySource;
-use afterimage_nbd::{Address, Listen};
+use afterimage_nbd::{Address, Listen, Tls};
+use afterimage_trust::Trust;
+use afterimage_trust::nbd::NbdServerTls;
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A disk as the command line names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +108,22 @@ pub fn listeners(listen: Vec<Address>, data: &Path) -> Result<Vec<Listen>, Probl
     Ok(out)
 }
 
+/// TLS of the NBD server. `trust` knows what was revoked.
+///
+/// # Errors
+/// If the files are not there or do not fit.
+pub fn nbd_tls(args: &NbdTlsArgs, trust: Option<Arc<Trust>>) -> Result<Tls, Problem> {
+    let rule = args.nbd_tls.unwrap_or(if args.nbd_tls_dir.is_some() { NbdTls::Require } else { NbdTls::Off });
+    let Some(dir) = args.nbd_tls_dir.as_deref().filter(|_| rule != NbdTls::Off) else {
+        return match rule {
+            NbdTls::Off => Ok(Tls::Off),
+            _ => Err(Problem::usage("--nbd-tls needs the folder with its certificates: --nbd-tls-dir DIR")),
+        };
+    };
+    let server = NbdServerTls::load(dir, trust).map_err(|e| Problem::failed(e.to_string()))?;
+    Ok(if rule == NbdTls::Require { Tls::Require(Arc::new(server)) } else { Tls::Allow(Arc::new(server)) })
+}
+
 /// Runs until a signal.
 ///
 /// # Errors
@@ -122,6 +141,7 @@ pub fn run(args: UpArgs) -> Result<(), Problem> {
         point_every: Some(args.point_every).filter(|d| !d.is_zero()),
         foreign: args.on_foreign_write.into(),
         resize: args.resize,
+        tls: nbd_tls(&args.tls, None)?,
         reach: if args.no_protect { Reach::Nowhere } else { Reach::Here },
     };
     let mut appliance = ApplianceSettings::new(args.window, key_source(&args.key, data.path())?);

@@ -148,7 +148,7 @@ impl<'a> Connection<'a> {
     }
 
     fn is_finished(&self) -> bool {
-        self.is_closing() && self.core.in_flight() == 0 && self.core.out.is_empty()
+        self.is_closing() && self.core.in_flight() == 0 && self.core.out.is_empty() && !self.socket.owes()
     }
 
     fn wants_input(&self) -> bool {
@@ -246,6 +246,11 @@ impl<'a> Connection<'a> {
     /// it has sent is still done.
     fn send(&mut self) -> bool {
         let mut progress = false;
+        if let Err(e) = self.socket.flush() {
+            tracing::debug!("replies cannot be delivered: {e}");
+            self.core.deafen();
+            self.ended = true;
+        }
         while !self.core.out.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let used = self.core.out.slices(&mut slices);
@@ -269,10 +274,15 @@ impl<'a> Connection<'a> {
     /// Waits for the socket, the device, the stop, or the time at which patience ends.
     fn wait(&mut self) -> Result<(), End> {
         self.yielded = false;
+        if self.wants_input() && self.socket.holds_more() {
+            self.drained = false;
+            return Ok(());
+        }
+        let owes = self.socket.owes();
         let (deadline, patience) = self.deadline(Instant::now());
         let mut events = PollFlags::empty();
         events.set(PollFlags::POLLIN, self.wants_input());
-        events.set(PollFlags::POLLOUT, !self.core.out.is_empty());
+        events.set(PollFlags::POLLOUT, owes || !self.core.out.is_empty());
         let (stopping, busy) = (self.stop.deadline().is_some(), self.core.in_flight() > 0);
         let stop = PollFd::new(self.stop.as_fd(), PollFlags::POLLIN);
         let (mut fds, mut n) = ([stop.clone(), stop.clone(), stop], 0);
@@ -295,7 +305,8 @@ impl<'a> Connection<'a> {
         }
         let woken = wait_on(&mut fds[..n], deadline)?;
         let of_socket = if events.is_empty() { PollFlags::empty() } else { fds[0].revents().unwrap_or(events) };
-        self.drained = !of_socket.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR);
+        let readable = of_socket.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR);
+        self.drained = !readable && !self.socket.holds_more();
         if woken { Ok(()) } else { self.out_of_patience(patience) }
     }
 
@@ -331,7 +342,7 @@ impl<'a> Connection<'a> {
             // The client is not to blame for a silence while its requests are not taken.
             self.receiving.mark = None;
         }
-        if !self.core.out.is_empty() {
+        if !self.core.out.is_empty() || self.socket.owes() {
             let since = self.sending.since(self.sent, now);
             offer(since.checked_add(self.limits.reply_time), Patience::Replies);
         }

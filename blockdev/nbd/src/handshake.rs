@@ -12,6 +12,7 @@ use crate::server::{Seat, Seats};
 use crate::socket::{End, Socket};
 use crate::stop::Stop;
 use afterimage_base::block::{BlockError, Queue};
+use afterimage_trust::stream::who;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -141,6 +142,13 @@ impl<'a> Handshake<'a> {
 
     fn option(&mut self, option: u32, data: &[u8]) -> Result<Turn, End> {
         let result = match option {
+            opt::STARTTLS => return self.starttls(data),
+            opt::EXPORT_NAME if self.lacks_tls() => {
+                return Err(End::Refused("it did not begin TLS, which is required here"));
+            }
+            option if option != opt::ABORT && self.lacks_tls() => {
+                Err(No(rep::ERR_TLS_REQD, "this server speaks over TLS only: begin with STARTTLS"))
+            }
             opt::EXPORT_NAME => return self.export_name(data).map(Turn::Enter),
             opt::ABORT => {
                 options::reply(&mut self.out, option, rep::ACK, &[]);
@@ -149,7 +157,6 @@ impl<'a> Handshake<'a> {
             opt::GO => self.go(data).map(Turn::Enter),
             opt::INFO => self.info(data).map(|()| Turn::Next),
             opt::LIST_META_CONTEXT | opt::SET_META_CONTEXT => self.meta(option, data).map(|()| Turn::Next),
-            opt::STARTTLS => Err(No(rep::ERR_POLICY, "this server does not do TLS")),
             opt::LIST | opt::STRUCTURED_REPLY | opt::EXTENDED_HEADERS if !data.is_empty() => {
                 Err(No(rep::ERR_INVALID, "the option takes no data"))
             }
@@ -182,6 +189,38 @@ impl<'a> Handshake<'a> {
                 Ok(Turn::Next)
             }
         }
+    }
+
+    fn lacks_tls(&self) -> bool {
+        self.limits.tls.is_required() && self.socket.is_tcp() && !self.socket.is_secure()
+    }
+
+    /// Begins TLS. What was agreed on before is forgotten: somebody in between may have said it.
+    fn starttls(&mut self, data: &[u8]) -> Result<Turn, End> {
+        let no = match self.limits.tls.server() {
+            None => No(rep::ERR_POLICY, "this server does not do TLS"),
+            Some(_) if !data.is_empty() => No(rep::ERR_INVALID, "the option takes no data"),
+            Some(_) if self.socket.is_secure() => No(rep::ERR_INVALID, "TLS has begun already"),
+            Some(tls) => {
+                let (state, guard) = tls.begin().map_err(|e| End::Io(std::io::Error::other(e)))?;
+                options::reply(&mut self.out, opt::STARTTLS, rep::ACK, &[]);
+                self.flush()?;
+                // Options are read to their last byte and no further, so what is read now is TLS, or nothing.
+                let result = self.socket.begin_tls(state, self.deadline, self.stop);
+                let verdict = guard.verdict();
+                if let Err(e) = result {
+                    let why = verdict.refused.unwrap_or_else(|| e.to_string());
+                    let peer = who(&self.socket.peer(), &guard.verdict());
+                    tracing::warn!("NBD: {peer}: refused: {why}");
+                    return Err(e);
+                }
+                tracing::debug!("NBD: {} speaks TLS", who(&self.socket.peer(), &verdict));
+                (self.mode, self.allocation) = (Mode::Simple, None);
+                return Ok(Turn::Next);
+            }
+        };
+        self.refuse(opt::STARTTLS, &no);
+        Ok(Turn::Next)
     }
 
     fn refuse(&mut self, option: u32, No(kind, why): &No) {

@@ -1,5 +1,6 @@
 //! Every limit and time-out of the server, with its reason.
 
+use crate::secure::Tls;
 use std::time::Duration;
 
 /// Longest option a client may send, in bytes. The longest useful one is a list of meta context queries of at
@@ -56,6 +57,8 @@ pub struct Limits {
     pub payload_time: Duration,
     /// A client that takes no byte of its replies for so long is cut off.
     pub reply_time: Duration,
+    /// Whether clients have to speak TLS.
+    pub tls: Tls,
 }
 
 impl Default for Limits {
@@ -70,6 +73,7 @@ impl Default for Limits {
             bytes_in_flight: 32 << 20,
             payload_time: Duration::from_secs(60),
             reply_time: Duration::from_secs(60),
+            tls: Tls::Off,
         }
     }
 }

@@ -1,13 +1,16 @@
 //! A stream socket of either kind, read and written without blocking, and waiting on it with a deadline.
 //!
-//! All of the server's reading and writing goes through [`Socket`]; a TLS session would be a second kind of it.
+//! All of the server's reading and writing goes through [`Socket`], which may be told to speak TLS from some moment on.
 
+use crate::secure::{Raw, Secure};
 use crate::stop::Stop;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, sockopt};
+use rustls::ServerConnection;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
@@ -51,13 +54,31 @@ pub(crate) enum Received {
 }
 
 /// A connected stream socket.
-#[derive(Debug)]
-pub(crate) struct Socket(OwnedFd);
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    tcp: bool,
+    /// TLS, once it has begun. Without it this costs one load. Only the connection's own thread takes the lock.
+    secure: OnceLock<Mutex<Secure>>,
+}
+
+/// The socket underneath TLS.
+struct Bare<'a>(BorrowedFd<'a>);
+
+impl Raw for Bare<'_> {
+    fn recv(&self, buf: &mut [u8]) -> io::Result<Received> {
+        recv(self.0, buf)
+    }
+
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        send(self.0, slices)
+    }
+}
 
 impl Socket {
     /// Takes the socket over and sets what a block protocol wants of TCP.
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        if is_tcp(fd.as_fd()) {
+        let tcp = is_tcp(fd.as_fd());
+        if tcp {
             let set = || -> nix::Result<()> {
                 socket::setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
                 socket::setsockopt(&fd, sockopt::KeepAlive, &true)?;
@@ -69,32 +90,79 @@ impl Socket {
                 tracing::warn!("cannot set TCP options of a connection, it goes on without: {e}");
             }
         }
-        Self(fd)
+        Self { fd, tcp, secure: OnceLock::new() }
+    }
+
+    /// Whether it is of TCP.
+    pub(crate) const fn is_tcp(&self) -> bool {
+        self.tcp
+    }
+
+    fn secure(&self) -> Option<MutexGuard<'_, Secure>> {
+        self.secure.get().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Who is at the other end, for the log.
+    pub(crate) fn peer(&self) -> String {
+        socket::getpeername::<SockaddrStorage>(self.fd.as_raw_fd())
+            .map_or_else(|_| "?".to_owned(), |name| name.to_string())
+    }
+
+    /// Whether TLS has begun.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.secure.get().is_some()
+    }
+
+    /// Speaks TLS from now on, and ends its handshake by `deadline`.
+    pub(crate) fn begin_tls(&self, state: ServerConnection, deadline: Instant, stop: &Stop) -> Result<(), End> {
+        let mut secure = Secure::new(state);
+        let bare = Bare(self.fd.as_fd());
+        loop {
+            while !secure.flush(&bare)? {
+                self.wait(PollFlags::POLLOUT, deadline, stop)?;
+            }
+            if !secure.is_handshaking() {
+                break;
+            }
+            if !secure.feed(&bare)? {
+                if secure.is_over() {
+                    return Err(End::Gone("in the TLS handshake"));
+                }
+                self.wait(PollFlags::POLLIN, deadline, stop)?;
+            }
+        }
+        let _ = self.secure.set(Mutex::new(secure));
+        Ok(())
+    }
+
+    /// Whether there is something to read that the system does not know of.
+    pub(crate) fn holds_more(&self) -> bool {
+        self.secure().is_some_and(|mut s| s.holds_more())
+    }
+
+    /// Whether something that was sent has still to be handed to the system.
+    pub(crate) fn owes(&self) -> bool {
+        self.secure().is_some_and(|s| s.owes())
+    }
+
+    /// Hands over what is owed, as far as the system takes it.
+    pub(crate) fn flush(&self) -> io::Result<bool> {
+        self.secure().map_or(Ok(true), |mut s| s.flush(&Bare(self.fd.as_fd())))
     }
 
     /// Takes what is there, at most `buf.len()` bytes, which must not be 0.
     pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<Received> {
-        loop {
-            match socket::recv(self.0.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => return Ok(Received::Eof),
-                Ok(n) => return Ok(Received::Bytes(n)),
-                Err(Errno::EAGAIN) => return Ok(Received::Nothing),
-                Err(Errno::EINTR) => {}
-                Err(e) => return Err(e.into()),
-            }
+        match self.secure() {
+            None => recv(self.fd.as_fd(), buf),
+            Some(mut secure) => secure.recv(&Bare(self.fd.as_fd()), buf),
         }
     }
 
     /// Sends what the socket takes now, and says how much; 0 if nothing.
     pub(crate) fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        loop {
-            match socket::sendmsg::<SockaddrStorage>(self.0.as_raw_fd(), slices, &[], flags, None) {
-                Ok(n) => return Ok(n),
-                Err(Errno::EAGAIN) => return Ok(0),
-                Err(Errno::EINTR) => {}
-                Err(e) => return Err(e.into()),
-            }
+        match self.secure() {
+            None => send(self.fd.as_fd(), slices),
+            Some(mut secure) => secure.send(&Bare(self.fd.as_fd()), slices),
         }
     }
 
@@ -118,6 +186,9 @@ impl Socket {
                 n => bytes = &bytes[n..],
             }
         }
+        while !self.flush()? {
+            self.wait(PollFlags::POLLOUT, deadline, stop)?;
+        }
         Ok(())
     }
 
@@ -133,13 +204,37 @@ impl Socket {
     /// Ends the connection in both directions, also for a thread that is using it.
     pub(crate) fn shutdown(&self) {
         // An error means that it has ended already.
-        let _ = socket::shutdown(self.0.as_raw_fd(), Shutdown::Both);
+        let _ = socket::shutdown(self.fd.as_raw_fd(), Shutdown::Both);
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
+    }
+}
+
+fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Received> {
+    loop {
+        match socket::recv(fd.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return Ok(Received::Eof),
+            Ok(n) => return Ok(Received::Bytes(n)),
+            Err(Errno::EAGAIN) => return Ok(Received::Nothing),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn send(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    loop {
+        match socket::sendmsg::<SockaddrStorage>(fd.as_raw_fd(), slices, &[], flags, None) {
+            Ok(n) => return Ok(n),
+            Err(Errno::EAGAIN) => return Ok(0),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
     }
 }
 

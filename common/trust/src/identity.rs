@@ -5,6 +5,7 @@
 //! ```text
 //! afterimage://mgmt/ID              afterimage://appliance/ID          ID is the vault's id, too
 //! afterimage://agent/ID?vault=ID    a machine, and the vault that it may write to
+//! afterimage://nbd/ID               a client of disks and exports over NBD
 //! ```
 //!
 //! A certificate has one such URI, or it is not one of ours.
@@ -25,10 +26,12 @@ pub enum Role {
     Appliance = 2,
     /// It coordinates.
     Mgmt = 3,
+    /// It uses disks over NBD.
+    Nbd = 4,
 }
 
 impl Role {
-    const ALL: [Role; 3] = [Role::Agent, Role::Appliance, Role::Mgmt];
+    const ALL: [Role; 4] = [Role::Agent, Role::Appliance, Role::Mgmt, Role::Nbd];
 
     /// Its word.
     #[must_use]
@@ -37,6 +40,7 @@ impl Role {
             Role::Agent => "agent",
             Role::Appliance => "appliance",
             Role::Mgmt => "mgmt",
+            Role::Nbd => "nbd",
         }
     }
 
@@ -92,7 +96,7 @@ impl Identity {
         match (role, rest.split_once("?vault=")) {
             (Role::Agent, Some((own, vault))) => Some(Identity { role, id: id(own)?, vault: id(vault)? }),
             (Role::Appliance, None) => id(rest).map(|id| Identity { role, id, vault: id }),
-            (Role::Mgmt, None) => id(rest).map(|id| Identity { role, id, vault: Uuid::nil() }),
+            (Role::Mgmt | Role::Nbd, None) => id(rest).map(|id| Identity { role, id, vault: Uuid::nil() }),
             _ => None,
         }
     }
@@ -196,7 +200,9 @@ mod tests {
     #[test]
     fn identities_are_read_as_they_are_written_and_no_other_way() {
         let (a, b) = (Uuid::from_u128(7), Uuid::from_u128(9));
-        for (role, vault) in [(Role::Agent, b), (Role::Appliance, a), (Role::Mgmt, Uuid::nil())] {
+        for (role, vault) in
+            [(Role::Agent, b), (Role::Appliance, a), (Role::Mgmt, Uuid::nil()), (Role::Nbd, Uuid::nil())]
+        {
             let identity = Identity { role, id: a, vault };
             assert_eq!(Identity::parse(&identity.uri()), Some(identity));
         }

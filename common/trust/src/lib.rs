@@ -13,6 +13,7 @@ pub mod folder;
 pub mod identity;
 pub mod join;
 pub mod messages;
+pub mod nbd;
 pub mod session;
 pub mod stream;
 pub mod token;

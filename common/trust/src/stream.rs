@@ -89,6 +89,16 @@ impl Tls {
         Ok(Tls { stream, state: Mutex::new(state), out: LongMutex::new(Vec::new()) })
     }
 
+    /// Goes on as client of a server that the settings judge by themselves.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub fn begin(stream: Arc<Stream>, mut state: Connection, until: Instant) -> io::Result<Tls> {
+        state.set_buffer_limit(Some(BATCH));
+        shake(&stream, &mut state, until)?;
+        Ok(Tls { stream, state: Mutex::new(state), out: LongMutex::new(Vec::new()) })
+    }
+
     fn state(&self) -> MutexGuard<'_, Connection> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -192,7 +192,7 @@ impl Trust {
         self.revoked.read().unwrap_or_else(PoisonError::into_inner).number
     }
 
-    fn revoked_serials(&self) -> Arc<BTreeSet<Vec<u8>>> {
+    pub(crate) fn revoked_serials(&self) -> Arc<BTreeSet<Vec<u8>>> {
         Arc::clone(&self.revoked.read().unwrap_or_else(PoisonError::into_inner).serials)
     }
 

@@ -297,12 +297,13 @@ impl Change<'_> {
                 return Ok((member.name, n));
             }
         }
-        let n = self
-            .tx
-            .execute("UPDATE certificates SET revoked = ?1 WHERE serial = ?2 AND revoked IS NULL", (self.time, what))?;
+        let n = self.tx.execute(
+            "UPDATE certificates SET revoked = ?1 WHERE (serial = ?2 OR (role = 'nbd' AND name = ?2)) AND revoked IS NULL",
+            (self.time, what),
+        )?;
         if n == 0 {
             return Err(CatalogueError::NotFound(format!(
-                "there is no machine, appliance or valid certificate '{what}': `afterimage mgmt ls` shows what there is"
+                "there is no machine, appliance, NBD client or valid certificate '{what}': `afterimage mgmt ls` shows what there is"
             )));
         }
         self.bump()?;

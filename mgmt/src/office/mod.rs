@@ -128,7 +128,7 @@ impl Office {
             return Ok(Arc::clone(key));
         }
         let fresh = csr::fresh()?;
-        let subject = Subject { identity: &self.identity, name: "mgmt", life: self.life };
+        let subject = Subject { identity: &self.identity, name: "mgmt", hosts: &[], life: self.life };
         let certificate = self.authority.issue(&fresh.request, &subject)?;
         // The CA's goes with it: who joins knows its hash only.
         let key = trust::certified(vec![certificate, self.authority.certificate().to_vec()], &fresh.key)?;
@@ -147,7 +147,7 @@ impl Office {
         let who = format!("{from} with a token");
         let redeemed = self.catalogue.change(&who, |change| {
             change.redeem(&Token::hash(&ask.secret), role, &host, |identity, name| {
-                self.authority.issue(&ask.request, &Subject { identity, name, life: self.life })
+                self.authority.issue(&ask.request, &Subject { identity, name, hosts: &[], life: self.life })
             })
         })?;
         // A host that took the place of another has revoked that one's certificates.
@@ -158,7 +158,7 @@ impl Office {
     fn renew(&self, identity: &Identity, name: &str, request: &[u8]) -> Result<Vec<u8>, CatalogueError> {
         let who = format!("{identity} '{name}'");
         self.catalogue.change(&who, |change| {
-            let subject = Subject { identity, name, life: self.life };
+            let subject = Subject { identity, name, hosts: &[], life: self.life };
             let refused = |e: TrustError| CatalogueError::Refused(e.to_string());
             let certificate = self.authority.issue(request, &subject).map_err(refused)?;
             let claims = Claims::of(&certificate).ok_or_else(|| CatalogueError::Refused("no certificate".into()))?;
@@ -187,6 +187,24 @@ impl Office {
                 Ok((identity, claims.name.clone()))
             }
         }
+    }
+
+    /// A certificate for a key that somebody with access to the control socket made.
+    ///
+    /// # Errors
+    /// If the request does not fit.
+    pub fn certify(&self, who: &str, request: &[u8], name: &str, hosts: &[String]) -> Result<Vec<u8>, CatalogueError> {
+        let identity = Identity { role: Role::Nbd, id: Uuid::new_v4(), vault: Uuid::nil() };
+        let what = if hosts.is_empty() { "NBD client" } else { "NBD server" };
+        self.catalogue.change(who, |change| {
+            let subject = Subject { identity: &identity, name, hosts, life: self.life };
+            let refused = |e: TrustError| CatalogueError::Refused(e.to_string());
+            let certificate = self.authority.issue(request, &subject).map_err(refused)?;
+            let claims = Claims::of(&certificate).ok_or_else(|| CatalogueError::Refused("no certificate".into()))?;
+            change.issued(&claims, &identity)?;
+            change.log("certify", &format!("{what} {name}"), &claims.serial_text())?;
+            Ok(certificate)
+        })
     }
 
     /// Revokes, and has everybody who is connected told. Returns the name, the number of certificates and of the list.

@@ -48,7 +48,7 @@ pub(super) fn serve(office: &Arc<Office>, number: u64, stream: &Arc<Stream>, add
     let joins = accepted.client_hello().alpn().is_some_and(|mut list| list.any(|p| p == coord::ALPN_JOIN));
     let key = office.own().map_err(|e| at(bad(e)))?;
     let revoked = office.revoked().map_err(|e| at(bad(e)))?;
-    let expect = Expect { roles: vec![Role::Agent, Role::Appliance], vault: None };
+    let expect = Expect { roles: vec![Role::Agent, Role::Appliance], vault: None, foreign: false };
     let guard = Guard::new(Anchor::Known(office.authority.certificate().to_vec()), expect, revoked);
     let alpn = if joins { coord::ALPN_JOIN } else { coord::ALPN_SESSION };
     let config = server_config((!joins).then(|| Arc::clone(&guard)), key, &[alpn]).map_err(|e| at(bad(e)))?;

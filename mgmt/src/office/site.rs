@@ -3,13 +3,14 @@
 use super::Office;
 use crate::catalogue::{CatalogueError, NewToken};
 use crate::protocol::{
-    Code, CompareBegun, DiffEnd, Failure, Members, MgmtAsk, PointInfo, PointList, Position, RevokeDone, Role,
-    SizeChange, Status, TokenMade, VERSION,
+    Certified, Code, CompareBegun, DiffEnd, Failure, Members, MgmtAsk, PointInfo, PointList, Position, RevokeDone,
+    Role, SizeChange, Status, TokenMade, VERSION,
 };
 use crate::server::{Opened, Site};
 use crate::units::Time;
 use crate::when::When;
-use afterimage_trust::identity::Role as TrustRole;
+use afterimage_trust::csr::pem;
+use afterimage_trust::identity::{Role as TrustRole, unhex};
 use afterimage_trust::token::Token;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -106,6 +107,15 @@ impl Desk {
             thread::sleep(Duration::from_millis(10));
         }
     }
+
+    fn certify(&self, who: &str, request: &str, name: &str, hosts: &[String]) -> Result<Certified, Failure> {
+        let request = unhex(request).ok_or_else(|| Failure::new(Code::BadRequest, "the request is not hexadecimal"))?;
+        let certificate = self.office.certify(who, &request, name, hosts)?;
+        Ok(Certified {
+            certificate: pem("CERTIFICATE", &certificate),
+            authority: pem("CERTIFICATE", self.office.authority.certificate()),
+        })
+    }
 }
 
 fn new_token(ask: &MgmtAsk) -> Result<NewToken, Failure> {
@@ -134,6 +144,7 @@ impl Site for Desk {
             MgmtAsk::Members => serde_json::to_value(self.members()?),
             MgmtAsk::Audit { most } => serde_json::to_value(self.office.catalogue.audit((*most).min(10_000))?),
             MgmtAsk::Revoke { what } => serde_json::to_value(self.revoke(who, what)?),
+            MgmtAsk::Certify { request, name, hosts } => serde_json::to_value(self.certify(who, request, name, hosts)?),
         }
         .map_err(failed)
     }

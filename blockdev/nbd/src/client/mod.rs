@@ -14,6 +14,7 @@ pub use uri::{BadUri, Uri};
 use crate::Address;
 use crate::proto::{Mode, errno};
 use afterimage_base::block::Extent;
+use afterimage_trust::nbd::NbdClientTls;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 use stream::Stream;
@@ -135,9 +136,32 @@ impl Client {
         Self::begin(Stream::Unix(socket.into()), export, options)
     }
 
+    /// The same with TLS, which begins before anything else is said. The server's certificate must be for `host`.
+    ///
+    /// # Errors
+    /// Also if the server has no TLS: there is no way back to plain text.
+    pub fn connect_tls(
+        address: &Address,
+        host: &str,
+        tls: &NbdClientTls,
+        export: &str,
+        options: &Options,
+    ) -> Result<Client, ClientError> {
+        let mut stream = Stream::connect(address)?;
+        stream.set_timeout(Some(HANDSHAKE_TIME))?;
+        negotiate::greet(&mut stream)?;
+        negotiate::starttls(&mut stream)?;
+        let state = tls.begin(host).map_err(|e| ClientError::Protocol(e.to_string()))?;
+        Self::enter(stream.secured(state, HANDSHAKE_TIME)?, export, options)
+    }
+
     fn begin(mut stream: Stream, export: &str, options: &Options) -> Result<Client, ClientError> {
         stream.set_timeout(Some(HANDSHAKE_TIME))?;
         negotiate::greet(&mut stream)?;
+        Self::enter(stream, export, options)
+    }
+
+    fn enter(mut stream: Stream, export: &str, options: &Options) -> Result<Client, ClientError> {
         let info = negotiate::enter(&mut stream, export, options)?;
         stream.set_timeout(None)?;
         let (sender, receiver) = pipeline::halves(stream, &info)?;

@@ -146,6 +146,12 @@ fn describe(export: &mut ExportInfo, data: &[u8]) -> bool {
     false
 }
 
+/// Has the server begin TLS.
+pub(super) fn starttls(stream: &mut Stream) -> Result<(), ClientError> {
+    let replies = ask(stream, opt::STARTTLS, &[])?;
+    if accepted(&replies) { Ok(()) } else { Err(refused("(TLS)", &replies)) }
+}
+
 /// Names and descriptions of the server's exports.
 pub(super) fn list(stream: &mut Stream) -> Result<Vec<(String, String)>, ClientError> {
     let replies = ask(stream, opt::LIST, &[])?;

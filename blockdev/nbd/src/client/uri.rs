@@ -1,7 +1,8 @@
 //! NBD URIs: a server and an export in one text, as users name them.
 
-use super::{Client, ClientError};
+use super::{Client, ClientError, Options};
 use crate::Address;
+use afterimage_trust::nbd::NbdClientTls;
 use std::fmt;
 use std::net::ToSocketAddrs;
 use std::path::PathBuf;
@@ -16,6 +17,8 @@ const DEFAULT_PORT: u16 = 10809;
 pub struct Uri {
     place: Place,
     export: String,
+    /// The folder with certificates, for TLS.
+    tls: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +30,9 @@ enum Place {
 
 /// Text that is no NBD URI.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("'{0}' is no NBD address: write nbd://HOST[:PORT]/NAME or nbd+unix:///NAME?socket=PATH")]
+#[error(
+    "'{0}' is no NBD address: write nbd://HOST[:PORT]/NAME, nbds://HOST[:PORT]/NAME?tls-certificates=DIR or nbd+unix:///NAME?socket=PATH"
+)]
 pub struct BadUri(String);
 
 fn unescape(text: &str) -> Option<String> {
@@ -52,13 +57,19 @@ impl FromStr for Uri {
         if let Some(rest) = uri.strip_prefix("nbd+unix:///") {
             let (name, socket) = rest.split_once("?socket=").ok_or_else(bad)?;
             let place = Place::Unix(unescape(socket).ok_or_else(bad)?.into());
-            return Ok(Self { place, export: unescape(name).ok_or_else(bad)? });
+            return Ok(Self { place, export: unescape(name).ok_or_else(bad)?, tls: None });
         }
-        let rest = uri.strip_prefix("nbd://").ok_or_else(bad)?;
+        let (rest, tls) = match uri.strip_prefix("nbds://") {
+            Some(rest) => {
+                let (rest, folder) = rest.split_once("?tls-certificates=").ok_or_else(bad)?;
+                (rest, Some(PathBuf::from(unescape(folder).ok_or_else(bad)?)))
+            }
+            None => (uri.strip_prefix("nbd://").ok_or_else(bad)?, None),
+        };
         let (host, name) = rest.split_once('/').unwrap_or((rest, ""));
         let with_port = host.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
         let host = if with_port { host.to_owned() } else { format!("{host}:{DEFAULT_PORT}") };
-        Ok(Self { place: Place::Tcp(host), export: unescape(name).ok_or_else(bad)? })
+        Ok(Self { place: Place::Tcp(host), export: unescape(name).ok_or_else(bad)?, tls })
     }
 }
 
@@ -82,9 +93,17 @@ impl Uri {
             Place::Unix(path) => return Client::connect(&Address::Unix(path.clone()), &self.export),
             Place::Tcp(host) => host,
         };
+        let tls = self.tls.as_deref().map(NbdClientTls::load).transpose();
+        let tls = tls.map_err(|e| ClientError::Protocol(e.to_string()))?;
+        let name = host.rsplit_once(':').map_or(&**host, |(name, _)| name.trim_matches(['[', ']']));
         let mut last = None;
         for address in host.to_socket_addrs()? {
-            match Client::connect(&Address::Tcp(address), &self.export) {
+            let address = Address::Tcp(address);
+            let connected = match &tls {
+                Some(tls) => Client::connect_tls(&address, name, tls, &self.export, &Options::default()),
+                None => Client::connect(&address, &self.export),
+            };
+            match connected {
                 Err(ClientError::Io(e)) => last = Some(e),
                 done => return done,
             }
@@ -100,15 +119,20 @@ mod tests {
     #[test]
     fn uris_are_read_as_they_are_written() {
         let a: Uri = "nbd+unix:///my%20disk?socket=/run/a%2fb.sock".parse().unwrap();
-        assert_eq!(a, Uri { place: Place::Unix("/run/a/b.sock".into()), export: "my disk".to_owned() });
+        assert_eq!(a, Uri { place: Place::Unix("/run/a/b.sock".into()), export: "my disk".to_owned(), tls: None });
         let a: Uri = "nbd://[::1]:7/x".parse().unwrap();
-        assert_eq!(a, Uri { place: Place::Tcp("[::1]:7".to_owned()), export: "x".to_owned() });
+        assert_eq!(a, Uri { place: Place::Tcp("[::1]:7".to_owned()), export: "x".to_owned(), tls: None });
+        let a: Uri = "nbds://h:7/x?tls-certificates=/etc/a%20b".parse().unwrap();
+        let tls = Some("/etc/a b".into());
+        assert_eq!(a, Uri { place: Place::Tcp("h:7".to_owned()), export: "x".to_owned(), tls });
         let a: Uri = "nbd://host".parse().unwrap();
-        assert_eq!(a, Uri { place: Place::Tcp("host:10809".to_owned()), export: String::new() });
+        assert_eq!(a, Uri { place: Place::Tcp("host:10809".to_owned()), export: String::new(), tls: None });
         let own = Address::Unix("/run/a b/ü.sock".into());
-        let want = Uri { place: Place::Unix("/run/a b/ü.sock".into()), export: "disk/1%".to_owned() };
+        let want = Uri { place: Place::Unix("/run/a b/ü.sock".into()), export: "disk/1%".to_owned(), tls: None };
         assert_eq!(own.uri("disk/1%").parse(), Ok(want));
-        for bad in ["", "http://x", "nbd+unix:///x", "nbd+unix:///x%2?socket=/a", "nbd+unix:///%+1?socket=/a"] {
+        for bad in
+            ["", "http://x", "nbds://h/x", "nbd+unix:///x", "nbd+unix:///x%2?socket=/a", "nbd+unix:///%+1?socket=/a"]
+        {
             assert!(bad.parse::<Uri>().is_err(), "{bad}");
         }
     }

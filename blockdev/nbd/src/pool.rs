@@ -83,7 +83,7 @@ mod tests {
         }
         assert!(pool.is_fat());
         pool.shrink();
-        assert!(!pool.is_fat() && pool.bytes == pool.classes.iter().flatten().map(AlignedBuf::capacity).sum());
+        assert!(!pool.is_fat() && pool.bytes == pool.classes.iter().flatten().map(AlignedBuf::capacity).sum::<usize>());
         pool.give(AlignedBuf::zeroed(3 * ALIGN));
         assert!(pool.classes.iter().flatten().all(|b| b.capacity() != 3 * ALIGN));
     }

@@ -135,9 +135,15 @@ impl Secure {
     pub(crate) fn flush(&mut self, raw: &impl Raw) -> io::Result<bool> {
         loop {
             while self.owes() {
-                match raw.send(&[IoSlice::new(&self.out[self.sent..])])? {
-                    0 => return Ok(false),
-                    n => self.sent += n,
+                match raw.send(&[IoSlice::new(&self.out[self.sent..])]) {
+                    Ok(0) => return Ok(false),
+                    Ok(n) => self.sent += n,
+                    Err(e) => {
+                        // Nobody will take it: nothing is owed to who has gone.
+                        self.out = Vec::new();
+                        self.sent = 0;
+                        return Err(e);
+                    }
                 }
             }
             self.out.clear();

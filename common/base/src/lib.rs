@@ -9,6 +9,7 @@
 //! | [`gate`] | the gate that a barrier closes |
 //! | [`crashsafe`] | files that are whole or not there |
 //! | [`net`] | stream sockets between the roles, unix or TCP |
+//! | [`qemu`] | QEMU's machine protocol and guest agent |
 //! | [`world`] | time, threads, chance and files, so that a simulation can own them |
 
 pub mod block;
@@ -17,5 +18,6 @@ pub mod clock;
 pub mod crashsafe;
 pub mod gate;
 pub mod net;
+pub mod qemu;
 pub mod simple;
 pub mod world;

@@ -9,10 +9,11 @@ use crate::identity::Role;
 use crate::trust::server_config;
 use crate::verify::{Anchor, Expect, Guard};
 use crate::{Trust, TrustError, provider};
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, ServerConnection};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -67,6 +68,17 @@ impl NbdServerTls {
     }
 }
 
+fn believing(dir: &Path) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TrustError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(&dir.join("ca-cert.pem"))? {
+        roots.add(authority).map_err(crypto)?;
+    }
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(crypto)?;
+    Ok(builder.with_root_certificates(roots))
+}
+
 /// TLS of an NBD client.
 #[derive(Clone)]
 pub struct NbdClientTls(Arc<ClientConfig>);
@@ -83,18 +95,22 @@ impl NbdClientTls {
     /// # Errors
     /// If a file is not there or does not fit.
     pub fn load(dir: &Path) -> Result<NbdClientTls, TrustError> {
-        let mut roots = RootCertStore::empty();
-        for authority in certificates(&dir.join("ca-cert.pem"))? {
-            roots.add(authority).map_err(crypto)?;
-        }
-        let builder = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(crypto)?
-            .with_root_certificates(roots);
         let chain = certificates(&dir.join("client-cert.pem"))?;
-        let mut config = builder.with_client_auth_cert(chain, key(&dir.join("client-key.pem"))?).map_err(crypto)?;
+        let key = key(&dir.join("client-key.pem"))?;
+        Ok(Self::with(believing(dir)?.with_client_auth_cert(chain, key).map_err(crypto)?))
+    }
+
+    /// Without a certificate, as for servers that believe everybody.
+    ///
+    /// # Errors
+    /// If the CA's is not there or does not fit.
+    pub fn without_certificate(dir: &Path) -> Result<NbdClientTls, TrustError> {
+        Ok(Self::with(believing(dir)?.with_no_client_auth()))
+    }
+
+    fn with(mut config: ClientConfig) -> NbdClientTls {
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(NbdClientTls(Arc::new(config)))
+        NbdClientTls(Arc::new(config))
     }
 
     /// One connection to the server of this name or address, which its certificate must have.

@@ -23,7 +23,7 @@ pub(crate) const UNKNOWN: u32 = 0x8000_0006;
 pub(crate) const TOO_BIG: u32 = 0x8000_0009;
 
 /// A connection at the level of bytes.
-pub(crate) struct Raw(pub(crate) UnixStream);
+pub(crate) struct Raw<S = UnixStream>(pub(crate) S);
 
 pub(crate) fn option(option: u32, data: &[u8]) -> Vec<u8> {
     let len = u32::try_from(data.len()).unwrap();
@@ -59,9 +59,9 @@ pub(crate) fn wide(command: u16, flags: u16, cookie: u64, offset: u64, len: u64)
     [&head[..], &flags, &command, &cookie.to_be_bytes(), &offset.to_be_bytes(), &len].concat()
 }
 
-impl Raw {
+impl<S: Read + Write> Raw<S> {
     /// After the greetings.
-    pub(crate) fn greeted(stream: UnixStream) -> Self {
+    pub(crate) fn greeted(stream: S) -> Self {
         let mut raw = Raw(stream);
         let greeting = raw.take(18);
         assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
@@ -71,12 +71,12 @@ impl Raw {
     }
 
     /// In the transmission phase, with simple replies.
-    pub(crate) fn entered(stream: UnixStream, export: &str) -> Self {
+    pub(crate) fn entered(stream: S, export: &str) -> Self {
         Self::entered_after(stream, export, &[])
     }
 
     /// In the transmission phase, after these options.
-    pub(crate) fn entered_after(stream: UnixStream, export: &str, options: &[u32]) -> Self {
+    pub(crate) fn entered_after(stream: S, export: &str, options: &[u32]) -> Self {
         let mut raw = Self::greeted(stream);
         for o in options {
             assert_eq!(raw.ask(*o, &[]), ACK);
@@ -140,6 +140,8 @@ impl Raw {
         match self.0.read_to_end(&mut rest) {
             Ok(_) => rest,
             Err(e) if e.kind() == ErrorKind::ConnectionReset => rest,
+            // TLS that ends without a word about it: NBD has said goodbye by then.
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => rest,
             Err(e) => panic!("the server did not close: {e}"),
         }
     }

@@ -116,7 +116,7 @@ impl Orderer {
     /// The oldest segments of a volume that are not known to be in order, if there are enough of them.
     fn choose(&mut self, round: &Round<'_>, config: &OrderConfig) -> Result<Option<Chosen>, CollectError> {
         // Where references are not known, nothing may be taken for moved.
-        if round.volumes.iter().any(|v| v.history.damage().is_some()) {
+        if round.volumes.iter().any(|v| v.in_part) {
             return Ok(None);
         }
         let shared = round.shared;

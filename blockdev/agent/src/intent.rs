@@ -13,12 +13,12 @@ use crate::protect::Bell;
 use afterimage_base::crashsafe::sync_parent;
 use afterimage_base::world::fs;
 use afterimage_base::world::sync::Condvar;
-use afterimage_journal::IntentMap;
 #[cfg(test)]
 use afterimage_journal::intent::Medium;
+use afterimage_journal::{IntentError, IntentMap};
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub(crate) mod clear;
 
@@ -47,6 +47,23 @@ impl PartialEq for Wrap {
 #[cfg(test)]
 impl Eq for Wrap {}
 
+/// The map with what a test puts between it and its file.
+#[cfg(test)]
+fn wrapped(map: IntentMap, config: &IntentConfig) -> IntentMap {
+    match &config.wrap.0 {
+        Some(wrap) => {
+            let path = map.path().to_path_buf();
+            map.through(|m| wrap(m, &path))
+        }
+        None => map,
+    }
+}
+
+#[cfg(not(test))]
+fn wrapped(map: IntentMap, _: &IntentConfig) -> IntentMap {
+    map
+}
+
 /// So many regions at most are marked ahead of somebody who writes from front to back.
 const MOST_AHEAD: u64 = 16;
 /// Writing one region after the other is believed after so many.
@@ -64,9 +81,16 @@ struct Desk {
     ended: bool,
 }
 
+/// A map, and the one that took its place when the volume got another size. What was replaced stays in memory, a byte for a
+/// region, until the volume is closed: sizes change seldom, and a writer finds the newest with one load.
+struct Link {
+    map: IntentMap,
+    next: OnceLock<Box<Link>>,
+}
+
 /// See the module.
 pub(crate) struct Intent {
-    pub(crate) map: IntentMap,
+    first: Link,
     pub(crate) config: IntentConfig,
     /// Wakes the clearer.
     pub(crate) bell: Bell,
@@ -78,16 +102,9 @@ pub(crate) struct Intent {
 
 impl Intent {
     pub(crate) fn new(name: &str, map: IntentMap, config: IntentConfig) -> Intent {
-        #[cfg(test)]
-        let map = match &config.wrap.0 {
-            Some(wrap) => {
-                let path = map.path().to_path_buf();
-                map.through(|m| wrap(m, &path))
-            }
-            None => map,
-        };
+        let map = wrapped(map, &config);
         Intent {
-            map,
+            first: Link { map, next: OnceLock::new() },
             config,
             bell: Bell::default(),
             name: name.to_owned(),
@@ -95,6 +112,31 @@ impl Intent {
             asked: Condvar::new(),
             trouble: Mutex::new(None),
         }
+    }
+
+    fn newest(&self) -> &Link {
+        let mut link = &self.first;
+        while let Some(next) = link.next.get() {
+            link = next;
+        }
+        link
+    }
+
+    /// The map in force.
+    pub(crate) fn map(&self) -> &IntentMap {
+        &self.newest().map
+    }
+
+    /// The volume gets another size. To be called with the gate closed.
+    pub(crate) fn resize(&self, size: u64) -> Result<(), IntentError> {
+        let link = self.newest();
+        if link.map.has_failed() {
+            return Ok(());
+        }
+        let map = wrapped(link.map.resized(size)?, &self.config);
+        // One keeper changes sizes, one at a time.
+        let _ = link.next.set(Box::new(Link { map, next: OnceLock::new() }));
+        Ok(())
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -134,25 +176,27 @@ impl Intent {
     }
 
     fn serve(&self, asks: &[Ask]) {
-        let wanted: BTreeSet<u64> = asks.iter().flat_map(|a| self.map.regions_of(a.start, a.end)).collect();
+        let map = self.map();
+        let wanted: BTreeSet<u64> = asks.iter().flat_map(|a| map.regions_of(a.start, a.end)).collect();
         let ahead = asks.iter().filter_map(|a| {
-            let regions = self.map.regions_of(a.start, a.end);
-            let run = self.map.run_before(regions.start, MOST_AHEAD);
-            (run >= BELIEVED).then(|| regions.end..(regions.end + run).min(self.map.regions()))
+            let regions = map.regions_of(a.start, a.end);
+            let run = map.run_before(regions.start, MOST_AHEAD);
+            (run >= BELIEVED).then(|| regions.end..(regions.end + run).min(map.regions()))
         });
         let all: BTreeSet<u64> = ahead.flatten().chain(wanted.iter().copied()).collect();
-        self.note(self.map.mark(all, |r| wanted.contains(&r)));
+        self.note(map.mark(all, |r| wanted.contains(&r)));
     }
 
     /// Marks what is about to become dirty without a writer having marked it.
     pub(crate) fn mark_now(&self, start: u64, end: u64) {
-        self.note(self.map.mark(self.map.regions_of(start, end), |_| true));
+        let map = self.map();
+        self.note(map.mark(map.regions_of(start, end), |_| true));
     }
 
     /// Marks everything and relies on nothing: the next history may be any.
     pub(crate) fn mark_all(&self) {
-        if !self.map.has_failed() {
-            self.note(self.map.mark_all());
+        if !self.map().has_failed() {
+            self.note(self.map().mark_all());
         }
     }
 
@@ -174,7 +218,7 @@ impl Intent {
         if trouble.is_some() {
             return;
         }
-        let path = self.map.path();
+        let path = self.map().path();
         let removed = fs::remove_file(path).and_then(|()| sync_parent(path));
         let mut what = format!(
             "the write-intent map {} failed ({e}): the guest goes on, and after a power cut the whole disk is compared",

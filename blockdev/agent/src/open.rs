@@ -213,7 +213,8 @@ impl Files<'_> {
         }
         match IntentMap::open(&self.intent_file(), *meta.id.as_bytes()) {
             Ok(map) if map.size() == size => Ok(Ok(map)),
-            Ok(map) => Ok(Err(format!("the write-intent map is for {} bytes", map.size()))),
+            // The size was changed while the agent was away, or it died in between.
+            Ok(map) => Ok(map.resized(size).map_err(|e| e.to_string())),
             Err(e @ (IntentError::InUse { .. } | IntentError::Version { .. })) => Err(self.intent_error(&e)),
             Err(e) => Ok(Err(e.to_string())),
         }

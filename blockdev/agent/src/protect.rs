@@ -83,7 +83,7 @@ impl Protection {
     /// stripes of the range locked.
     pub(crate) fn is_warm(&self, start: u64, end: u64) -> bool {
         let Some(intent) = &self.intent else { return true };
-        let warm = intent.map.touch(start, end);
+        let warm = intent.map().touch(start, end);
         if !warm && self.breaks.has(Break::WriteCold) {
             return intent.ask(start, end, None);
         }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | volume.json has the new size, and that it is to be announced | the new size; the next start makes the rest |
 //! | the dirty map has the new size | the same |
-//! | with the gate closed for a moment: a Resize record, and the new size for writers | the same; the record twice is no harm |
+//! | with the gate closed for a moment: the write-intent map has the new size, a Resize record, and the new size for writers | the same; the record twice is no harm |
 //! | volume.json has that it was announced | nothing to do |
 //!
 //! With the ring closed there is no record: the Gap that opens the ring again says the size. A disk that has grown by a
@@ -21,6 +21,7 @@ use afterimage_base::world;
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::record::{Kind, MAX_VOLUME};
 use afterimage_format::wire::SIZE_VERSION;
+use afterimage_journal::IntentError;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -88,6 +89,8 @@ pub struct Resized {
 #[derive(Debug, Default)]
 pub(crate) struct Desk {
     asked: Option<Option<u64>>,
+    /// The keeper is at it: it will answer.
+    taken: bool,
     answer: Option<Result<Resized, ResizeError>>,
 }
 
@@ -120,29 +123,35 @@ impl Shared {
             if desk.asked.is_some() {
                 return Err(failed("another change of size is under way"));
             }
-            *desk = Desk { asked: Some(size), answer: None };
+            *desk = Desk { asked: Some(size), taken: false, answer: None };
         }
         self.p.bell.ring();
         let until = world::now() + PATIENCE;
         loop {
-            if let Some(answer) = desk().answer.take() {
+            let mut desk = desk();
+            if let Some(answer) = desk.answer.take() {
                 return answer;
             }
-            if self.stopping() || world::now() >= until {
-                desk().asked = None;
+            if !desk.taken && (self.stopping() || world::now() >= until) {
+                desk.asked = None;
                 return Err(failed("the volume is stopping, or busy with something that does not end"));
             }
+            drop(desk);
             world::sleep(TICK);
         }
     }
 
     /// Does what was asked for. The keeper calls this when it does nothing else.
     pub(crate) fn serve_desk(&self) {
-        let asked = self.desk.lock().unwrap_or_else(PoisonError::into_inner).asked;
+        let desk = || self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = {
+            let mut desk = desk();
+            desk.taken = desk.asked.is_some();
+            desk.asked
+        };
         if let Some(size) = asked {
             let answer = self.resize(size);
-            let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
-            *desk = Desk { asked: None, answer: Some(answer) };
+            *desk() = Desk { asked: None, taken: false, answer: Some(answer) };
         }
     }
 
@@ -193,7 +202,12 @@ impl Shared {
         if !empty {
             p.close("the disk has grown by a part that may hold something, which is copied");
         }
-        self.announce(to);
+        if let Err(e) = self.announce(to) {
+            let undone = p.map.resize(from);
+            state.meta = before;
+            self.store(&mut state);
+            return Err(failed(undone.err().map_or(e.to_string(), |u| format!("{e}; {u}"))));
+        }
         state.meta.announce = false;
         self.store(&mut state);
         drop(state);
@@ -205,11 +219,15 @@ impl Shared {
     }
 
     /// Says the size in the ring, if it is open, at the instant at which it becomes the writers'.
-    fn announce(&self, size: u64) {
+    fn announce(&self, size: u64) -> Result<(), IntentError> {
         let hold = self.p.gate.close();
+        if let Some(intent) = &self.p.intent {
+            intent.resize(size)?;
+        }
         say_size(&self.p, size);
         self.core.disk.set_size(size);
         drop(hold);
+        Ok(())
     }
 }
 

@@ -196,7 +196,7 @@ impl Shared {
     }
 
     pub(crate) fn shown(&self, state: &State) -> VolumeState {
-        let intent = self.p.intent.as_ref().is_some_and(|i| i.map.has_failed());
+        let intent = self.p.intent.as_ref().is_some_and(|i| i.map().has_failed());
         let failed = state.disk_trouble.is_some() || state.refused.is_some() || intent;
         // A writer may have closed the ring before the keeper came by.
         let mode = if self.p.ring.is_closed() { Mode::Dirty } else { state.mode };
@@ -255,7 +255,7 @@ impl Shared {
         if !unused || state.meta.base.is_some_and(|b| b.is(w)) {
             return None;
         }
-        let accepted = intent.map.accepts(w.ring, w.durable, w.digest);
+        let accepted = intent.map().accepts(w.ring, w.durable, w.digest);
         if !accepted && !self.p.breaks.has(Break::IgnoreRelied) {
             return Some(Continuity::Forked);
         }

@@ -444,12 +444,14 @@ impl IntentMap {
         })
     }
 
-    /// The map for a volume of another size, in a new file: old marks are kept, regions that are new or were partly outside
-    /// the old size are marked. Nobody may be writing.
+    /// The map for a volume of another size, in a new file that takes the place of this one's: marks are kept, and regions
+    /// that are new or were partly outside the old size are marked. No writer may be between [`touch`](Self::touch) and
+    /// what it is for. Whoever marks or clears in the old map from now on changes nothing that counts.
     ///
     /// # Errors
-    /// As [`create`](Self::create); the map is then as it was.
-    pub fn resize(&mut self, new_size: u64) -> Result<(), IntentError> {
+    /// As [`create`](Self::create); the file is then as it was.
+    pub fn resized(&self, new_size: u64) -> Result<IntentMap, IntentError> {
+        let _marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = self.inner();
         let mut header = IntentHeader { size: new_size, ..inner.header.clone() };
         header.rings.truncate(MAX_RINGS);
@@ -458,7 +460,6 @@ impl IntentMap {
         }
         let mut old = inner.sectors.clone();
         old.truncate(number(header.sectors()));
-        drop(inner);
         let same = self.size.min(new_size) / header.region;
         // What is cut off must not be there when the volume grows again.
         if let Some(last) = old.last_mut() {
@@ -470,8 +471,10 @@ impl IntentMap {
             IntentMap::fill(new, &self.path, header, old, &|r| r >= same)
         };
         let made = make().map_err(file_error(&self.path))?;
-        *self = made;
-        Ok(())
+        for (new, old) in made.states.iter().zip(&self.states) {
+            new.fetch_or(old.load(Ordering::Acquire) & TOUCHED, Ordering::Relaxed);
+        }
+        Ok(made)
     }
 
     /// Writes sectors, in ascending order, neighbours together.

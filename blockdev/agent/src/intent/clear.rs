@@ -49,22 +49,25 @@ fn index(region: u64) -> usize {
 
 impl Clearer {
     pub(crate) fn new(shared: Arc<Shared>) -> Clearer {
-        let regions = shared.p.intent.as_ref().map_or(0, |i| i.map.regions());
+        let regions = shared.p.intent.as_ref().map_or(0, |i| i.map().regions());
         Clearer { shared, ages: vec![0; index(regions)], batch: None, stuck: false }
     }
 
     /// One pass.
     pub(crate) fn pass(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let Some(intent) = shared.p.intent.as_ref().filter(|i| !i.map.has_failed() && !self.stuck) else { return };
+        let Some(intent) = shared.p.intent.as_ref().filter(|i| !i.map().has_failed() && !self.stuck) else { return };
+        let map = intent.map();
+        // The volume may have got another size.
+        self.ages.resize(index(map.regions()), 0);
         for (region, age) in (0..).zip(&mut self.ages) {
-            *age = match intent.map.look(region) {
+            *age = match map.look(region) {
                 Some(false) => age.saturating_add(1),
                 Some(true) | None => 0,
             };
         }
         match &mut self.batch {
-            Some(batch) => batch.regions.retain(|r| self.ages[index(*r)] != 0),
+            Some(batch) => batch.regions.retain(|r| self.ages.get(index(*r)).is_some_and(|age| *age != 0)),
             None => self.batch = self.choose(),
         }
         if !self.is_synced() {
@@ -77,7 +80,7 @@ impl Clearer {
 
     fn choose(&self) -> Option<Batch> {
         let intent = self.shared.p.intent.as_ref()?;
-        let (config, marked) = (&intent.config, intent.map.marked());
+        let (config, marked) = (&intent.config, intent.map().marked());
         let mut regions: Vec<u64> =
             (0..).zip(&self.ages).filter(|(_, age)| **age >= config.idle.max(1)).map(|(r, _)| r).collect();
         let keep = config.hot - config.hot / 4;
@@ -100,7 +103,7 @@ impl Clearer {
     /// Whether nothing of a region is in flight or dirty.
     fn is_still(&self, region: u64) -> bool {
         let Some(intent) = &self.shared.p.intent else { return false };
-        let bytes = intent.map.region_range(region);
+        let bytes = intent.map().region_range(region);
         let mut locked = self.shared.core.ranges.lock(bytes.start, bytes.end);
         locked.is_free(bytes.start, bytes.end) && !self.dirty(bytes.start, bytes.end)
     }
@@ -133,8 +136,9 @@ impl Clearer {
     fn clear(&self, regions: &[u64]) {
         let Some(intent) = &self.shared.p.intent else { return };
         let relied = self.shared.p.ring.last_freed();
-        let result = intent.map.clear(regions, relied, |region, take| {
-            let bytes = intent.map.region_range(region);
+        let map = intent.map();
+        let result = map.clear(regions, relied, |region, take| {
+            let bytes = map.region_range(region);
             let mut locked = self.shared.core.ranges.lock(bytes.start, bytes.end);
             if locked.is_free(bytes.start, bytes.end) && !self.dirty(bytes.start, bytes.end) {
                 take();

@@ -147,6 +147,45 @@ fn another_size_at_the_start_is_refused_and_can_be_taken_over() {
     assert_eq!((count(&lab, Kind::Resize), lab.appliance.kept().gaps().len()), (3, 1));
 }
 
+/// The write-intent map goes with the size: a power cut costs what is marked and what is new, not the whole disk.
+#[test]
+fn after_a_change_of_size_a_power_cut_costs_what_is_marked() {
+    const REGION: u64 = 64 << 10;
+    for (size, died_between) in [(24 * MIB, false), (10 * MIB, false), (24 * MIB, true), (10 * MIB, true)] {
+        let mut lab = Lab::new(16 * MIB);
+        let (agent, volume) = lab.open();
+        lab.settle(&volume);
+        (0..3).for_each(|n| write(&volume, n * MIB, 1).unwrap());
+        lab.settle(&volume);
+        let intent = lab.dir.path().join("agent/vol/intent");
+        let before = std::fs::read(&intent).unwrap();
+        truncate(&mut lab, size.max(16 * MIB));
+        assert_eq!(volume.resize(Some(size)).unwrap().to, size);
+        truncate(&mut lab, size);
+        // The last region was not there, or is marked by this write.
+        write(&volume, size - 4096, 2).unwrap();
+        write(&volume, 5 * MIB, 3).unwrap();
+        lab.settle(&volume);
+        let marked = volume.status().intent_bytes / REGION;
+        let new = size.saturating_sub(16 * MIB) / REGION;
+        assert_eq!(marked, if size > 16 * MIB { 4 + new } else { 5 });
+        drop((agent, volume));
+        if died_between {
+            std::fs::write(&intent, before).unwrap();
+        }
+        std::fs::remove_file(lab.dir.path().join("agent/vol/ring")).unwrap();
+        poke(&lab, MIB, &[9; 4096]);
+        lab.foreign = ForeignWrite::Ignore;
+        let (_agent, volume) = lab.open();
+        let report = volume.status().recovered.unwrap();
+        assert!(
+            !report.whole_disk && report.intent_regions >= 3 + new && report.intent_regions <= marked,
+            "{report:?}"
+        );
+        lab.settle(&volume);
+    }
+}
+
 /// A crash between the note in volume.json and everything behind it: the next start does the rest.
 #[test]
 fn a_change_of_size_that_was_cut_off_is_brought_to_its_end() {

@@ -58,11 +58,11 @@ fn write(queue: &mut dyn Queue, offset: u64) {
 }
 
 fn syncs(volume: &Volume) -> u64 {
-    volume.shared().p.intent.as_ref().unwrap().map.syncs()
+    volume.shared().p.intent.as_ref().unwrap().map().syncs()
 }
 
 fn marked(volume: &Volume) -> u64 {
-    volume.shared().p.intent.as_ref().unwrap().map.marked()
+    volume.shared().p.intent.as_ref().unwrap().map().marked()
 }
 
 #[test]

@@ -213,7 +213,7 @@ impl Rig {
 
     /// Whether disk and replica are the same in the end, and only marked regions were looked at.
     fn recover(&self, volume: &Volume, older: bool) -> Result<(), String> {
-        let map = &volume.shared().p.intent.as_ref().unwrap().map;
+        let map = &volume.shared().p.intent.as_ref().unwrap().map();
         let regions = |marked: bool| (0..map.regions()).filter(move |r| map.look(*r).is_some() == marked);
         let clean: Vec<u64> = regions(false).collect();
         let report = volume.status().recovered.unwrap();

@@ -3,6 +3,7 @@
 //! and `ingest_rate --kernels IMAGE` measures the parts of the work alone, on one core.
 //!
 //! Environment: `THREADS` (reducer threads), `DIR` (where the vault is made, default the system's temporary folder).
+#![allow(clippy::disallowed_methods, reason = "it runs in the real world")]
 
 use afterimage_appliance::reduce::block::{Fingerprinter, is_zero};
 use afterimage_appliance::{Appliance, ApplianceConfig};

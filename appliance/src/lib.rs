@@ -13,6 +13,7 @@
 //! | [`export`] | a volume at a seq as a block device |
 //! | [`collect`] | retention, and giving room back |
 //! | [`check`] | offline verification and dump |
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run in the real world"))]
 
 pub mod check;
 pub mod collect;

@@ -4,6 +4,7 @@
 //!
 //! One thread, interleaved rounds of both on files of their own, in the page cache. The appliance is a thread that reads and
 //! acknowledges, so that the figure includes forwarding.
+#![allow(clippy::disallowed_methods, reason = "it runs in the real world")]
 
 mod sink;
 

@@ -1,7 +1,7 @@
 //! Cost of a place in the ring: reserve, fill with 4 KiB, publish, mark done, with 1, 2 and 4 writers, a sender
 //! freeing beside them. Pages are there beforehand. Once with the checksum of the payload, which publishing includes,
 //! and once without a payload, which is the cost of the ring alone.
-
+#![allow(clippy::disallowed_methods, reason = "it runs in the real world")]
 #![expect(missing_docs, reason = "criterion's macros make undocumented items")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set up has nothing else to do")]
 

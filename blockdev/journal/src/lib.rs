@@ -9,7 +9,7 @@
 //!
 //! Inside: `dirty` is the file of a dirty map, `live` is the concurrent core (checked by a model in the tests), `head` its arithmetic, `survey` and
 //! `recovery` find out what a ring holds, `file` and `map` are files and memory.
-
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run in the real world"))]
 #![cfg_attr(test, expect(clippy::duplicate_mod, reason = "the model compiles the core a second time"))]
 
 mod dirty;

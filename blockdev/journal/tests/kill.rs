@@ -3,7 +3,7 @@
 //! The child notes each seq in a second mapped file once its publish has returned, and once it has been marked
 //! done, so what must be in the ring is known. While it is stopped (SIGSTOP, so no thread is between two
 //! instructions that a copy could tear apart) the file is copied: the same as a kill at that moment.
-
+#![allow(clippy::disallowed_methods, reason = "it runs in the real world")]
 #![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test, with small numbers")]
 
 use afterimage_format::record::Kind;

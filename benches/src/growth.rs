@@ -52,20 +52,8 @@ pub struct Run {
 /// # Panics
 /// If a program fails.
 #[must_use]
-pub fn measure(plan: &Plan, mut progress: impl FnMut(&Run)) -> Vec<Run> {
-    let mut runs = Vec::new();
-    for round in 0..plan.rounds {
-        let mut order = COUNTS;
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for volumes in order {
-            let run = one(plan, volumes, round);
-            progress(&run);
-            runs.push(run);
-        }
-    }
-    runs
+pub fn measure(plan: &Plan, progress: impl FnMut(&Run)) -> Vec<Run> {
+    crate::rounds(plan.rounds, &COUNTS, |volumes, round| one(plan, volumes, round), progress)
 }
 
 fn one(plan: &Plan, volumes: u32, round: u32) -> Run {

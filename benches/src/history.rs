@@ -226,11 +226,8 @@ fn reads(plan: &Plan, daemon: &Daemon, seq: u64, out: &mut Vec<ReadRun>, progres
     let peer = peer::serve(Kind::QemuNbd, &image, &plan.dir, &[]);
     for round in 0..plan.rounds {
         for pattern in PATTERNS {
-            let mut order = [(Server::Point, uri.as_str()), (Server::QemuNbd, peer.uri())];
-            if round % 2 == 1 {
-                order.reverse();
-            }
-            for (server, uri) in order {
+            let both = [(Server::Point, uri.as_str()), (Server::QemuNbd, peer.uri())];
+            for (server, uri) in crate::in_turn(&both, round) {
                 if plan.cold && server == Server::Point {
                     crate::cold::drop_pages(&daemon.data().join("vault/segments"));
                 }

@@ -126,11 +126,7 @@ pub fn measure(plan: &Plan<'_>, mut progress: impl FnMut(&Run)) -> Results {
     let mut results = Results { image: [g.size, g.content, g.changed], ..Results::default() };
     for round in 0..plan.rounds {
         results.limits.push(on(Cores::One, 1, || limit::measure(&g.first, plan.dir)));
-        let mut order = plan.candidates.clone();
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for candidate in order {
+        for candidate in crate::in_turn(&plan.candidates, round) {
             for &cores in &plan.cores {
                 let scratch = tempfile::Builder::new().prefix("ingest-").tempdir_in(plan.dir).expect("make a folder");
                 let mut run = match candidate {

@@ -46,3 +46,31 @@ pub mod site;
 pub mod syscalls;
 pub mod usage;
 pub mod write_path;
+
+/// What is compared, in the order for this round: forwards and backwards in turn, so that who comes first gains nothing.
+#[must_use]
+pub fn in_turn<T: Clone>(candidates: &[T], round: u32) -> Vec<T> {
+    let mut order = candidates.to_vec();
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
+/// Runs `one` for each candidate, round by round; `progress` hears of each run.
+pub(crate) fn rounds<T: Clone, R>(
+    rounds: u32,
+    candidates: &[T],
+    mut one: impl FnMut(T, u32) -> R,
+    mut progress: impl FnMut(&R),
+) -> Vec<R> {
+    let mut runs = Vec::new();
+    for round in 0..rounds {
+        for candidate in in_turn(candidates, round) {
+            let run = one(candidate, round);
+            progress(&run);
+            runs.push(run);
+        }
+    }
+    runs
+}

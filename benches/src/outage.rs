@@ -81,20 +81,8 @@ pub struct Run {
 /// # Panics
 /// If a program fails.
 #[must_use]
-pub fn measure(plan: &Plan, mut progress: impl FnMut(&Run)) -> Vec<Run> {
-    let mut runs = Vec::new();
-    for round in 0..plan.rounds {
-        let mut order = ALL;
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for away in order {
-            let run = one(plan, away, round);
-            progress(&run);
-            runs.push(run);
-        }
-    }
-    runs
+pub fn measure(plan: &Plan, progress: impl FnMut(&Run)) -> Vec<Run> {
+    crate::rounds(plan.rounds, &ALL, |away, round| one(plan, away, round), progress)
 }
 
 /// Allocates the disk for good, so that no write pays for allocation.

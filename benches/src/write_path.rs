@@ -300,11 +300,7 @@ pub fn measure(plan: &Plan, mut progress: impl FnMut(&Run)) -> Vec<Run> {
     for round in 0..plan.rounds {
         for &pattern in &plan.patterns {
             for &pinned in &plan.places {
-                let mut order = plan.candidates.clone();
-                if round % 2 == 1 {
-                    order.reverse();
-                }
-                for candidate in order {
+                for candidate in crate::in_turn(&plan.candidates, round) {
                     let run = one(plan, candidate, pattern, pinned, round);
                     progress(&run);
                     runs.push(run);

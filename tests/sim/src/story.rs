@@ -154,9 +154,15 @@ impl Story {
             if self.flavour.files && self.healing.is_none() && self.rng.below(3) == 0 {
                 self.lose_files();
             }
+            // What the last one said before it died is judged by how its disk was.
+            self.agent_refused();
             self.examine_disk(Host::Agent);
             self.lab.start_agent();
         }
+        self.agent_refused();
+    }
+
+    fn agent_refused(&mut self) {
         let refused = lock(&self.lab.board).refused.take();
         if let Some(e) = refused {
             self.refused(Host::Agent, &e);

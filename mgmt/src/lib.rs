@@ -12,15 +12,24 @@
 //! | [`verify`] | what a verification is asked for and finds |
 //! | [`lines`], [`fdpass`] | its lines and its file descriptors |
 //! | [`schedule`] | when automatic points are due |
+//! | [`authority`], [`catalogue`] | mgmt's CA, and what it knows |
+//! | [`office`] | mgmt's port 20004 |
+//! | [`members`], [`reports`] | what it asks its members, and what they say of themselves |
+//! | [`metrics`] | the status as metrics |
+//! | [`api`] | its HTTPS API, both ends |
 
+pub mod api;
 pub mod attach;
 pub mod authority;
 pub mod catalogue;
 pub mod client;
 pub mod fdpass;
 pub mod lines;
+pub mod members;
+pub mod metrics;
 pub mod office;
 pub mod protocol;
+pub mod reports;
 pub mod schedule;
 pub mod server;
 pub mod units;

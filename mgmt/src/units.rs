@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp, Unit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
 /// Why a size, duration or time was not understood.
@@ -123,6 +123,13 @@ pub fn format_duration(duration: Duration) -> String {
 pub struct Time(pub u64);
 
 impl Time {
+    /// This moment.
+    #[must_use]
+    pub fn now() -> Time {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Time(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    }
+
     fn timestamp(self) -> Timestamp {
         Timestamp::from_nanosecond(i128::from(self.0)).unwrap_or(Timestamp::MAX)
     }

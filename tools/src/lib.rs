@@ -10,7 +10,6 @@
 //! | [`data`] | the data folder: lock and version |
 //! | [`show`], [`restore`], [`export`] | the user's commands |
 //! | [`attach`], [`attached`] | volumes as block devices of this machine: the commands, and who makes them |
-//! | [`metrics`] | the status as metrics |
 //! | [`check`], [`dump`], [`ring_file`] | verification of, and a look into, the files of a data folder |
 //! | [`verify`] | `afterimage verify`, both ends |
 //! | [`demo`] | `afterimage demo` |
@@ -32,7 +31,6 @@ pub mod export;
 pub mod image;
 pub mod join;
 pub mod load;
-pub mod metrics;
 pub mod mgmt;
 pub mod notify;
 pub mod problem;

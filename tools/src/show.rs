@@ -1,7 +1,7 @@
 //! What the commands print: tables for people, JSON for programs.
 
 use crate::cli::StatusFormat;
-use crate::metrics;
+use afterimage_mgmt::metrics;
 use crate::problem::Problem;
 use afterimage_mgmt::attach::Attached;
 use afterimage_mgmt::client::ControlClient;

@@ -9,13 +9,19 @@
 //! * [`ALPN_SESSION`]: the client has shown its certificate. It sends [`Hello`], the answer is [`Welcome`] or [`Refuse`];
 //!   from then on both sides send what they have to say, and a [`Kind::Ping`] when there was nothing for a while.
 //!
+//! From version 2 on a member tells mgmt how it is ([`Kind::Report`]), and mgmt asks it what only the member can know
+//! ([`Kind::Ask`], [`Kind::Answer`]). What these three carry is JSON, of the same shapes as `--json` prints: it is for people and for
+//! the catalogue, readers leave out fields that they do not know, and nothing of the write path depends on it.
+//!
 //! Kinds from [`FIRST_GROUP_KIND`] on are kept for barriers and groups; version 1 has none of them. Versions are agreed
 //! on in Hello and Welcome, so a kind that is not known is an error, never skipped.
 
 use crate::codec::{DecodeError, Reader, Writer};
 
 /// Newest version spoken.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
+/// The version from which on members report, and are asked.
+pub const REPORTS: u16 = 2;
 /// Oldest version spoken.
 pub const OLDEST_VERSION: u16 = 1;
 /// Where mgmt listens if nothing else is said.
@@ -69,10 +75,16 @@ pub enum Kind {
     Join = 11,
     /// [`Joined`], from mgmt.
     Joined = 12,
+    /// How the member is, JSON, to mgmt.
+    Report = 13,
+    /// [`Asked`], from mgmt.
+    Ask = 14,
+    /// [`Asked`] with the number of the question, to mgmt.
+    Answer = 15,
 }
 
 impl Kind {
-    const ALL: [Kind; 12] = [
+    const ALL: [Kind; 15] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Ping,
@@ -85,6 +97,9 @@ impl Kind {
         Kind::Bye,
         Kind::Join,
         Kind::Joined,
+        Kind::Report,
+        Kind::Ask,
+        Kind::Answer,
     ];
 }
 
@@ -346,6 +361,35 @@ impl Joined {
     }
 }
 
+/// A question of mgmt, or the answer to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The question's number, which the answer bears, too.
+    pub number: u64,
+    /// What is asked or answered, JSON.
+    pub json: Vec<u8>,
+}
+
+impl Asked {
+    /// The body's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut b = Vec::with_capacity(8 + self.json.len());
+        b.put_u64(self.number);
+        b.extend_from_slice(&self.json);
+        b
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is not one.
+    pub fn decode(body: &[u8]) -> Result<Asked, DecodeError> {
+        let number = Reader::new("question", body).u64()?;
+        Ok(Asked { number, json: body[8..].to_vec() })
+    }
+}
+
 /// Why a conversation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refuse {
@@ -393,6 +437,8 @@ mod tests {
             prop_assert_eq!(Join::decode(&join.encode()), Ok(join));
             let joined = Joined { certificate: der, name: text.clone() };
             prop_assert_eq!(Joined::decode(&joined.encode()), Ok(joined));
+            let asked = Asked { number, json: text.clone().into_bytes() };
+            prop_assert_eq!(Asked::decode(&asked.encode()), Ok(asked));
             let refuse = Refuse { text };
             prop_assert_eq!(Refuse::decode(&refuse.encode()), Ok(refuse));
         }
@@ -400,7 +446,7 @@ mod tests {
         #[test]
         fn any_bytes_end_in_peace(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = (Hello::decode(&bytes), Welcome::decode(&bytes), Revocations::decode(&bytes));
-            let _ = (Join::decode(&bytes), Joined::decode(&bytes), Refuse::decode(&bytes));
+            let _ = (Join::decode(&bytes), Joined::decode(&bytes), Refuse::decode(&bytes), Asked::decode(&bytes));
         }
     }
 
@@ -422,7 +468,7 @@ mod tests {
         };
         assert_eq!(header(11, 0, 100), Ok(Header { kind: Kind::Join, len: 100 }));
         assert!(header(11, 1, 100).is_err() && header(11, 0, u32::MAX).is_err());
-        assert!(header(0, 0, 0).is_err() && header(13, 0, 0).is_err() && header(FIRST_GROUP_KIND, 0, 0).is_err());
+        assert!(header(0, 0, 0).is_err() && header(16, 0, 0).is_err() && header(FIRST_GROUP_KIND, 0, 0).is_err());
         let mut many = Revocations::default().encode();
         many[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(Revocations::decode(&many).is_err());

@@ -3,6 +3,10 @@
 //! Over it a certificate is renewed long before it expires, and the list of revoked ones comes. While mgmt is away nothing waits
 //! for it: the connection is tried again after half a second, doubled up to half a minute, half of it by chance.
 
+mod desk;
+
+pub use desk::Duties;
+
 use crate::csr;
 use crate::identity::{Claims, Role};
 use crate::messages::{Inbox, send};
@@ -11,7 +15,8 @@ use crate::verify::Expect;
 use crate::{Trust, TrustError};
 use afterimage_base::net::Endpoint;
 use afterimage_base::world;
-use afterimage_format::coord::{self, Hello, Kind, Refuse, Revocations, Welcome};
+use afterimage_format::coord::{self, Asked, Hello, Kind, Refuse, Revocations, Welcome};
+use desk::Desk;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +32,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const SEND_LIMIT: Duration = Duration::from_secs(10);
 /// How often a session looks at the clock and whether it should stop.
 const TICK: Duration = Duration::from_millis(200);
+/// How often a member says how it is.
+const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// After a renewal that failed.
 const RENEW_AGAIN: Duration = Duration::from_secs(60);
 /// From so little time left on, the log says every day that a certificate will expire.
@@ -43,6 +50,7 @@ pub struct State {
 
 struct Shared {
     trust: Arc<Trust>,
+    duties: Option<Arc<dyn Duties>>,
     stop: AtomicBool,
     state: Mutex<State>,
 }
@@ -88,9 +96,17 @@ impl Session {
     /// # Errors
     /// If its address is none, or the system refuses a thread.
     pub fn start(trust: Arc<Trust>) -> Result<Session, TrustError> {
+        Self::with_duties(trust, None)
+    }
+
+    /// The same, of a member that reports and can be asked.
+    ///
+    /// # Errors
+    /// As [`Session::start`].
+    pub fn with_duties(trust: Arc<Trust>, duties: Option<Arc<dyn Duties>>) -> Result<Session, TrustError> {
         let address = trust.credentials().mgmt.clone();
         let mgmt: Endpoint = address.parse().map_err(|e| TrustError::Refused(format!("mgmt: {e}")))?;
-        let shared = Arc::new(Shared { trust, stop: AtomicBool::new(false), state: Mutex::default() });
+        let shared = Arc::new(Shared { trust, duties, stop: AtomicBool::new(false), state: Mutex::default() });
         let of_thread = Arc::clone(&shared);
         let thread = thread::Builder::new().name("mgmt".to_owned()).spawn(move || keep(&of_thread, &mgmt))?;
         Ok(Session { shared, thread: Some(thread) })
@@ -200,8 +216,10 @@ fn attend(shared: &Shared, mgmt: &Endpoint) -> io::Result<()> {
     }
     tracing::info!("mgmt at {mgmt}: connected");
     *shared.state() = State { connected: true, trouble: None };
+    let duties = shared.duties.clone().filter(|_| welcome.version >= coord::REPORTS);
     let result = Talk {
         shared,
+        desk: duties.map(Desk::new),
         inbox,
         writer: writer.clone(),
         every: Duration::from_millis(welcome.keep_alive_ms.into()),
@@ -224,6 +242,8 @@ fn refused(body: &[u8]) -> io::Error {
 
 struct Talk<'a> {
     shared: &'a Shared,
+    /// Reports and answers, if both sides know of them.
+    desk: Option<Desk>,
     inbox: Inbox,
     writer: TlsWriter,
     /// Keep-alive.
@@ -241,6 +261,9 @@ impl Talk<'_> {
                 return send(&mut self.writer, Kind::Bye, &[]);
             }
             self.renew_if_due()?;
+            if let Some(desk) = &mut self.desk {
+                desk.send_due(&mut self.writer)?;
+            }
             if pinged.elapsed() >= self.every {
                 pinged = Instant::now();
                 send(&mut self.writer, Kind::Ping, &[0; 8])?;
@@ -286,6 +309,11 @@ impl Talk<'_> {
                 self.shared.trust.revoke(list).map_err(io::Error::other)?;
                 tracing::info!("{count} certificates are revoked now (list {number})");
                 send(&mut self.writer, Kind::Applied, &self.shared.trust.revoked_number().to_le_bytes())
+            }
+            Kind::Ask if self.desk.is_some() => {
+                let ask = Asked::decode(body).map_err(bad)?;
+                self.desk.iter_mut().for_each(|desk| desk.take(&ask));
+                Ok(())
             }
             Kind::Refuse => Err(refused(body)),
             _ => Err(bad("it sent a message that is not its to send")),

@@ -1,12 +1,19 @@
 //! What mgmt knows: one SQLite file.
 //!
 //! Every change is one transaction that also says, in the audit log, who did what and when: [`Catalogue::change`] is the only
-//! way to write, and a change without an entry is not committed. The file is in WAL mode and synchronous, so what was answered
+//! way to change what somebody wants, and a change without an entry is not committed. What is seen rather than wanted (events, the
+//! volumes that agents report, how a job goes) is written by [`Catalogue::record`], whose [`Book`] reaches these tables alone. The file is in WAL mode and synchronous, so what was answered
 //! survives a kill and a power cut.
 
+mod book;
+mod keys;
+mod objects;
 mod rows;
 mod schema;
 
+pub use book::{Book, EventRow, JobRow, NewEvent, Severity, VolumeRow};
+pub use keys::{ApiRole, ApiTokenRow};
+pub use objects::{GuestRow, PolicyRow, PolicySettings, ProtectionRow};
 pub use rows::{AuditRow, CertificateRow, Member, NewToken, Redeemed, TokenRow};
 
 use afterimage_trust::Role;
@@ -59,6 +66,8 @@ pub fn now() -> i64 {
 #[derive(Debug)]
 pub struct Catalogue {
     db: Mutex<Connection>,
+    /// The newest event, for those who wait for one.
+    news: tokio::sync::watch::Sender<i64>,
 }
 
 /// A change under way.
@@ -86,6 +95,7 @@ impl Change<'_> {
             "INSERT INTO audit (time, who, action, object, detail) VALUES (?1, ?2, ?3, ?4, ?5)",
             (self.time, self.who, action, object, detail),
         )?;
+        book::insert_event(&self.tx, self.time, &NewEvent::change(self.who, action, object, detail))?;
         self.said.set(true);
         tracing::info!("{action} {object}: by {}{}{detail}", self.who, if detail.is_empty() { "" } else { "; " });
         Ok(())
@@ -107,7 +117,8 @@ impl Catalogue {
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "foreign_keys", "ON")?;
         schema::migrate(&mut db)?;
-        Ok(Catalogue { db: Mutex::new(db) })
+        let news = tokio::sync::watch::Sender::new(book::newest_event(&db)?);
+        Ok(Catalogue { db: Mutex::new(db), news })
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
@@ -130,8 +141,30 @@ impl Catalogue {
         if !change.said.get() {
             return Err(CatalogueError::Silent);
         }
+        let newest = book::newest_event(&change.tx)?;
         change.tx.commit()?;
+        self.news.send_replace(newest);
         Ok(out)
+    }
+
+    /// Writes down what was seen, whole or not at all.
+    ///
+    /// # Errors
+    /// What `write` says, or the database; nothing is written then.
+    pub fn record<T>(&self, write: impl FnOnce(&Book<'_>) -> Result<T, CatalogueError>) -> Result<T, CatalogueError> {
+        let mut db = self.lock();
+        let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let book = Book::new(tx);
+        let out = write(&book)?;
+        let newest = book.close()?;
+        self.news.send_replace(newest);
+        Ok(out)
+    }
+
+    /// Tells of new events: the value is the number of the newest.
+    #[must_use]
+    pub fn news(&self) -> tokio::sync::watch::Receiver<i64> {
+        self.news.subscribe()
     }
 
     /// A setting; `None` if it was never made.

@@ -137,7 +137,7 @@ fn uuid(text: &str) -> Result<Uuid, CatalogueError> {
 }
 
 /// Names are words for people and file names.
-fn check_name(name: &str) -> Result<(), CatalogueError> {
+pub(super) fn check_name(name: &str) -> Result<(), CatalogueError> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if !name.is_empty() && name.len() <= 64 && name.chars().all(fine) {
         return Ok(());

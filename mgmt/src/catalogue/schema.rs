@@ -4,7 +4,7 @@ use super::CatalogueError;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Step N brings version N to N + 1.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = ["
     CREATE TABLE settings (
         key   TEXT PRIMARY KEY,
         value TEXT NOT NULL
@@ -59,6 +59,74 @@ const STEPS: [&str; 1] = ["
     -- What was done is not undone in the book.
     CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END;
     CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END;
+", "
+    -- What agents report. An agent is a machine itself; a guest is one of several machines whose disks one agent serves.
+    CREATE TABLE guests (
+        id      TEXT PRIMARY KEY,
+        name    TEXT NOT NULL UNIQUE,
+        agent   TEXT NOT NULL REFERENCES machines(id),
+        created INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE volumes (
+        agent TEXT NOT NULL REFERENCES machines(id),
+        id    TEXT NOT NULL,
+        guest TEXT REFERENCES guests(id) ON DELETE SET NULL,
+        name  TEXT NOT NULL,
+        path  TEXT NOT NULL,
+        size  INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        since INTEGER NOT NULL,
+        gone  INTEGER,
+        PRIMARY KEY (agent, id)
+    ) STRICT;
+    CREATE TABLE policies (
+        name          TEXT PRIMARY KEY,
+        window        INTEGER NOT NULL,
+        hourly        INTEGER NOT NULL,
+        daily         INTEGER NOT NULL,
+        weekly        INTEGER NOT NULL,
+        monthly       INTEGER NOT NULL,
+        crash_seconds INTEGER NOT NULL,
+        app_minutes   INTEGER NOT NULL,
+        allow_partial INTEGER NOT NULL,
+        created       INTEGER NOT NULL,
+        changed       INTEGER NOT NULL
+    ) STRICT;
+    -- A machine that is protected: by which policy, and what it becomes elsewhere. `machine` is the id of an agent or a guest.
+    CREATE TABLE protections (
+        machine TEXT PRIMARY KEY,
+        policy  TEXT NOT NULL REFERENCES policies(name) ON UPDATE CASCADE,
+        target  TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        changed INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE jobs (
+        id      INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind    TEXT NOT NULL,
+        object  TEXT NOT NULL,
+        who     TEXT NOT NULL,
+        state   TEXT NOT NULL,
+        text    TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        ended   INTEGER
+    ) STRICT;
+    CREATE TABLE events (
+        id       INTEGER PRIMARY KEY AUTOINCREMENT,
+        time     INTEGER NOT NULL,
+        severity TEXT NOT NULL,
+        kind     TEXT NOT NULL,
+        object   TEXT NOT NULL,
+        text     TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE api_tokens (
+        id      INTEGER PRIMARY KEY AUTOINCREMENT,
+        hash    BLOB NOT NULL UNIQUE,
+        name    TEXT NOT NULL,
+        role    TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        expires INTEGER NOT NULL,
+        revoked INTEGER
+    ) STRICT;
 "];
 
 /// The newest version.

@@ -4,23 +4,29 @@
 //! certificate is asked for and one message is taken; for a session the certificate comes first. Nobody else hears more than a
 //! refusal.
 
+mod asking;
 mod port;
 mod session;
 mod site;
+mod web;
 
+pub use asking::{Answered, AskError};
 pub use port::Port;
 pub use site::Desk;
 
 use crate::authority::{Authority, LIFE, Subject};
 use crate::catalogue::{Catalogue, CatalogueError};
 use afterimage_base::world::sync::Event;
-use afterimage_format::coord::{Join, Revocations};
+use crate::reports::Reports;
+use afterimage_format::coord::{Asked, Join, Revocations};
 use afterimage_trust::identity::{Claims, Identity, Role};
 use afterimage_trust::token::Token;
 use afterimage_trust::{TrustError, csr, trust};
 use rustls::sign::CertifiedKey;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -49,6 +55,12 @@ struct Guest {
     applied: u64,
     /// Rings when there is something to send.
     bell: Arc<Event>,
+    /// The version that its session speaks.
+    version: u16,
+    /// Questions that are not sent yet.
+    asks: Vec<Asked>,
+    /// Who waits for which answer.
+    waiting: BTreeMap<u64, SyncSender<Vec<u8>>>,
 }
 
 /// What all conversations share.
@@ -61,6 +73,11 @@ pub struct Office {
     life: Duration,
     identity: Identity,
     own: Mutex<Option<(Arc<CertifiedKey>, Instant)>>,
+    /// The same for the API, and the names under which it is reached.
+    web: Mutex<web::Web>,
+    /// How members are, as they say.
+    pub reports: Reports,
+    questions: AtomicU64,
     guests: Mutex<BTreeMap<u64, Guest>>,
 }
 
@@ -112,7 +129,12 @@ impl Office {
         };
         let identity = Identity { role: Role::Mgmt, id, vault: Uuid::nil() };
         let (own, guests) = (Mutex::default(), Mutex::default());
-        Ok(Office { catalogue, authority, life: life.unwrap_or(LIFE), identity, own, guests })
+        let cut_off = catalogue.record(|book| book.jobs_were_cut_off())?;
+        if cut_off > 0 {
+            tracing::warn!("{cut_off} jobs had not ended when mgmt did last time");
+        }
+        let (web, reports, questions) = (Mutex::default(), Reports::default(), AtomicU64::new(0));
+        Ok(Office { catalogue, authority, life: life.unwrap_or(LIFE), identity, own, web, reports, questions, guests })
     }
 
     fn guests(&self) -> MutexGuard<'_, BTreeMap<u64, Guest>> {

@@ -3,7 +3,7 @@
 use super::{Guest, Office};
 use afterimage_base::net::Stream;
 use afterimage_base::world::sync::Event;
-use afterimage_format::coord::{self, Hello, Join, Joined, Kind, Refuse, Welcome};
+use afterimage_format::coord::{self, Asked, Hello, Join, Joined, Kind, Refuse, Welcome};
 use afterimage_trust::identity::{Claims, Identity, Role};
 use afterimage_trust::messages::{Inbox, send};
 use afterimage_trust::stream::{Tls, TlsWriter, deadline, who};
@@ -11,6 +11,7 @@ use afterimage_trust::trust::server_config;
 use afterimage_trust::verify::{Anchor, Expect, Guard};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::server::Acceptor;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -126,11 +127,14 @@ fn join(office: &Office, address: &str, body: &[u8], writer: &mut TlsWriter) -> 
 struct Seat<'a> {
     office: &'a Office,
     number: u64,
+    identity: Identity,
+    name: String,
 }
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
         self.office.guests().remove(&self.number);
+        self.office.left(&self.identity, &self.name);
     }
 }
 
@@ -165,11 +169,15 @@ fn attend(
     };
     send(writer, Kind::Welcome, &welcome.encode())?;
     let bell = Arc::new(Event::new()?);
-    let guest = Guest { identity, name: name.clone(), applied: hello.revocations, bell: Arc::clone(&bell) };
+    let version = welcome.version;
+    let (asks, waiting) = (Vec::new(), BTreeMap::new());
+    let guest =
+        Guest { identity, name: name.clone(), applied: hello.revocations, bell: Arc::clone(&bell), version, asks, waiting };
     office.guests().insert(number, guest);
-    let _seat = Seat { office, number };
+    let _seat = Seat { office, number, identity, name: name.clone() };
+    office.arrived(&identity, &name, address);
     tracing::info!("{identity} '{name}' at {address}: session begins, program {}", hello.program.escape_debug());
-    inbox.most = coord::MAX_FIRST_BODY;
+    inbox.most = if version >= coord::REPORTS { coord::MAX_BODY } else { coord::MAX_FIRST_BODY };
     let mut session = Session {
         office,
         number,
@@ -213,6 +221,9 @@ impl Session<'_> {
         let mut heard = Instant::now();
         loop {
             self.tell()?;
+            for ask in self.office.questions_for(self.number) {
+                send(self.writer, Kind::Ask, &ask.encode())?;
+            }
             if !self.inbox.has_more() && !self.wait(KEEP_ALIVE * 3)? && heard.elapsed() >= KEEP_ALIVE * 3 {
                 return Err(bad("it was silent too long"));
             }
@@ -232,6 +243,8 @@ impl Session<'_> {
                         guest.applied = number;
                     }
                 }
+                Kind::Report => self.office.reported(&self.identity, &self.name, &body),
+                Kind::Answer => self.office.answered(self.number, Asked::decode(&body).map_err(bad)?),
                 Kind::Bye => return Ok(()),
                 _ => return Err(bad("it sent a message that is not its to send")),
             }

@@ -1,9 +1,15 @@
-//! The status as metrics, in the text exposition format of Prometheus: for the textfile collector of its node exporter.
+//! The status as metrics, in the text exposition format of Prometheus.
 //!
-//! One family after the other, each with its help and type; `volume` is the label that all of a volume have. docs/cli.md
-//! names the families, which are stable as the fields of `--json` are.
+//! One family after the other, each with its help and type; `volume` is the label that all of a volume have. docs/metrics.md
+//! names the families, which are stable as the fields of `--json` are. Each role prints its own (`status --format prometheus`, for the
+//! textfile collector of the node exporter); mgmt serves those of all its members at `/metrics`, with the labels `machine` or
+//! `appliance`, so that nothing has to dial in to a protected host.
 
-use afterimage_mgmt::protocol::{State, Status, StoreStatus, VolumeStatus};
+mod office;
+
+pub use office::{families as office_families, of_office};
+
+use crate::protocol::{State, Status, StoreStatus, VolumeStatus};
 use std::fmt::Write as _;
 
 const STATES: [State; 7] =
@@ -20,12 +26,17 @@ fn one(value: u64) -> Vec<Sample> {
     vec![(String::new(), value as f64)]
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a ratio of large numbers")]
+fn ratio(of: u64, to: u64) -> Vec<Sample> {
+    if to == 0 { Vec::new() } else { vec![(String::new(), of as f64 / to as f64)] }
+}
+
 fn labelled(label: &str, text: &str, value: f64) -> Sample {
     (format!(",{label}=\"{}\"", escaped(text)), value)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 as a float are good to a microsecond")]
-fn seconds(t: Option<afterimage_mgmt::units::Time>) -> Vec<Sample> {
+fn seconds(t: Option<crate::units::Time>) -> Vec<Sample> {
     t.map(|t| (String::new(), t.0 as f64 / 1e9)).into_iter().collect()
 }
 
@@ -62,6 +73,9 @@ const FAMILIES: &[(&str, &str, &str, Of)] = &[
     ("logical_bytes_total", "counter", "Bytes of the writes in the history, before any reduction", |v| {
         one(v.logical_bytes)
     }),
+    ("reduce_ratio", "gauge", "Bytes of the writes in the history for each byte that it takes in the store", |v| {
+        ratio(v.logical_bytes, v.stored_bytes)
+    }),
     ("durable_time_seconds", "gauge", "Time of the newest durable write, in seconds since 1970", |v| {
         seconds(v.durable_time)
     }),
@@ -89,30 +103,62 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// The whole text.
+/// Who reports volumes, and which.
+struct Group<'a> {
+    /// A label and its value, before that of the volume.
+    of: Option<(&'a str, &'a str)>,
+    volumes: &'a [VolumeStatus],
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "# HELP afterimage_{name} {help}\n# TYPE afterimage_{name} {kind}");
+}
+
+/// All families of volumes, in full.
+fn volumes(out: &mut String, groups: &[Group<'_>]) {
+    for (name, kind, help, of) in FAMILIES {
+        head(out, &format!("volume_{name}"), kind, help);
+        for group in groups {
+            let first = group.of.map_or_else(String::new, |(l, value)| format!("{l}=\"{}\",", escaped(value)));
+            for v in group.volumes {
+                for (labels, value) in of(v) {
+                    let volume = escaped(&v.name);
+                    let _ = writeln!(out, "afterimage_volume_{name}{{{first}volume=\"{volume}\"{labels}}} {value}");
+                }
+            }
+        }
+    }
+}
+
+/// The names of all families that any role can print.
+#[must_use]
+pub fn families() -> Vec<String> {
+    let own = ["info", "clients"].map(str::to_owned);
+    let store = of_store(&StoreStatus { unordered_bytes: Some(0), ..StoreStatus::default() });
+    let store = store.into_iter().map(|(name, ..)| format!("store_{name}"));
+    let volume = FAMILIES.iter().map(|(name, ..)| format!("volume_{name}"));
+    let all = own.into_iter().chain(store).chain(volume).chain(office_families());
+    all.map(|name| format!("afterimage_{name}")).collect()
+}
+
+/// The whole text of a role.
 #[must_use]
 pub fn text(status: &Status) -> String {
     let mut out = String::new();
     let version = escaped(&status.version);
-    let _ = writeln!(out, "# HELP afterimage_info 1, with what runs as labels\n# TYPE afterimage_info gauge");
+    head(&mut out, "info", "gauge", "1, with what runs as labels");
     let role = serde_json::to_value(status.role).ok().and_then(|r| r.as_str().map(str::to_owned)).unwrap_or_default();
     let _ = writeln!(out, "afterimage_info{{version=\"{version}\",role=\"{role}\"}} 1");
-    let _ = writeln!(out, "# HELP afterimage_clients NBD connections\n# TYPE afterimage_clients gauge");
+    head(&mut out, "clients", "gauge", "NBD connections; with mgmt, agents and appliances that are connected");
     let _ = writeln!(out, "afterimage_clients {}", status.clients);
     if let Some(store) = &status.store {
         for (name, kind, help, value) in of_store(store) {
-            let _ = writeln!(out, "# HELP afterimage_store_{name} {help}\n# TYPE afterimage_store_{name} {kind}");
+            head(&mut out, &format!("store_{name}"), kind, help);
             let _ = writeln!(out, "afterimage_store_{name} {value}");
         }
     }
-    for (name, kind, help, of) in FAMILIES {
-        let _ = writeln!(out, "# HELP afterimage_volume_{name} {help}\n# TYPE afterimage_volume_{name} {kind}");
-        for v in &status.volumes {
-            for (labels, value) in of(v) {
-                let _ = writeln!(out, "afterimage_volume_{name}{{volume=\"{}\"{labels}}} {value}", escaped(&v.name));
-            }
-        }
-    }
+    volumes(&mut out, &[Group { of: None, volumes: &status.volumes }]);
     out
 }
 

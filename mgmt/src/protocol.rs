@@ -178,6 +178,22 @@ pub enum MgmtAsk {
         /// Name or id of a member, or a serial number.
         what: String,
     },
+    /// Makes a token of the API and answers [`ApiTokenMade`](crate::api::types::ApiTokenMade).
+    CreateApiToken {
+        /// What is asked for.
+        new: crate::api::types::NewApiToken,
+    },
+    /// All tokens of the API: a list of [`ApiToken`](crate::api::types::ApiToken).
+    ApiTokens,
+    /// Lets a token of the API count no more.
+    RevokeApiToken {
+        /// Its number.
+        id: i64,
+    },
+    /// The CA's certificate: [`Ca`].
+    Ca,
+    /// mgmt's metrics, and those of its members, as one text.
+    Metrics,
     /// Certifies a key for NBD and answers [`Certified`].
     Certify {
         /// PKCS #10, DER, as hexadecimal digits.
@@ -188,6 +204,15 @@ pub enum MgmtAsk {
         #[serde(default)]
         hosts: Vec<String>,
     },
+}
+
+/// mgmt's CA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ca {
+    /// Its certificate, PEM: for curl and Prometheus.
+    pub certificate: String,
+    /// SHA-256 of it (DER), by which our own commands know it.
+    pub pin: String,
 }
 
 /// A token that was made.

@@ -4,6 +4,7 @@ use crate::config::RingSize;
 use crate::data;
 use crate::mgmt::parse_mgmt;
 use crate::problem::Problem;
+use crate::remote::cli::{ApiTokenCommand, ApplianceListArgs, EventCommand, JobCommand, MachineCommand, PolicyCommand};
 use crate::restore::Format;
 use crate::show::Goal;
 use crate::verify::parse_range;
@@ -44,6 +45,18 @@ pub enum Command {
     Appliance(ApplianceArgs),
     /// Coordinate agents and appliances: who they are, and what they may
     Mgmt(MgmtArgs),
+    /// Machines, as mgmt knows them
+    #[command(subcommand)]
+    Machine(MachineCommand),
+    /// Policies: what is kept, and how often points are made
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// What happened
+    #[command(subcommand)]
+    Event(EventCommand),
+    /// What takes a while, and how it goes
+    #[command(subcommand)]
+    Job(JobCommand),
     /// Show what each volume is doing
     Status(StatusArgs),
     /// Recovery points
@@ -212,6 +225,13 @@ pub struct MgmtArgs {
     /// How long new certificates last; they are renewed when a third of it is over [default: 365d]
     #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub certificate_life: Option<Duration>,
+    /// Where the HTTPS API is: HOST[:PORT], or none; may be given several times [default: 0.0.0.0:20005]
+    #[arg(long, value_name = "ADDRESS")]
+    pub api: Vec<String>,
+    /// A host name or address under which the API is reached, for its certificate; may be given several times
+    /// [default: this host's name, localhost, and the addresses of --api]
+    #[arg(long = "api-name", value_name = "NAME")]
+    pub api_names: Vec<String>,
 }
 
 /// Subcommands of `mgmt`. `--data` goes before them.
@@ -220,6 +240,17 @@ pub enum MgmtCommand {
     /// Tokens, with which hosts join
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Tokens, with which people and programs use the API
+    #[command(subcommand)]
+    ApiToken(ApiTokenCommand),
+    /// Print the certificate of mgmt's CA, for programs that use the API
+    Ca {
+        /// Print its SHA-256 instead, for --ca-pin
+        #[arg(long)]
+        pin: bool,
+    },
+    /// Print the description of the API (OpenAPI); nothing has to run
+    Openapi,
     /// Show machines, appliances, certificates for NBD, and tokens
     Ls {
         /// Print JSON
@@ -320,6 +351,8 @@ pub enum AgentCommand {
 /// Subcommands of `appliance`.
 #[derive(Debug, Subcommand)]
 pub enum ApplianceCommand {
+    /// Show the appliances that mgmt knows
+    Ls(ApplianceListArgs),
     /// Get a certificate from mgmt, with a token
     Join(JoinArgs),
 }
@@ -369,6 +402,9 @@ pub struct AgentArgs {
     /// Take the size that a disk has now, if it is another one than it was
     #[arg(long)]
     pub resize: bool,
+    /// Let mgmt have it protect more disks of this host, whichever its operators name
+    #[arg(long)]
+    pub take_disks: bool,
     /// Where to serve: unix:DIR puts the socket DIR/nbd.sock there, tcp:ADDR:PORT; may be given several times
     /// [default: unix:DATA]
     #[arg(long, value_name = "ADDRESS")]

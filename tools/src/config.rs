@@ -114,6 +114,8 @@ pub struct AgentFile {
     pub nbd_tls: Option<NbdTls>,
     /// Folder with the certificates for it.
     pub nbd_tls_dir: Option<PathBuf>,
+    /// Whether mgmt may have the agent protect more disks.
+    pub take_disks: Option<bool>,
     /// The disks.
     #[serde(default, rename = "volume")]
     pub volumes: Vec<VolumeTable>,
@@ -179,6 +181,12 @@ pub struct MgmtFile {
     pub listen: Vec<String>,
     /// How long new certificates last.
     pub certificate_life: Option<Span>,
+    /// Where the HTTPS API is; `none` for nowhere.
+    #[serde(default)]
+    pub api: Vec<String>,
+    /// Names and addresses under which it is reached.
+    #[serde(default)]
+    pub api_names: Vec<String>,
 }
 
 /// Reads a configuration file.

@@ -9,7 +9,8 @@
 
 use crate::data::DataDir;
 use crate::problem::Problem;
-use crate::site::{About, Local, Served};
+use crate::duty::Duty;
+use crate::site::{About, Local, Served, Taker};
 use afterimage_agent::{
     Agent, AgentConfig, CacheMode, Connector, ForeignWrite, PlainDisk, RecoveryReport, VolumeConfig, connector,
     secure_connector,
@@ -22,10 +23,10 @@ use afterimage_mgmt::protocol::{Role, Status};
 use afterimage_mgmt::server::{ControlServer, Site};
 use afterimage_nbd::{Export, ExportTable, Limits, Listen, Server};
 use afterimage_trust::Trust;
-use afterimage_trust::session::Session;
+use afterimage_trust::session::{Duties, Session};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -101,6 +102,10 @@ pub struct AgentSettings {
     pub resize: bool,
     /// TLS of the NBD server.
     pub tls: afterimage_nbd::Tls,
+    /// Whether mgmt may have it protect more disks.
+    pub take_disks: bool,
+    /// Size of a new ring in bytes, and how disks are used, for those.
+    pub new_disks: (u64, CacheMode),
     /// Its appliance.
     pub reach: Reach,
 }
@@ -256,7 +261,10 @@ fn open_plain(disks: Vec<Disk>) -> Result<Vec<Served>, Problem> {
     disks.into_iter().map(open).collect()
 }
 
-fn serve(listen: Vec<Listen>, served: &[Served], tls: afterimage_nbd::Tls) -> Result<Arc<Server>, Problem> {
+/// What serves disks, and the table of them.
+type Serving = (Arc<Server>, Arc<ExportTable>);
+
+fn serve(listen: Vec<Listen>, served: &[Served], tls: afterimage_nbd::Tls) -> Result<Serving, Problem> {
     let table = Arc::new(ExportTable::new());
     for volume in served {
         let device: Arc<dyn BlockDevice> = volume.device();
@@ -265,11 +273,13 @@ fn serve(listen: Vec<Listen>, served: &[Served], tls: afterimage_nbd::Tls) -> Re
     if let [only] = served {
         table.set_default(Some(only.name().to_owned()));
     }
-    Ok(Arc::new(Server::start(listen, table, Limits { tls, ..Limits::default() })?))
+    let exports = Arc::clone(&table) as Arc<dyn afterimage_nbd::Exports>;
+    Ok((Arc::new(Server::start(listen, exports, Limits { tls, ..Limits::default() })?), table))
 }
 
-fn session(trust: &Arc<Trust>) -> Result<Session, Problem> {
-    Session::start(Arc::clone(trust)).map_err(|e| Problem::failed(e.to_string()))
+fn session(trust: &Arc<Trust>, duty: &Arc<Duty>) -> Result<Session, Problem> {
+    let duties = Some(Arc::clone(duty) as Arc<dyn Duties>);
+    Session::with_duties(Arc::clone(trust), duties).map_err(|e| Problem::failed(e.to_string()))
 }
 
 impl Daemon {
@@ -286,13 +296,15 @@ impl Daemon {
             appliance: None,
             nbd_tls: false,
         };
-        let mut sessions = Vec::new();
+        // Sessions with mgmt begin at once: lists of revocations come over them, and what there is to report comes when it is there.
+        let (mut sessions, duty) = (Vec::new(), Arc::new(Duty::default()));
         if let Some(trust) = settings.appliance.as_ref().and_then(|a| a.trust.as_ref()) {
-            sessions.push(session(&trust.0)?);
+            sessions.push(session(&trust.0, &duty)?);
         }
         let appliance = settings.appliance.map(|s| start_appliance(&data, s)).transpose()?;
-        let (mut agent, mut served, mut server) = (None, Vec::new(), None);
-        if let Some(AgentSettings { disks, listen, sync_rate, foreign, resize, reach, tls, .. }) = settings.agent {
+        let (mut agent, mut served, mut server, mut taker) = (None, Vec::new(), None, None);
+        if let Some(AgentSettings { disks, listen, sync_rate, foreign, resize, reach, tls, take_disks, new_disks, .. }) = settings.agent {
+            duty.reaches(&reach);
             let to = match reach {
                 Reach::Nowhere => None,
                 Reach::Here => Some(connector(Endpoint::Unix(local_socket(&data)), true)),
@@ -303,7 +315,7 @@ impl Daemon {
                 Reach::Secure { endpoint, trust } => {
                     about.appliance = Some(endpoint.to_string());
                     match &trust {
-                        Ok(trust) => sessions.push(session(&trust.0)?),
+                        Ok(trust) => sessions.push(session(&trust.0, &duty)?),
                         Err(e) => tracing::error!("the disks are served, and nothing reaches the appliance: {e}"),
                     }
                     Some(secure_connector(endpoint, trust.map(|t| t.0)))
@@ -317,9 +329,25 @@ impl Daemon {
                 }
             }
             about.nbd_tls = !matches!(tls, afterimage_nbd::Tls::Off);
-            server = Some(serve(listen, &served, tls)?);
+            let (serving, table) = serve(listen, &served, tls)?;
+            server = Some(serving);
+            taker = agent.clone().map(|agent| Taker {
+                agent,
+                table,
+                folder: data.path().join("agent"),
+                allowed: take_disks,
+                ring: new_disks.0,
+                cache: new_disks.1,
+                foreign,
+                sync_rate,
+                turn: Mutex::new(()),
+            });
         }
         let site = Arc::new(Local::new(data.path(), served, appliance.map(Arc::new), server.clone(), about)?);
+        if let Some(taker) = taker {
+            site.take_with(taker);
+        }
+        duty.begins(&site);
         site.attach_again();
         let control = data.path().join("control.sock");
         let control = ControlServer::start(&control, Arc::clone(&site) as Arc<dyn Site>)

@@ -131,6 +131,8 @@ impl<'a> Demo<'a> {
             sync_rate: 0,
             foreign: afterimage_agent::ForeignWrite::Compare,
             resize: false,
+            take_disks: false,
+            new_disks: (16 << 20, cache),
             point_every: None,
             reach: Reach::Here,
         };

@@ -5,8 +5,10 @@
 //! | [`cli`] | the command line |
 //! | [`up`], [`roles`], [`config`] | `afterimage up`, `agent` and `appliance`: flags and files become settings |
 //! | [`mgmt`], [`join`] | `afterimage mgmt`, `agent join` and `appliance join` |
+//! | [`remote`] | the commands that ask mgmt over its API |
 //! | [`daemon`], [`serve`] | the roles of a process, started, run, stopped |
 //! | [`site`] | what the control socket can do, done by the roles |
+//! | [`duty`], [`readiness`] | what mgmt is told over the session, and may ask |
 //! | [`data`] | the data folder: lock and version |
 //! | [`show`], [`restore`], [`export`] | the user's commands |
 //! | [`attach`], [`attached`] | volumes as block devices of this machine: the commands, and who makes them |
@@ -27,6 +29,7 @@ pub mod daemon;
 pub mod data;
 pub mod demo;
 pub mod dump;
+pub mod duty;
 pub mod export;
 pub mod image;
 pub mod join;
@@ -36,6 +39,8 @@ pub mod notify;
 pub mod problem;
 pub mod progress;
 pub mod qcow2;
+pub mod readiness;
+pub mod remote;
 pub mod restore;
 pub mod ring_file;
 pub mod roles;

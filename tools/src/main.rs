@@ -5,7 +5,7 @@ use afterimage::cli::{
     VolumeCommand,
 };
 use afterimage::problem::Problem;
-use afterimage::{attach, check, demo, dump, export, join, mgmt, restore, roles, show, up, verify};
+use afterimage::{attach, check, demo, dump, export, join, mgmt, remote, restore, roles, show, up, verify};
 use afterimage_mgmt::attach::{AttachOptions, Front};
 use afterimage_mgmt::verify::VerifyOptions;
 use afterimage_nbd::Address;
@@ -25,6 +25,11 @@ fn run(command: Command) -> Result<(), Problem> {
         Command::Appliance(ApplianceArgs { command: Some(ApplianceCommand::Join(a)), .. }) => {
             join::run(&a, Role::Appliance)
         }
+        Command::Appliance(ApplianceArgs { command: Some(ApplianceCommand::Ls(a)), .. }) => remote::appliances(&a),
+        Command::Machine(command) => remote::machine(command),
+        Command::Policy(command) => remote::policy(command),
+        Command::Event(command) => remote::event(command),
+        Command::Job(command) => remote::job(command),
         Command::Mgmt(args) => mgmt::run(args),
         Command::Agent(args) => roles::agent(args),
         Command::Appliance(args) => roles::appliance(args),

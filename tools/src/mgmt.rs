@@ -10,9 +10,12 @@ use afterimage_base::crashsafe;
 use afterimage_base::net::Endpoint;
 use afterimage_format::coord::DEFAULT_PORT;
 use afterimage_mgmt::catalogue::AuditRow;
+use crate::remote::cli::ApiTokenCommand;
+use afterimage_mgmt::api::types::{ApiToken, ApiTokenMade, NewApiToken};
+use afterimage_mgmt::api::{Api, DEFAULT_API_PORT, openapi};
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::office::{Desk, Office, Port};
-use afterimage_mgmt::protocol::{Certified, Members, MgmtAsk, RevokeDone, TokenMade};
+use afterimage_mgmt::protocol::{Ca, Certified, Members, MgmtAsk, RevokeDone, TokenMade};
 use afterimage_mgmt::server::{ControlServer, Site};
 use afterimage_mgmt::units::Time;
 use afterimage_trust::csr;
@@ -38,6 +41,9 @@ pub fn parse_mgmt(text: &str) -> Result<Endpoint, String> {
 /// # Errors
 /// If something is in the way of the start.
 pub fn run(args: MgmtArgs) -> Result<(), Problem> {
+    if let Some(MgmtCommand::Openapi) = args.command {
+        return put(&openapi::text());
+    }
     if let Some(command) = args.command {
         return ask(&args.data.folder()?, command);
     }
@@ -63,6 +69,8 @@ pub fn run(args: MgmtArgs) -> Result<(), Problem> {
     let office = Arc::new(Office::open(data.path(), life).map_err(|e| failed(&e))?);
     let port = Port::open(&office, &listen)?;
     let addresses: Vec<String> = port.addresses().iter().map(ToString::to_string).collect();
+    let names = if args.api_names.is_empty() { file.api_names } else { args.api_names };
+    let api = open_api(&office, if args.api.is_empty() { &file.api } else { &args.api }, names)?;
     let desk = Desk::new(Arc::clone(&office), data.path().to_owned(), addresses.clone());
     let control = data.path().join("control.sock");
     let control = ControlServer::start(&control, Arc::new(desk) as Arc<dyn Site>)
@@ -73,12 +81,56 @@ pub fn run(args: MgmtArgs) -> Result<(), Problem> {
         data.path().display(),
         addresses.join(", ")
     ))?;
+    for address in api.iter().flat_map(Api::addresses) {
+        put(&format!("API at https://{address}/v1\n"))?;
+    }
     notify::notify("READY=1");
     let signal = signals.recv().map_err(|_| Problem::failed("the signal thread has ended"))?;
     notify::notify("STOPPING=1");
     tracing::info!("{signal}: stopping");
-    drop((control, port));
+    drop((control, api, port));
     Ok(())
+}
+
+/// An address of the API.
+///
+/// # Errors
+/// If it is none.
+pub fn parse_api(text: &str) -> Result<Endpoint, String> {
+    let full = if text.starts_with("tcp:") { text.to_owned() } else { format!("tcp:{text}") };
+    match Endpoint::parse(&full, DEFAULT_API_PORT) {
+        Ok(endpoint @ Endpoint::Tcp(..)) => Ok(endpoint),
+        _ => Err(format!("'{text}' is no address of the API: write HOST, HOST:PORT or [IPv6]:PORT")),
+    }
+}
+
+/// The API, where it is wanted. Where nobody said, somebody else's use of the port is no reason for mgmt not to do its main work.
+fn open_api(office: &Arc<Office>, texts: &[String], mut names: Vec<String>) -> Result<Option<Api>, Problem> {
+    if texts.iter().any(|t| t == "none") {
+        return Ok(None);
+    }
+    let default = [format!("0.0.0.0:{DEFAULT_API_PORT}")];
+    let mut listen = Vec::new();
+    for text in if texts.is_empty() { &default } else { texts } {
+        listen.extend(parse_api(text).map_err(Problem::usage)?.resolve()?);
+    }
+    if names.is_empty() {
+        names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+        names.extend(nix::unistd::gethostname()?.into_string());
+        names.extend(listen.iter().map(|a| a.ip()).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()));
+        names.sort();
+        names.dedup();
+    }
+    office.set_api_hosts(names);
+    office.api_config().map_err(|e| Problem::failed(e.to_string()))?;
+    match Api::open(office, &listen) {
+        Ok(api) => Ok(Some(api)),
+        Err(e) if texts.is_empty() => {
+            tracing::error!("there is no API: {e}; say another address with --api, or --api none");
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Seconds since 1970 as people see them.
@@ -104,6 +156,13 @@ fn ask(data: &Path, command: MgmtCommand) -> Result<(), Problem> {
             eprintln!("for joining as {}, once, until {}", made.role, made.expires.short());
             put(&format!("{}\n", made.token))
         }
+        MgmtCommand::ApiToken(command) => api_token(&mut control, command),
+        MgmtCommand::Ca { pin } => {
+            let ca: Ca = control.mgmt(MgmtAsk::Ca)?;
+            put(&if pin { format!("{}\n", ca.pin) } else { ca.certificate })
+        }
+        // It asks nobody.
+        MgmtCommand::Openapi => put(&openapi::text()),
         MgmtCommand::Ls { json } => {
             let members: Members = control.mgmt(MgmtAsk::Members)?;
             if json { put_json(&members) } else { put(&list(&members)) }
@@ -124,7 +183,38 @@ fn ask(data: &Path, command: MgmtCommand) -> Result<(), Problem> {
     }
 }
 
-fn headed(head: &[&str], lines: Vec<Vec<String>>) -> String {
+fn api_token(control: &mut ControlClient, command: ApiTokenCommand) -> Result<(), Problem> {
+    match command {
+        ApiTokenCommand::Create { name, role, ttl, json } => {
+            let new = NewApiToken { name, role: role.into(), ttl_seconds: ttl.as_secs() };
+            let made: ApiTokenMade = control.mgmt(MgmtAsk::CreateApiToken { new })?;
+            if json {
+                return put_json(&made);
+            }
+            eprintln!("API token {} of '{}' as {}, until {}", made.id, made.name, made.role, made.expires.short());
+            put(&format!("{}\n", made.token))
+        }
+        ApiTokenCommand::Ls { json } => {
+            let tokens: Vec<ApiToken> = control.mgmt(MgmtAsk::ApiTokens)?;
+            if json {
+                return put_json(&tokens);
+            }
+            let state = |t: &ApiToken| match t.revoked {
+                Some(at) => format!("revoked {}", at.short()),
+                None if t.expires <= Time::now() => "expired".to_owned(),
+                None => "valid".to_owned(),
+            };
+            let line = |t: &ApiToken| vec![t.id.to_string(), t.name.clone(), t.role.to_string(), state(t), t.expires.short()];
+            put(&headed(&["ID", "NAME", "ROLE", "STATE", "UNTIL"], tokens.iter().map(line).collect()))
+        }
+        ApiTokenCommand::Revoke { id } => {
+            let _: Option<()> = control.mgmt(MgmtAsk::RevokeApiToken { id })?;
+            put(&format!("API token {id} counts no more\n"))
+        }
+    }
+}
+
+pub(crate) fn headed(head: &[&str], lines: Vec<Vec<String>>) -> String {
     let head = head.iter().map(|&word| word.to_owned()).collect();
     table(&[vec![head], lines].concat())
 }

@@ -50,6 +50,7 @@ failed_from!(
     nix::errno::Errno,
     afterimage_nbd::client::BadUri,
     afterimage_nbd::client::ClientError,
+    afterimage_mgmt::api::client::ApiError,
     afterimage_mgmt::client::ClientError,
     afterimage_mgmt::protocol::Failure
 );

@@ -6,6 +6,7 @@ use crate::config::{self, AgentFile, ApplianceFile, RingSize, VolumeTable};
 use crate::daemon::{AgentSettings, ApplianceSettings, Disk, Reach, Settings, Trusted};
 use crate::data::DataDir;
 use crate::problem::Problem;
+use crate::site::load_taken;
 use crate::up::{key_source, listeners, nbd_tls, parse_disk};
 use crate::{screen, serve, signals};
 use afterimage_appliance::MinFree;
@@ -83,7 +84,7 @@ fn trust_of(reach: &Reach) -> Option<Arc<Trust>> {
     }
 }
 
-fn disks(file: &AgentFile, args: &AgentArgs) -> Result<Vec<Disk>, Problem> {
+fn disks(file: &AgentFile, args: &AgentArgs, data: &Path) -> Result<Vec<Disk>, Problem> {
     let named: Result<Vec<VolumeTable>, Problem> = args
         .disks
         .iter()
@@ -110,12 +111,20 @@ fn disks(file: &AgentFile, args: &AgentArgs) -> Result<Vec<Disk>, Problem> {
         let cache = args.cache.or(volume.cache).unwrap_or(cache).into();
         out.push(Disk { name, path: volume.path, ring: ring.0, cache });
     }
+    // What mgmt had it take stays protected, also where it may ask for no more.
+    for taken in load_taken(&data.join("agent")).map_err(Problem::failed)? {
+        if out.iter().all(|d| d.name != taken.name && d.path != taken.path) {
+            out.push(Disk { name: taken.name, path: taken.path, ring: ring.0, cache: cache.into() });
+        }
+    }
     Ok(out)
 }
 
 fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<AgentSettings, Problem> {
     let insecure = args.insecure || file.insecure.unwrap_or(false);
-    let disks = disks(&file, &args)?;
+    let disks = disks(&file, &args, data)?;
+    let ring = args.ring.or(file.ring).unwrap_or(RingSize(RING)).0;
+    let cache = args.cache.or(file.cache).unwrap_or(Cache::Writeback).into();
     let endpoint = args.appliance.or(file.appliance.take()).ok_or_else(|| {
         Problem::usage("the agent does not know its appliance: give --appliance ADDRESS, or appliance = in the file")
     })?;
@@ -133,6 +142,8 @@ fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<A
         point_every: Some(every).filter(|d| !d.is_zero()),
         foreign: args.on_foreign_write.or(file.on_foreign_write).unwrap_or(OnForeignWrite::Compare).into(),
         resize: args.resize,
+        take_disks: args.take_disks || file.take_disks.unwrap_or(false),
+        new_disks: (ring, cache),
         tls: nbd_tls(&tls, trust_of(&reach))?,
         reach,
     })

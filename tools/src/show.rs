@@ -5,7 +5,7 @@ use afterimage_mgmt::metrics;
 use crate::problem::Problem;
 use afterimage_mgmt::attach::Attached;
 use afterimage_mgmt::client::ControlClient;
-use afterimage_mgmt::protocol::{PointList, State, Status, SyncInfo, VolumeStatus};
+use afterimage_mgmt::protocol::{MgmtAsk, PointList, Role, State, Status, SyncInfo, VolumeStatus};
 use afterimage_mgmt::units::{Time, format_duration, format_size};
 use afterimage_mgmt::when::When;
 use serde::Serialize;
@@ -151,6 +151,7 @@ pub fn status(data: &Path, format: StatusFormat, watch: Option<Duration>) -> Res
         return match format {
             StatusFormat::Table => put(&status_text(&status)),
             StatusFormat::Json => put_json(&status),
+            StatusFormat::Prometheus if status.role == Role::Mgmt => put(&control.mgmt::<String>(MgmtAsk::Metrics)?),
             StatusFormat::Prometheus => put(&metrics::text(&status)),
         };
     };

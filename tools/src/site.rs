@@ -5,6 +5,9 @@
 mod devices;
 mod figures;
 mod past;
+mod taking;
+
+pub use taking::{Taken, Taker, load as load_taken};
 
 use crate::attached::Attachments;
 use crate::problem::Problem;
@@ -26,7 +29,7 @@ use afterimage_nbd::{Address, Export, ExportTable, Server, Stop};
 use figures::{blank, of_agent, of_appliance, of_store, uuid, window, with_history};
 use past::{OfVolume, Past, failure};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +37,7 @@ use std::time::{Duration, Instant};
 const POINT_WAIT: Duration = Duration::from_secs(60);
 
 /// A volume that is served.
+#[derive(Clone)]
 pub enum Served {
     /// With its journal.
     Protected(Arc<Volume>),
@@ -89,13 +93,15 @@ pub struct Local {
     about: About,
     started: Time,
     clock: Instant,
-    served: Vec<Served>,
+    served: RwLock<Vec<Served>>,
     addresses: Vec<Address>,
     appliance: Mutex<Option<Arc<Appliance>>>,
     server: Mutex<Option<Arc<Server>>>,
     schedule: Mutex<Schedule>,
     stop: Stop,
     attachments: OnceLock<Attachments>,
+    /// For disks that come while it runs.
+    taker: OnceLock<Taker>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -129,13 +135,14 @@ impl Local {
             about,
             started: now(),
             clock: Instant::now(),
-            served,
+            served: RwLock::new(served),
             addresses: server.as_ref().map_or_else(Vec::new, |s| s.addresses().to_vec()),
             appliance: Mutex::new(appliance),
             server: Mutex::new(server),
             schedule: Mutex::new(schedule),
             stop: Stop::new()?,
             attachments: OnceLock::new(),
+            taker: OnceLock::new(),
         })
     }
 
@@ -174,8 +181,13 @@ impl Local {
         lock(&self.appliance).clone().ok_or_else(none)
     }
 
-    fn protected(&self, name: &str) -> Result<&Arc<Volume>, Failure> {
-        match self.served.iter().find(|s| s.name() == name) {
+    /// What is served now.
+    fn served(&self) -> Vec<Served> {
+        self.served.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn protected(&self, name: &str) -> Result<Arc<Volume>, Failure> {
+        match self.served().into_iter().find(|s| s.name() == name) {
             Some(Served::Protected(volume)) => Ok(volume),
             Some(Served::Plain { .. }) => {
                 Err(Failure::new(Code::NotReady, format!("volume {name} is not protected (--no-protect)")))
@@ -192,7 +204,8 @@ impl Local {
     }
 
     fn unknown(&self, name: &str) -> Failure {
-        let names: Vec<&str> = self.served.iter().map(Served::name).collect();
+        let served = self.served();
+        let names: Vec<&str> = served.iter().map(Served::name).collect();
         let names =
             if names.is_empty() { "no disk is served".to_owned() } else { format!("served are {}", names.join(", ")) };
         Failure::new(Code::NotFound, format!("there is no volume '{name}' with a disk here: {names}"))
@@ -200,7 +213,7 @@ impl Local {
 
     /// Makes the automatic points that are due.
     pub fn make_due_points(&self) {
-        for served in &self.served {
+        for served in self.served() {
             let Served::Protected(volume) = served else { continue };
             let status = volume.status();
             let seen =
@@ -217,6 +230,12 @@ impl Local {
                 }
             }
         }
+    }
+
+    /// Where disks are served.
+    #[must_use]
+    pub fn listens_at(&self) -> Vec<String> {
+        self.addresses.iter().map(|a| a.uri("")).collect()
     }
 
     fn uris(&self, name: &str) -> Vec<String> {
@@ -261,7 +280,7 @@ impl Site for Local {
         let appliance = lock(&self.appliance).clone();
         let infos = appliance.as_ref().map(|a| a.volumes()).unwrap_or_default();
         let mut volumes: Vec<VolumeStatus> = Vec::new();
-        for served in &self.served {
+        for served in &self.served() {
             let mut v = match served {
                 Served::Protected(volume) => of_agent(volume),
                 Served::Plain { name, path, device } => blank(name, path, device.geometry().size, State::Unprotected),
@@ -411,7 +430,8 @@ impl Site for Local {
         options: &VerifyOptions,
         each: &mut dyn FnMut(VerifyProgress) -> bool,
     ) -> Result<VerifyReport, Failure> {
-        crate::verify::serve(self.protected(volume)?, options, each)
+        let volume = self.protected(volume)?;
+        crate::verify::serve(&volume, options, each)
     }
 
     fn open(&self, volume: &str, at: &When, writable: bool) -> Result<(Position, Box<dyn Opened>), Failure> {

@@ -141,6 +141,8 @@ pub fn run(args: UpArgs) -> Result<(), Problem> {
         point_every: Some(args.point_every).filter(|d| !d.is_zero()),
         foreign: args.on_foreign_write.into(),
         resize: args.resize,
+        take_disks: false,
+        new_disks: (ring, cache),
         tls: nbd_tls(&args.tls, None)?,
         reach: if args.no_protect { Reach::Nowhere } else { Reach::Here },
     };

@@ -14,6 +14,7 @@ pub mod identity;
 pub mod join;
 pub mod messages;
 pub mod nbd;
+pub mod probe;
 pub mod session;
 pub mod stream;
 pub mod token;
@@ -30,6 +31,8 @@ use thiserror::Error;
 
 /// The protocol of the data port.
 pub const ALPN_DATA: &[u8] = b"afterimage-data/1";
+/// The protocol of a measurement at the same port: see [`probe`].
+pub const ALPN_PROBE: &[u8] = b"afterimage-probe/1";
 
 /// Why credentials cannot be used or had.
 #[derive(Debug, Error)]

@@ -162,9 +162,9 @@ impl Trust {
     ///
     /// # Errors
     /// If the library refuses them.
-    pub fn server(&self, expect: Expect, alpn: &[u8]) -> Result<(Arc<ServerConfig>, Arc<Guard>), TrustError> {
+    pub fn server(&self, expect: Expect, alpn: &[&[u8]]) -> Result<(Arc<ServerConfig>, Arc<Guard>), TrustError> {
         let guard = self.guard(expect);
-        Ok((server_config(Some(Arc::clone(&guard)), self.key(), &[alpn])?, guard))
+        Ok((server_config(Some(Arc::clone(&guard)), self.key(), alpn)?, guard))
     }
 
     /// Uses a new certificate with its key from the next connection on, once it is durable.

@@ -5,7 +5,7 @@ use super::problem::{Kind, Problem};
 use super::routes::{Call, Gives, Method, Reply, Route, reply, schema};
 use super::types::{ApiToken, ApiTokenMade, List, NewApiToken};
 use super::view::time;
-use crate::catalogue::{ApiRole, ApiTokenRow};
+use crate::catalogue::{ApiRole, ApiTokenRow, CatalogueError};
 use crate::office::Office;
 
 /// Longest life of a token, in seconds: ten years.
@@ -21,7 +21,7 @@ pub(super) const ROUTES: &[Route] = &[
         query: &[],
         takes: None,
         gives: Gives::Json(200, schema::<List<ApiToken>>),
-        run: |call| reply(&List { items: list(call.office)? }),
+        run: |call| reply(&List { items: call.office.api_tokens()? }),
     },
     Route {
         method: Method::Post,
@@ -32,7 +32,7 @@ pub(super) const ROUTES: &[Route] = &[
         query: &[],
         takes: Some(schema::<NewApiToken>),
         gives: Gives::Json(201, schema::<ApiTokenMade>),
-        run: |call| reply(&create(call.office, &call.who, &call.json()?)?),
+        run: |call| reply(&call.office.create_api_token(&call.who, &call.json()?)?),
     },
     Route {
         method: Method::Delete,
@@ -58,22 +58,29 @@ fn view(row: ApiTokenRow) -> ApiToken {
     }
 }
 
-/// All tokens.
-pub(crate) fn list(office: &Office) -> Result<Vec<ApiToken>, Problem> {
-    Ok(office.catalogue.api_tokens()?.into_iter().map(view).collect())
-}
-
-/// Makes one.
-pub(crate) fn create(office: &Office, who: &str, new: &NewApiToken) -> Result<ApiTokenMade, Problem> {
-    if !(1..=MAX_TTL).contains(&new.ttl_seconds) {
-        let text = format!("a token lasts from a second to {} days", MAX_TTL / 86_400);
-        return Err(Problem::new(Kind::BadRequest, text));
+impl Office {
+    /// All tokens of the API.
+    ///
+    /// # Errors
+    /// Those of the catalogue.
+    pub fn api_tokens(&self) -> Result<Vec<ApiToken>, CatalogueError> {
+        Ok(self.catalogue.api_tokens()?.into_iter().map(view).collect())
     }
-    let key =
-        ApiKey::new(office.authority.certificate()).map_err(|e| Problem::new(Kind::Failed, e.to_string()))?;
-    let ttl = i64::try_from(new.ttl_seconds).unwrap_or(i64::MAX);
-    let row = office.catalogue.create_api_token(who, &key.hash(), (&new.name, new.role, ttl))?;
-    Ok(ApiTokenMade { token: key.text(), id: row.id, name: row.name, role: row.role, expires: time(row.expires) })
+
+    /// Makes a token of the API.
+    ///
+    /// # Errors
+    /// [`CatalogueError::Refused`] with what does not fit.
+    pub fn create_api_token(&self, who: &str, new: &NewApiToken) -> Result<ApiTokenMade, CatalogueError> {
+        let refused = |text: String| CatalogueError::Refused(text);
+        if !(1..=MAX_TTL).contains(&new.ttl_seconds) {
+            return Err(refused(format!("a token lasts from a second to {} days", MAX_TTL / 86_400)));
+        }
+        let key = ApiKey::new(self.authority.certificate()).map_err(|e| refused(e.to_string()))?;
+        let ttl = i64::try_from(new.ttl_seconds).unwrap_or(i64::MAX);
+        let row = self.catalogue.create_api_token(who, &key.hash(), (&new.name, new.role, ttl))?;
+        Ok(ApiTokenMade { token: key.text(), id: row.id, name: row.name, role: row.role, expires: time(row.expires) })
+    }
 }
 
 fn remove(call: &Call<'_>) -> Result<Reply, Problem> {

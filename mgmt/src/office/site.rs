@@ -3,7 +3,7 @@
 use super::Office;
 use crate::catalogue::{CatalogueError, NewToken};
 use crate::protocol::{
-    Certified, Code, CompareBegun, DiffEnd, Failure, Members, MgmtAsk, PointInfo, PointList, Position, RevokeDone,
+    Ca, Certified, Code, CompareBegun, DiffEnd, Failure, Members, MgmtAsk, PointInfo, PointList, Position, RevokeDone,
     Role, SizeChange, Status, TokenMade, VERSION,
 };
 use crate::server::{Opened, Site};
@@ -144,6 +144,17 @@ impl Site for Desk {
             MgmtAsk::Members => serde_json::to_value(self.members()?),
             MgmtAsk::Audit { most } => serde_json::to_value(self.office.catalogue.audit((*most).min(10_000))?),
             MgmtAsk::Revoke { what } => serde_json::to_value(self.revoke(who, what)?),
+            MgmtAsk::CreateApiToken { new } => serde_json::to_value(self.office.create_api_token(who, new)?),
+            MgmtAsk::ApiTokens => serde_json::to_value(self.office.api_tokens()?),
+            MgmtAsk::RevokeApiToken { id } => {
+                self.office.catalogue.revoke_api_token(who, *id)?;
+                Ok(serde_json::Value::Null)
+            }
+            MgmtAsk::Ca => serde_json::to_value(Ca {
+                certificate: pem("CERTIFICATE", self.office.authority.certificate()),
+                pin: self.office.authority.fingerprint(),
+            }),
+            MgmtAsk::Metrics => serde_json::to_value(crate::metrics::of_office(&self.office).map_err(failed)?),
             MgmtAsk::Certify { request, name, hosts } => serde_json::to_value(self.certify(who, request, name, hosts)?),
         }
         .map_err(failed)

@@ -6,7 +6,6 @@ use crate::attached::{Attachments, Shown, Source};
 use afterimage_mgmt::attach::{AttachOptions, Attached, Detached};
 use afterimage_mgmt::protocol::{Code, Failure};
 use afterimage_nbd::Address;
-use std::sync::Arc;
 
 impl Local {
     /// Attaches again what the last process had attached. To be called once, when everything is there.
@@ -38,9 +37,9 @@ impl Local {
     }
 
     fn disk(&self, volume: &str) -> Result<Shown, Failure> {
-        if let Some(Served::Plain { name, path, device }) = self.served.iter().find(|s| s.name() == volume) {
+        if let Some(Served::Plain { name, path, device }) = self.served().into_iter().find(|s| s.name() == volume) {
             let id = format!("{name} {}", path.display());
-            return Ok(Shown { device: Arc::clone(device), id, seq: None });
+            return Ok(Shown { device, id, seq: None });
         }
         let volume = self.protected(volume)?;
         Ok(Shown { device: volume.device(), id: uuid(volume.id()), seq: None })

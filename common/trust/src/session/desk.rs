@@ -18,8 +18,9 @@ const MOST: usize = 4;
 
 /// What a role does for the session: both are JSON, of which this crate knows nothing.
 pub trait Duties: Send + Sync {
-    /// How the member is. Called every few seconds by the session's thread; it must not wait for anything.
-    fn report(&self) -> Vec<u8>;
+    /// How the member is; `None` while it is starting or stopping. Called every few seconds by the session's thread; it must not
+    /// wait for anything.
+    fn report(&self) -> Option<Vec<u8>>;
     /// The answer to a question of mgmt. Called in a thread of its own.
     fn answer(&self, ask: &[u8]) -> Vec<u8>;
 }
@@ -44,11 +45,12 @@ impl Desk {
         let answers: Vec<Asked> = self.answers.try_iter().collect();
         if !answers.is_empty() || self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
             self.reported = Some(Instant::now());
-            let report = self.duties.report();
-            if report.len() <= MAX_BODY {
-                send(writer, Kind::Report, &report)?;
-            } else {
-                tracing::warn!("a report of {} bytes is too long for mgmt and was left out", report.len());
+            match self.duties.report() {
+                Some(report) if report.len() <= MAX_BODY => send(writer, Kind::Report, &report)?,
+                Some(report) => {
+                    tracing::warn!("a report of {} bytes is too long for mgmt and was left out", report.len());
+                }
+                None => {}
             }
         }
         for answer in answers {

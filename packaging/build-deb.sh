@@ -40,10 +40,12 @@ chmod 755 "$root/usr/bin/afterimage"
 install -m 644 "$here"/systemd/*.service "$root/lib/systemd/system/"
 install -m 644 "$here/debian/sysusers.conf" "$root/usr/lib/sysusers.d/afterimage.conf"
 install -m 644 "$repo"/examples/*.toml "$doc/examples/"
-install -m 644 "$repo"/docs/cli.md "$repo"/docs/trouble.md "$repo"/docs/status-json.md "$doc/"
+install -m 644 "$repo"/docs/cli.md "$repo"/docs/trouble.md "$repo"/docs/status-json.md "$repo"/docs/{api,metrics,security}.md "$repo"/docs/openapi.json "$doc/"
+install -m 644 "$here"/prometheus/afterimage.rules.yml "$here"/grafana/afterimage.json "$doc/examples/"
 # The configuration: the examples, without the example's disk.
 install -d -m 750 "$root/etc/afterimage"
 install -m 644 "$repo/examples/appliance.toml" "$root/etc/afterimage/appliance.toml"
+install -m 644 "$repo/examples/mgmt.toml" "$root/etc/afterimage/mgmt.toml"
 sed '/^\[\[volume\]\]/,$s/^\([^#]\)/#\1/' "$repo/examples/agent.toml" >"$root/etc/afterimage/agent.toml"
 {
     printf 'Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: Afterimage\n\n'
@@ -73,9 +75,10 @@ depends=()
     echo "Description: continuous data protection for disks and QEMU virtual machines"
     echo " Keeps every write to a disk, so that the disk can be brought back as it was after"
     echo " any of them. This package holds the agent, which protects disks of this machine,"
-    echo " the appliance, which keeps their history, and the commands for both."
+    echo " the appliance, which keeps their history, mgmt, which coordinates them, and the"
+    echo " commands for all."
 } >"$root/DEBIAN/control"
-printf '/etc/afterimage/%s\n' agent.toml appliance.toml >"$root/DEBIAN/conffiles"
+printf '/etc/afterimage/%s\n' agent.toml appliance.toml mgmt.toml >"$root/DEBIAN/conffiles"
 for script in postinst prerm postrm; do install -m 755 "$here/debian/$script" "$root/DEBIAN/$script"; done
 (cd "$root" && find . -type f -not -path './DEBIAN/*' -not -path './etc/*' -printf '%P\0' | LC_ALL=C sort -z | xargs -0 md5sum) \
     >"$root/DEBIAN/md5sums"

@@ -56,8 +56,7 @@ impl Site {
     /// A member that has joined, with a session.
     fn member(&self, role: Role, name: &str, fake: &Arc<Fake>) -> Session {
         let token = Token::new(self.office.authority.certificate()).unwrap();
-        let new =
-            NewToken { role, name: Some(name.to_owned()), id: None, appliance: None, replace: false, ttl: 60 };
+        let new = NewToken { role, name: Some(name.to_owned()), id: None, appliance: None, replace: false, ttl: 60 };
         self.office.catalogue.create_token("test", &Token::hash(&token.secret), &new).unwrap();
         let folder = self.dir.path().join(name);
         let mgmt = self.port.addresses()[0].clone();
@@ -311,7 +310,9 @@ fn machines_are_seen_judged_and_protected() {
     *web.readiness.lock().unwrap() = good();
     let session = site.member(Role::Agent, "web", &web);
     let machine = || client.get::<Machine>("/v1/machines/web").unwrap();
-    eventually("both are connected", || machine().connected && client.get::<MgmtStatus>("/v1/status").unwrap().appliances_connected == 1);
+    eventually("both are connected", || {
+        machine().connected && client.get::<MgmtStatus>("/v1/status").unwrap().appliances_connected == 1
+    });
     assert_eq!((machine().state.as_str(), machine().host.as_str()), ("none", "web.host"));
 
     // Nothing to protect: the findings say so, by number.
@@ -376,7 +377,9 @@ fn machines_are_seen_judged_and_protected() {
     let Err(ApiError::Refused(no)) = protect(json!({})) else { panic!("nobody is there") };
     assert!(no.findings[0].text.contains("is not connected"), "{no:?}");
     let events: Events = client.get("/v1/events?after=0&limit=1000").unwrap();
-    for (kind, object) in [("connected", "machine web"), ("volume-state", "volume web/data"), ("away", "machine web"), ("job", "job 1")] {
+    for (kind, object) in
+        [("connected", "machine web"), ("volume-state", "volume web/data"), ("away", "machine web"), ("job", "job 1")]
+    {
         assert!(events.events.iter().any(|e| e.kind == kind && e.object == object), "{kind} {object}: {events:?}");
     }
 

@@ -167,6 +167,30 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    /// The dashboard and the alert rules name metrics that are there, and none beside.
+    #[test]
+    fn what_is_shown_and_watched_is_exported() {
+        let known = families();
+        for file in ["grafana/afterimage.json", "prometheus/afterimage.rules.yml"] {
+            let path = format!("{}/../packaging/{file}", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(&path).unwrap();
+            let word = |rest: &str| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap().to_owned();
+            let named: std::collections::BTreeSet<String> =
+                text.match_indices("afterimage_").map(|(at, _)| word(&text[at..])).collect();
+            assert!(named.len() > 5, "{path} names metrics");
+            for name in named {
+                assert!(known.contains(&name), "{path} names {name}, which nobody exports");
+            }
+        }
+        // And what is exported is described.
+        let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
+        for name in known {
+            let short = ["afterimage_volume_", "afterimage_store_", "afterimage_"];
+            let short = short.iter().find_map(|p| name.strip_prefix(p)).unwrap();
+            assert!(docs.contains(&format!("`{short}`")), "docs/metrics.md says nothing of {name}");
+        }
+    }
+
     #[test]
     fn every_sample_has_a_family_and_labels_are_escaped() {
         let volume = json!({

@@ -25,7 +25,7 @@ fn what_changed_is_told_once_and_what_did_not_never() {
         })
         .unwrap();
     let agent = who.id.to_string();
-    let mut step = |now_there: &[VolumeStatus], at: i64| {
+    let step = |now_there: &[VolumeStatus], at: i64| {
         let known = catalogue.volumes_of(&agent).unwrap();
         let (rows, events) = changes(&agent, "web", &known, now_there, at);
         catalogue.record(|book| rows.iter().try_for_each(|row| book.volume(row))).unwrap();

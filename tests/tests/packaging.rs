@@ -6,7 +6,8 @@ use afterimage_tests::tool::{Tool, tool};
 use std::path::{Path, PathBuf};
 
 /// What `systemd-analyze security` may find at most, in tenths: 0 is nothing exposed, 100 everything.
-const EXPOSURE: [(&str, u32); 2] = [("afterimage-agent.service", 40), ("afterimage-appliance.service", 20)];
+const EXPOSURE: [(&str, u32); 3] =
+    [("afterimage-agent.service", 40), ("afterimage-appliance.service", 20), ("afterimage-mgmt.service", 20)];
 
 fn build(out: &Path) -> PathBuf {
     let build = tool(repository().join("packaging/build-deb.sh")).arg("--binary").arg(path_of("afterimage"));
@@ -29,7 +30,7 @@ fn the_package_is_reproducible_and_whole() {
     let control = tool("dpkg-deb").arg("-I").arg(&package).arg("control").run().stdout;
     assert!(control.contains("\nDepends: libc6 (>= 2."), "{control}");
     let conffiles = tool("dpkg-deb").arg("-I").arg(&package).arg("conffiles").run().stdout;
-    assert_eq!(conffiles, "/etc/afterimage/agent.toml\n/etc/afterimage/appliance.toml\n");
+    assert_eq!(conffiles, "/etc/afterimage/agent.toml\n/etc/afterimage/appliance.toml\n/etc/afterimage/mgmt.toml\n");
 
     // Unpacked, it runs, and takes its own configuration: the agent has no disk yet, and says what it serves.
     let root = dir.path().join("root");

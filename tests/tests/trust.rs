@@ -20,6 +20,7 @@ struct Mgmt {
     data: PathBuf,
     log: PathBuf,
     port: u16,
+    api: u16,
 }
 
 fn afterimage(data: &Path) -> Tool {
@@ -29,15 +30,21 @@ fn afterimage(data: &Path) -> Tool {
 impl Mgmt {
     fn start(dir: &Path) -> Mgmt {
         std::fs::create_dir_all(dir).unwrap();
-        let mut mgmt =
-            Mgmt { process: None, data: dir.join("mgmt"), log: dir.join("mgmt.log"), port: data::free_port() };
+        let mut mgmt = Mgmt {
+            process: None,
+            data: dir.join("mgmt"),
+            log: dir.join("mgmt.log"),
+            port: data::free_port(),
+            api: data::free_port(),
+        };
         mgmt.run(&[]);
         mgmt
     }
 
     fn run(&mut self, options: &[&str]) {
         let listen = format!("127.0.0.1:{}", self.port);
-        let command = afterimage(&self.data).args(["mgmt", "--listen", &listen]).args(options);
+        let api = format!("127.0.0.1:{}", self.api);
+        let command = afterimage(&self.data).args(["mgmt", "--listen", &listen, "--api", &api]).args(options);
         let mut process = Process::start(command.into_command(), &self.log);
         process.wait_until("mgmt", || afterimage(&self.data).args(["mgmt", "ls"]).run_any().status.success());
         self.process = Some(process);
@@ -136,7 +143,7 @@ fn who_has_joined_is_protected_and_nobody_else_gets_in() {
 
     // Plain text, garbage, silence of a kind: an alert of TLS at most, never a word of the protocol.
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0u8; 100], b"AIWIRE\0\0\x01\0\0\0"] {
-        for port in [pair.wire, mgmt.port] {
+        for port in [pair.wire, mgmt.port, mgmt.api] {
             let answer = say(port, bytes);
             assert!(answer.is_empty() || (answer[0] == 0x15 && answer.len() <= 7), "port {port}: {answer:?}");
         }
@@ -205,6 +212,94 @@ fn who_has_joined_is_protected_and_nobody_else_gets_in() {
     let config = pair.path("agent.toml");
     let refused = pair.cli(Role::Agent, "agent --insecure --config").arg(&config).run_failing(2);
     assert!(refused.stderr.contains("has joined mgmt"), "{}", refused.describe());
+}
+
+/// Ports where a process listens on TCP, as the kernel says.
+fn listening(process: u32) -> Vec<u16> {
+    let folder = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    let open: Vec<String> = folder
+        .filter_map(|e| std::fs::read_link(e.ok()?.path()).ok())
+        .filter_map(|l| Some(l.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    let mut ports = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        for line in std::fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default().lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            if fields[3] == "0A" && open.iter().any(|inode| inode == fields[9]) {
+                ports.push(u16::from_str_radix(fields[1].rsplit(':').next().unwrap(), 16).unwrap());
+            }
+        }
+    }
+    ports.sort_unstable();
+    ports
+}
+
+/// What every port of every role answers to a stranger, to a member of another vault, and to garbage: nothing but a refusal.
+#[test]
+fn every_port_of_every_role_answers_with_a_refusal() {
+    let (mut pair, mgmt) = joined();
+    // All there is to be scanned: a port that nobody knows of is a finding, and a protected host has none.
+    let of = |p: &mut Pair, role| listening(p.process(role).id());
+    assert_eq!(of(&mut pair, Role::Agent), [] as [u16; 0]);
+    assert_eq!(of(&mut pair, Role::Appliance), [pair.wire]);
+    let mut own = vec![mgmt.port, mgmt.api];
+    own.sort_unstable();
+    assert_eq!(listening(mgmt.process.as_ref().unwrap().id()), own);
+
+    let alert = |answer: &[u8]| answer.is_empty() || (answer[0] == 0x15 && answer.len() <= 7);
+    let mut garbage: Vec<Vec<u8>> = vec![b"\n\n".to_vec(), b"\x16\x03\x01\xff\xff".repeat(9), vec![0xff; 3000]];
+    garbage
+        .extend((0..8_u8).map(|n| (0..200_u8).map(|i| i.wrapping_mul(37).wrapping_add(n.wrapping_mul(91))).collect()));
+    for port in [pair.wire, mgmt.port, mgmt.api] {
+        for bytes in &garbage {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let _ = stream.write_all(bytes).and_then(|()| stream.shutdown(std::net::Shutdown::Write));
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            assert!(alert(&answer), "port {port} answers {answer:?} to {:?}", &bytes[..bytes.len().min(20)]);
+        }
+        assert!(openssl(port, &["-tls1_2"], None).contains("alert protocol version"), "port {port}");
+    }
+
+    // A member of another vault of the same mgmt.
+    let second = pair.path("second-vault");
+    assert!(mgmt.join(&second, "appliance", &mgmt.token("appliance", "second", &[])).status.success());
+    let neighbour = pair.path("neighbour");
+    let token = mgmt.token("agent", "neighbour", &["--appliance", "second"]);
+    assert!(mgmt.join(&neighbour, "agent", &token).status.success());
+    let files = pem_files(&neighbour);
+    for protocol in ["afterimage-data/1", "afterimage-probe/1"] {
+        let heard = openssl(pair.wire, &["-alpn", protocol], Some(&files));
+        assert!(
+            heard.contains("alert access denied") || heard.contains("alert bad certificate"),
+            "{protocol}: {heard}"
+        );
+    }
+    // At the API a certificate is nothing: it hears what strangers hear, wherever it looks.
+    let ca = pair.path("ca.pem");
+    std::fs::write(&ca, mgmt.cli(&["ca"]).run().stdout).unwrap();
+    let curl = |path: &str, token: &str| {
+        let url = format!("https://localhost:{}{path}", mgmt.api);
+        let head = format!("Authorization: Bearer {token}");
+        let [certificate, key] = &files;
+        let options = ["-s", "-i", "--cert", certificate, "--key", key, "-H", &head, "--cacert"];
+        let done = tool("curl").args(options).arg(&ca).arg(url).run().stdout;
+        let head_end = done.find("\r\n\r\n").unwrap();
+        (done[..12].to_owned(), done[head_end..].to_owned())
+    };
+    let token = mgmt.cli(&["api-token", "create", "--name", "me"]).run().stdout;
+    let good = curl("/v1/status", token.trim());
+    assert!(good.0 == "HTTP/1.1 200" && good.1.contains("\"caller\":\"me (viewer"), "{good:?}");
+    let refused = curl("/", "");
+    assert_eq!(refused.0, "HTTP/1.1 401");
+    let other = format!("aia1.{}", "0".repeat(64));
+    for path in ["/v1/status", "/metrics", "/v1/openapi.json", "/v1/api-tokens", "/.git/config", "/v1/machines/web"] {
+        for token in ["", "x", &other] {
+            assert_eq!(curl(path, token), refused, "{path} with {token:?}");
+        }
+    }
+    hear(|| mgmt.log(), &["API", "was refused", "was not made here"]);
 }
 
 #[test]

@@ -8,8 +8,8 @@
 //! ```
 
 use crate::data::DataDir;
-use crate::problem::Problem;
 use crate::duty::Duty;
+use crate::problem::Problem;
 use crate::site::{About, Local, Served, Taker};
 use afterimage_agent::{
     Agent, AgentConfig, CacheMode, Connector, ForeignWrite, PlainDisk, RecoveryReport, VolumeConfig, connector,
@@ -303,7 +303,19 @@ impl Daemon {
         }
         let appliance = settings.appliance.map(|s| start_appliance(&data, s)).transpose()?;
         let (mut agent, mut served, mut server, mut taker) = (None, Vec::new(), None, None);
-        if let Some(AgentSettings { disks, listen, sync_rate, foreign, resize, reach, tls, take_disks, new_disks, .. }) = settings.agent {
+        if let Some(AgentSettings {
+            disks,
+            listen,
+            sync_rate,
+            foreign,
+            resize,
+            reach,
+            tls,
+            take_disks,
+            new_disks,
+            ..
+        }) = settings.agent
+        {
             duty.reaches(&reach);
             let to = match reach {
                 Reach::Nowhere => None,

@@ -58,8 +58,9 @@ impl Duty {
         fn value<T: Serialize>(answer: T) -> Result<Value, Failure> {
             serde_json::to_value(answer).map_err(|e| Failure::new(Code::Failed, e.to_string()))
         }
-        let ask = serde_json::from_slice::<MemberAsk>(ask)
-            .map_err(|e| Failure::new(Code::Version, format!("the question was not understood ({e}): update this side")))?;
+        let ask = serde_json::from_slice::<MemberAsk>(ask).map_err(|e| {
+            Failure::new(Code::Version, format!("the question was not understood ({e}): update this side"))
+        })?;
         match ask {
             MemberAsk::Clock => value(Clock { time_ns: Time::now().0 }),
             MemberAsk::Readiness { disks } => value(readiness::look(&*self.site()?, self.appliance.get(), &disks)),

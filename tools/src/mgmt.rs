@@ -4,15 +4,15 @@ use crate::cli::{MgmtArgs, MgmtCommand, TokenCommand};
 use crate::config::{self, MgmtFile};
 use crate::data::DataDir;
 use crate::problem::Problem;
+use crate::remote::cli::ApiTokenCommand;
 use crate::show::{put, put_json, table};
 use crate::{notify, screen, signals};
 use afterimage_base::crashsafe;
 use afterimage_base::net::Endpoint;
 use afterimage_format::coord::DEFAULT_PORT;
-use afterimage_mgmt::catalogue::AuditRow;
-use crate::remote::cli::ApiTokenCommand;
 use afterimage_mgmt::api::types::{ApiToken, ApiTokenMade, NewApiToken};
 use afterimage_mgmt::api::{Api, DEFAULT_API_PORT, openapi};
+use afterimage_mgmt::catalogue::AuditRow;
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::office::{Desk, Office, Port};
 use afterimage_mgmt::protocol::{Ca, Certified, Members, MgmtAsk, RevokeDone, TokenMade};
@@ -204,7 +204,8 @@ fn api_token(control: &mut ControlClient, command: ApiTokenCommand) -> Result<()
                 None if t.expires <= Time::now() => "expired".to_owned(),
                 None => "valid".to_owned(),
             };
-            let line = |t: &ApiToken| vec![t.id.to_string(), t.name.clone(), t.role.to_string(), state(t), t.expires.short()];
+            let line =
+                |t: &ApiToken| vec![t.id.to_string(), t.name.clone(), t.role.to_string(), state(t), t.expires.short()];
             put(&headed(&["ID", "NAME", "ROLE", "STATE", "UNTIL"], tokens.iter().map(line).collect()))
         }
         ApiTokenCommand::Revoke { id } => {

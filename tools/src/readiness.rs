@@ -136,7 +136,8 @@ fn mounts(devices: &[u64]) -> Vec<String> {
 fn loops(path: &Path) -> Vec<String> {
     let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let on_it = entries.filter(|e| {
-        read(e.path().join("loop/backing_file")).is_some_and(|backing| Path::new(backing.trim_end_matches('\n')) == path)
+        read(e.path().join("loop/backing_file"))
+            .is_some_and(|backing| Path::new(backing.trim_end_matches('\n')) == path)
     });
     on_it.map(|e| format!("/dev/{}", e.file_name().to_string_lossy())).collect()
 }
@@ -158,7 +159,9 @@ mod tests {
         // Wherever this runs, something is mounted at the root.
         let root = fs::metadata("/").unwrap().dev();
         let line = read("/proc/self/mountinfo").unwrap();
-        let there = line.lines().any(|l| l.split(' ').nth(4) == Some("/") && l.split(' ').nth(2).and_then(device) == Some(root));
+        let there = line
+            .lines()
+            .any(|l| l.split(' ').nth(4) == Some("/") && l.split(' ').nth(2).and_then(device) == Some(root));
         assert_eq!(mounts(&[root]).iter().any(|m| m == "a mount at /"), there);
     }
 }

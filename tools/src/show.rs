@@ -1,10 +1,10 @@
 //! What the commands print: tables for people, JSON for programs.
 
 use crate::cli::StatusFormat;
-use afterimage_mgmt::metrics;
 use crate::problem::Problem;
 use afterimage_mgmt::attach::Attached;
 use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::metrics;
 use afterimage_mgmt::protocol::{MgmtAsk, PointList, Role, State, Status, SyncInfo, VolumeStatus};
 use afterimage_mgmt::units::{Time, format_duration, format_size};
 use afterimage_mgmt::when::When;

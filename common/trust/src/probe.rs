@@ -35,7 +35,11 @@ fn fill(reader: &mut TlsReader, into: &mut [u8], until: Instant) -> io::Result<b
             Ok(0) if have == 0 => return Ok(false),
             Ok(0) => return Err(bad("it left in the middle of a piece")),
             Ok(n) => have += n,
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => {}
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+                ) => {}
             Err(e) => return Err(e),
         }
         if have < into.len() && Instant::now() >= until {

@@ -143,7 +143,12 @@ fn more(reader: &mut TlsReader, bytes: &mut Vec<u8>, until: Instant) -> io::Resu
                 bytes.extend_from_slice(&piece[..n]);
                 return Ok(true);
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+                ) =>
+            {
                 if Instant::now() >= until {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer came in time"));
                 }

@@ -23,7 +23,9 @@ pub struct ApiKey {
 
 /// Text that is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("this is no token of the API: it has the form aia1.SECRET.PIN, as `afterimage mgmt api-token create` printed it")]
+#[error(
+    "this is no token of the API: it has the form aia1.SECRET.PIN, as `afterimage mgmt api-token create` printed it"
+)]
 pub struct BadKey;
 
 impl ApiKey {

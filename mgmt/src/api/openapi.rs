@@ -39,7 +39,8 @@ fn answers(route: &Route, schemas: &mut SchemaGenerator) -> Value {
 /// The description.
 #[must_use]
 pub fn document() -> Value {
-    let mut schemas = SchemaSettings::draft2020_12().with(|s| s.definitions_path = "/components/schemas".into()).into_generator();
+    let mut schemas =
+        SchemaSettings::draft2020_12().with(|s| s.definitions_path = "/components/schemas".into()).into_generator();
     let mut paths: Map<String, Value> = Map::new();
     for route in all() {
         let mut operation = json!({

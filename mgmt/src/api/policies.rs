@@ -95,6 +95,7 @@ fn create(call: &Call<'_>) -> Result<Reply, Problem> {
 
 fn set(call: &Call<'_>) -> Result<Reply, Problem> {
     let wish: PolicyChange = call.json()?;
-    let row = call.office.catalogue.change(&call.who, |change| change.change_policy(call.part(0), |s| wish.apply(s)))?;
+    let row =
+        call.office.catalogue.change(&call.who, |change| change.change_policy(call.part(0), |s| wish.apply(s)))?;
     reply(&view(call.office, row)?)
 }

@@ -134,7 +134,9 @@ impl From<AskError> for Problem {
             AskError::Away(_) | AskError::Silent(_) | AskError::Older(_) => Kind::Away,
             AskError::Busy(_) => Kind::Busy,
             AskError::Answer(..) => Kind::Failed,
-            AskError::Refused(_, failure) => return Problem { detail: e.to_string(), ..Problem::from(failure.clone()) },
+            AskError::Refused(_, failure) => {
+                return Problem { detail: e.to_string(), ..Problem::from(failure.clone()) };
+            }
         };
         Problem::new(kind, e.to_string())
     }

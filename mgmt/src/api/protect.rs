@@ -61,7 +61,8 @@ pub fn protect(office: &Office, who: &str, name: &str, ask: &ProtectRequest) -> 
     check(ask)?;
     let machine = find(office, name)?;
     if machine.machine.kind == MachineKind::Guest && !ask.disks.is_empty() {
-        let text = format!("'{name}' is a guest: let {} take the disks, then name the guest with them", machine.machine.agent);
+        let text =
+            format!("'{name}' is a guest: let {} take the disks, then name the guest with them", machine.machine.agent);
         return Err(Problem::new(Kind::BadRequest, text));
     }
     let policy = ask.policy.clone().or_else(|| machine.machine.policy.clone());
@@ -81,8 +82,12 @@ pub fn protect(office: &Office, who: &str, name: &str, ask: &ProtectRequest) -> 
         return Ok(out);
     }
     if !readiness::is_ready(&out.findings) && !ask.force {
-        let errors: Vec<String> =
-            out.findings.iter().filter(|f| f.level == Level::Error).map(|f| format!("({}) {}", f.number, f.text)).collect();
+        let errors: Vec<String> = out
+            .findings
+            .iter()
+            .filter(|f| f.level == Level::Error)
+            .map(|f| format!("({}) {}", f.number, f.text))
+            .collect();
         let text = format!("machine '{name}' is not ready: {}", errors.join("; "));
         return Err(Problem { findings: out.findings, ..Problem::new(Kind::NotReady, text) });
     }
@@ -102,7 +107,8 @@ pub fn protect(office: &Office, who: &str, name: &str, ask: &ProtectRequest) -> 
         Err(e) => ("failed", e.to_string()),
     };
     let severity = if done.is_ok() { Severity::Info } else { Severity::Error };
-    let event = NewEvent::new(severity, "job", &format!("job {job}"), &format!("protect machine {name}: {state}, {text}"));
+    let event =
+        NewEvent::new(severity, "job", &format!("job {job}"), &format!("protect machine {name}: {state}, {text}"));
     office.catalogue.record(|book| {
         book.job(job, state, &text, true)?;
         book.event(&event)

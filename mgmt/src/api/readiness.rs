@@ -114,7 +114,12 @@ fn kernel(list: &mut List, found: &Readiness) {
     } else if !found.io_uring {
         list.add("kernel", Level::Error, text, "allow io_uring: sysctl kernel.io_uring_disabled=0");
     } else if !found.ublk && !found.nbd {
-        list.add("kernel", Level::Warning, text, "guests of QEMU need neither; for block devices of this host load ublk_drv or nbd");
+        list.add(
+            "kernel",
+            Level::Warning,
+            text,
+            "guests of QEMU need neither; for block devices of this host load ublk_drv or nbd",
+        );
     } else {
         list.add("kernel", Level::Ok, text, "");
     }
@@ -125,7 +130,12 @@ fn space(list: &mut List, found: &Readiness) {
     let need = found.ring.saturating_mul(new);
     let text = format!("{} free for rings, {} new ones take {}", format_size(found.free), new, format_size(need));
     if found.free < need {
-        list.add("space", Level::Error, text, "make room where the agent keeps its data, or give it smaller rings (--ring)");
+        list.add(
+            "space",
+            Level::Error,
+            text,
+            "make room where the agent keeps its data, or give it smaller rings (--ring)",
+        );
     } else if found.free < need.saturating_mul(2).max(64 << 20) {
         list.add("space", Level::Warning, text, "there should be as much again");
     } else {
@@ -148,13 +158,19 @@ fn ports(list: &mut List, found: &Readiness) {
         Some(way) => {
             let why = way.error.as_deref().unwrap_or("no answer");
             let text = format!("the appliance at {} does not answer: {why}", way.address);
-            list.add("ports", Level::Error, text, "the agent's host has to reach this port, outbound: see to firewalls and routes");
+            list.add(
+                "ports",
+                Level::Error,
+                text,
+                "the agent's host has to reach this port, outbound: see to firewalls and routes",
+            );
         }
     }
 }
 
 fn clocks(list: &mut List, clock: ClockSeen) {
-    let off = u64::try_from(clock.ahead_ms.unsigned_abs().saturating_sub(clock.uncertain_ms.unsigned_abs())).unwrap_or(u64::MAX);
+    let off = u64::try_from(clock.ahead_ms.unsigned_abs().saturating_sub(clock.uncertain_ms.unsigned_abs()))
+        .unwrap_or(u64::MAX);
     let off = Duration::from_millis(off);
     let way = if clock.ahead_ms < 0 { "behind" } else { "ahead of" };
     let text = format!(
@@ -181,7 +197,9 @@ fn disks(list: &mut List, found: &Readiness, served: u64) {
     for disk in &found.disks {
         let size = format_size(disk.size);
         match (&disk.error, &disk.volume) {
-            (Some(e), _) => list.add("disk", Level::Error, format!("{}: {e}", disk.path), "name a disk that can be protected"),
+            (Some(e), _) => {
+                list.add("disk", Level::Error, format!("{}: {e}", disk.path), "name a disk that can be protected")
+            }
             (None, Some(v)) => list.add("disk", Level::Ok, format!("{} is volume {v} already", disk.path), ""),
             (None, None) if disk.used_by.is_empty() => {
                 list.add("disk", Level::Ok, format!("{}, {size}, is not in use", disk.path), "");

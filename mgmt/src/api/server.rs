@@ -268,7 +268,13 @@ impl Taken {
     fn call(&self) -> routes::Call<'_> {
         Call {
             office: &self.office,
-            who: format!("{} ({}, API token {}) at {}", self.token.name, self.token.role, self.token.id, self.from.ip()),
+            who: format!(
+                "{} ({}, API token {}) at {}",
+                self.token.name,
+                self.token.role,
+                self.token.id,
+                self.from.ip()
+            ),
             role: self.token.role,
             path: self.path.clone(),
             query: self.query.clone(),
@@ -293,7 +299,10 @@ async fn wait(request: &Taken) -> Result<(), Problem> {
 fn authorized(office: &Office, said: Option<&HeaderValue>, from: SocketAddr) -> Result<ApiTokenRow, Problem> {
     let refuse = |why: &str| {
         tracing::warn!("API: {from} was refused: {why}");
-        Err(Problem::new(Kind::Unauthorized, "a request needs a token that counts: `afterimage mgmt api-token create` makes one"))
+        Err(Problem::new(
+            Kind::Unauthorized,
+            "a request needs a token that counts: `afterimage mgmt api-token create` makes one",
+        ))
     };
     let Some(said) = said else { return refuse("it shows no token") };
     let bearer = said.to_str().ok().and_then(|t| t.split_once(' ')).filter(|(s, _)| s.eq_ignore_ascii_case("bearer"));

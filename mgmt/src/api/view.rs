@@ -179,7 +179,10 @@ pub fn find(office: &Office, name: &str) -> Result<Whole, Problem> {
     let mut all = whole(office)?;
     let found = all.iter().position(|w| w.machine.name == name || w.machine.id == name);
     found.map(|n| all.swap_remove(n)).ok_or_else(|| {
-        Problem::new(Kind::NotFound, format!("there is no machine '{name}': `afterimage machine ls` shows what there is"))
+        Problem::new(
+            Kind::NotFound,
+            format!("there is no machine '{name}': `afterimage machine ls` shows what there is"),
+        )
     })
 }
 
@@ -199,7 +202,9 @@ pub fn find_volume(office: &Office, name: &str) -> Result<(Whole, VolumeView), P
     match found.len() {
         0 => Err(Problem::new(Kind::NotFound, format!("there is no volume '{name}'"))),
         1 => Ok(found.swap_remove(0)),
-        n => Err(Problem::new(Kind::Conflict, format!("{n} volumes are named '{name}': say MACHINE/VOLUME, or the id"))),
+        n => {
+            Err(Problem::new(Kind::Conflict, format!("{n} volumes are named '{name}': say MACHINE/VOLUME, or the id")))
+        }
     }
 }
 

@@ -245,9 +245,8 @@ impl Catalogue {
     /// Those of the database.
     pub fn events(&self, after: i64, most: u32) -> Result<Vec<EventRow>, CatalogueError> {
         let db = self.lock();
-        let mut rows = db.prepare(
-            "SELECT id, time, severity, kind, object, text FROM events WHERE id > ?1 ORDER BY id LIMIT ?2",
-        )?;
+        let mut rows =
+            db.prepare("SELECT id, time, severity, kind, object, text FROM events WHERE id > ?1 ORDER BY id LIMIT ?2")?;
         let rows = rows.query_map((after, most), |r| {
             let word: String = r.get(2)?;
             let severity = Severity::ALL.into_iter().find(|s| s.as_str() == word).unwrap_or(Severity::Info);

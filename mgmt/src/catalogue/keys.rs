@@ -70,9 +70,9 @@ const COLUMNS: &str = "id, name, role, created, expires, revoked";
 
 fn row(r: &rusqlite::Row<'_>) -> rusqlite::Result<ApiTokenRow> {
     let role: String = r.get(2)?;
-    let role = role.parse().map_err(|e: String| {
-        rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, e.into())
-    })?;
+    let role = role
+        .parse()
+        .map_err(|e: String| rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, e.into()))?;
     Ok(ApiTokenRow { id: r.get(0)?, name: r.get(1)?, role, created: r.get(3)?, expires: r.get(4)?, revoked: r.get(5)? })
 }
 

@@ -121,7 +121,8 @@ pub struct ProtectionRow {
     pub changed: i64,
 }
 
-const POLICY: &str = "name, window, hourly, daily, weekly, monthly, crash_seconds, app_minutes, allow_partial, created, changed";
+const POLICY: &str =
+    "name, window, hourly, daily, weekly, monthly, crash_seconds, app_minutes, allow_partial, created, changed";
 
 fn policy(r: &Row<'_>) -> rusqlite::Result<PolicyRow> {
     let settings = PolicySettings {
@@ -139,9 +140,9 @@ fn policy(r: &Row<'_>) -> rusqlite::Result<PolicyRow> {
 
 fn find_policy(db: &Connection, name: &str) -> Result<PolicyRow, CatalogueError> {
     let sql = format!("SELECT {POLICY} FROM policies WHERE name = ?1");
-    db.query_row(&sql, [name], policy)
-        .optional()?
-        .ok_or_else(|| CatalogueError::NotFound(format!("there is no policy '{name}': `afterimage policy ls` shows what there is")))
+    db.query_row(&sql, [name], policy).optional()?.ok_or_else(|| {
+        CatalogueError::NotFound(format!("there is no policy '{name}': `afterimage policy ls` shows what there is"))
+    })
 }
 
 impl Change<'_> {
@@ -237,8 +238,12 @@ impl Change<'_> {
         if self.tx.query_row(sql, [name], |r| r.get(0))? {
             return Err(CatalogueError::Conflict(format!("there is a machine '{name}' already")));
         }
-        let row =
-            GuestRow { id: Uuid::new_v4().to_string(), name: name.to_owned(), agent: agent.to_owned(), created: self.time };
+        let row = GuestRow {
+            id: Uuid::new_v4().to_string(),
+            name: name.to_owned(),
+            agent: agent.to_owned(),
+            created: self.time,
+        };
         self.tx.execute(
             "INSERT INTO guests (id, name, agent, created) VALUES (?1, ?2, ?3, ?4)",
             (&row.id, name, agent, self.time),

@@ -11,7 +11,11 @@ use std::fmt::Write as _;
 /// What mgmt alone exports: name, type, help.
 const OWN: [(&str, &str, &str); 5] = [
     ("member_connected", "gauge", "Whether an agent or appliance is connected to mgmt"),
-    ("member_certificate_expires_seconds", "gauge", "When the newest certificate of a member ends, in seconds since 1970"),
+    (
+        "member_certificate_expires_seconds",
+        "gauge",
+        "When the newest certificate of a member ends, in seconds since 1970",
+    ),
     ("machine_protected", "gauge", "Whether a machine has a policy"),
     ("machine_volumes", "gauge", "Volumes of a machine that its agent serves"),
     ("events_total", "counter", "Events that mgmt has written"),
@@ -66,7 +70,9 @@ pub fn of_office(office: &Office) -> Result<String, Problem> {
         let _ = writeln!(out, "afterimage_info{{version=\"{version}\",role=\"{role}\",member=\"{name}\"}} 1");
     }
     let stores: Vec<_> = reports.iter().filter_map(|(m, s)| s.store.as_ref().map(|s| (m, of_store(s)))).collect();
-    for (name, kind, help, _) in stores.iter().max_by_key(|(_, list)| list.len()).map(|(_, l)| l.as_slice()).unwrap_or_default() {
+    for (name, kind, help, _) in
+        stores.iter().max_by_key(|(_, list)| list.len()).map(|(_, l)| l.as_slice()).unwrap_or_default()
+    {
         head(&mut out, &format!("store_{name}"), kind, help);
         for (m, list) in &stores {
             for (_, _, _, value) in list.iter().filter(|(n, ..)| n == name) {

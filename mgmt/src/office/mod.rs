@@ -16,8 +16,8 @@ pub use site::Desk;
 
 use crate::authority::{Authority, LIFE, Subject};
 use crate::catalogue::{Catalogue, CatalogueError};
-use afterimage_base::world::sync::Event;
 use crate::reports::Reports;
+use afterimage_base::world::sync::Event;
 use afterimage_format::coord::{Asked, Join, Revocations};
 use afterimage_trust::identity::{Claims, Identity, Role};
 use afterimage_trust::token::Token;

@@ -171,8 +171,15 @@ fn attend(
     let bell = Arc::new(Event::new()?);
     let version = welcome.version;
     let (asks, waiting) = (Vec::new(), BTreeMap::new());
-    let guest =
-        Guest { identity, name: name.clone(), applied: hello.revocations, bell: Arc::clone(&bell), version, asks, waiting };
+    let guest = Guest {
+        identity,
+        name: name.clone(),
+        applied: hello.revocations,
+        bell: Arc::clone(&bell),
+        version,
+        asks,
+        waiting,
+    };
     office.guests().insert(number, guest);
     let _seat = Seat { office, number, identity, name: name.clone() };
     office.arrived(&identity, &name, address);

@@ -32,8 +32,7 @@ impl Office {
             Some(key) => key,
             None => {
                 let fresh = csr::fresh()?;
-                let subject =
-                    Subject { identity: &self.identity, name: "mgmt", hosts: &web.hosts, life: self.life };
+                let subject = Subject { identity: &self.identity, name: "mgmt", hosts: &web.hosts, life: self.life };
                 let certificate = self.authority.issue(&fresh.request, &subject)?;
                 let chain = vec![certificate, self.authority.certificate().to_vec()];
                 let key = Arc::new(trust::certified(chain, &fresh.key)?);

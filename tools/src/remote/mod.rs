@@ -16,7 +16,9 @@ use afterimage_mgmt::api::types::{
 };
 use afterimage_mgmt::units::{Time, format_duration, format_size};
 use afterimage_trust::identity::unhex;
-use cli::{ApplianceListArgs, EventCommand, JobCommand, MachineCommand, PolicyArgs, PolicyCommand, ProtectArgs, RemoteArgs};
+use cli::{
+    ApplianceListArgs, EventCommand, JobCommand, MachineCommand, PolicyArgs, PolicyCommand, ProtectArgs, RemoteArgs,
+};
 use serde::Deserialize;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -75,7 +77,9 @@ fn client(args: &RemoteArgs) -> Result<ApiClient, Problem> {
         Some(endpoint) => endpoint.clone(),
         None => {
             let text = environment("AFTERIMAGE_MGMT").or(file.address).ok_or_else(|| {
-                Problem::usage("where is mgmt? Say it with --mgmt HOST[:PORT], $AFTERIMAGE_MGMT, or address in mgmt.toml")
+                Problem::usage(
+                    "where is mgmt? Say it with --mgmt HOST[:PORT], $AFTERIMAGE_MGMT, or address in mgmt.toml",
+                )
             })?;
             parse_api(&text).map_err(Problem::usage)?
         }
@@ -140,7 +144,11 @@ pub fn machine(command: MachineCommand) -> Result<(), Problem> {
         MachineCommand::Create { name, agent, volume, remote } => {
             let new = NewMachine { name, agent, volumes: volume };
             let made: Machine = client(&remote)?.call("POST", "/v1/machines", Some(&new))?;
-            if remote.json { put_json(&made) } else { put(&format!("machine {}, {} volumes\n", made.name, made.volumes)) }
+            if remote.json {
+                put_json(&made)
+            } else {
+                put(&format!("machine {}, {} volumes\n", made.name, made.volumes))
+            }
         }
         MachineCommand::Rm { machine, remote } => {
             let path = format!("/v1/machines/{}", escape(&machine));

@@ -59,9 +59,8 @@ pub fn load(folder: &Path) -> Result<Vec<Taken>, String> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(format!("{}: {e}", path.display())),
     };
-    serde_json::from_slice(&text).map_err(|e| {
-        format!("{} is damaged ({e}): name its disks in agent.toml, and remove it", path.display())
-    })
+    serde_json::from_slice(&text)
+        .map_err(|e| format!("{} is damaged ({e}): name its disks in agent.toml, and remove it", path.display()))
 }
 
 fn bad(text: impl Into<String>) -> Failure {

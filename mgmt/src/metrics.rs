@@ -174,7 +174,8 @@ mod tests {
         for file in ["grafana/afterimage.json", "prometheus/afterimage.rules.yml"] {
             let path = format!("{}/../packaging/{file}", env!("CARGO_MANIFEST_DIR"));
             let text = std::fs::read_to_string(&path).unwrap();
-            let word = |rest: &str| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap().to_owned();
+            let word =
+                |rest: &str| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap().to_owned();
             let named: std::collections::BTreeSet<String> =
                 text.match_indices("afterimage_").map(|(at, _)| word(&text[at..])).collect();
             assert!(named.len() > 5, "{path} names metrics");

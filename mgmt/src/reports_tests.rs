@@ -47,10 +47,10 @@ fn what_changed_is_told_once_and_what_did_not_never() {
     assert_eq!(catalogue.volumes_of(&agent).unwrap()[1].since, 40);
     let larger = VolumeStatus { size: 2048, ..a };
     assert_eq!(
-        step(&[larger.clone()], 50),
+        step(std::slice::from_ref(&larger), 50),
         (2, told(&["info volume-size volume web/va", "warning volume-gone volume web/vb"]))
     );
-    assert_eq!(step(&[larger.clone()], 60), (0, vec![]));
+    assert_eq!(step(std::slice::from_ref(&larger), 60), (0, vec![]));
     // One that comes back is news again, also in the state that it had.
     let back = VolumeStatus { state: State::Dirty, ..b };
     assert_eq!(step(&[larger, back], 70), (1, told(&["warning volume-state volume web/vb"])));

@@ -169,8 +169,7 @@ fn ports(list: &mut List, found: &Readiness) {
 }
 
 fn clocks(list: &mut List, clock: ClockSeen) {
-    let off = u64::try_from(clock.ahead_ms.unsigned_abs().saturating_sub(clock.uncertain_ms.unsigned_abs()))
-        .unwrap_or(u64::MAX);
+    let off = clock.ahead_ms.unsigned_abs().saturating_sub(clock.uncertain_ms.unsigned_abs());
     let off = Duration::from_millis(off);
     let way = if clock.ahead_ms < 0 { "behind" } else { "ahead of" };
     let text = format!(

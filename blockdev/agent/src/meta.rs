@@ -46,6 +46,10 @@ pub(crate) struct Meta {
     /// The ring may lack the record of the size.
     #[serde(default)]
     pub(crate) announce: bool,
+    /// The dirty map may lack what it should have: something was lost or has changed, and whoever found it out may have died
+    /// before it was marked. The next start marks everything.
+    #[serde(default)]
+    pub(crate) unmarked: bool,
     /// What the disk's file looked like after a stop in order; `None` while it is in use.
     #[serde(default)]
     pub(crate) stamp: Option<Stamp>,
@@ -84,6 +88,7 @@ impl Meta {
             gap: None,
             resized: false,
             announce: false,
+            unmarked: false,
             stamp: None,
             seq_limit: 0,
         })

@@ -82,8 +82,9 @@ pub(crate) fn open(
     match Meta::load(&files.meta()) {
         Ok(mut meta) => {
             files.check(&meta, &path, &disk)?;
+            let unmarked = meta.unmarked;
             let grown = files.adopt_size(&mut meta, &disk)?;
-            files.reopen(disk, meta, grown)
+            files.reopen(disk, meta, (grown, unmarked))
         }
         Err(MetaError::Missing) => files.create(disk, &path),
         Err(MetaError::Bad(problem)) => Err(files.bad(&files.meta(), &problem)),
@@ -133,9 +134,11 @@ impl Files<'_> {
             return Err(AgentError::OtherSize { name, path, was, now });
         }
         tracing::warn!("volume {}: its size was {was} bytes and is {now}", self.config.name);
+        let new = now > was && !is_hole(disk, was, now);
         (meta.size, meta.identity.size, meta.resized, meta.announce) = (now, now, true, true);
+        meta.unmarked |= new;
         meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))?;
-        Ok((now > was && !is_hole(disk, was, now)).then_some(was..now))
+        Ok(new.then_some(was..now))
     }
 
     /// Whether somebody else has written to the disk since the last stop in order, as far as its times tell. What is known
@@ -146,6 +149,7 @@ impl Files<'_> {
         if foreign && self.config.foreign == ForeignWrite::Refuse {
             return Err(AgentError::Foreign { name: self.config.name.clone(), path: meta.path.clone() });
         }
+        meta.unmarked |= foreign && self.config.foreign == ForeignWrite::Compare;
         meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))?;
         Ok(foreign)
     }
@@ -221,16 +225,11 @@ impl Files<'_> {
     }
 
     /// What volume.json must say before a write is let in.
-    fn note_files(&self, meta: &mut Meta, new_ring: bool, intent: bool) -> Result<(), AgentError> {
-        let before = meta.clone();
-        if new_ring {
-            // What a lost ring was based on says nothing of the new one.
-            meta.base = None;
-        }
-        meta.intent = intent;
-        if *meta == before {
+    fn note_intent(&self, meta: &mut Meta, intent: bool) -> Result<(), AgentError> {
+        if meta.intent == intent {
             return Ok(());
         }
+        meta.intent = intent;
         meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))
     }
 
@@ -254,7 +253,21 @@ impl Files<'_> {
         Ok(Opened { disk, protection, meta, meta_file, mode: Mode::Dirty, recovered: None })
     }
 
-    fn reopen(self, disk: Arc<Disk>, mut meta: Meta, grown: Option<Range<u64>>) -> Result<Opened, AgentError> {
+    /// Notes, before anything is made anew, that what was lost is not marked yet: this start may not come to its end.
+    fn note_unmarked(&self, meta: &mut Meta) -> Result<(), AgentError> {
+        if world::broken("lost-unnoted") {
+            return Ok(());
+        }
+        meta.unmarked = true;
+        meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))
+    }
+
+    fn reopen(
+        self,
+        disk: Arc<Disk>,
+        mut meta: Meta,
+        (grown, unmarked): (Option<Range<u64>>, bool),
+    ) -> Result<Opened, AgentError> {
         let id = *meta.id.as_bytes();
         let mut report = RecoveryReport { foreign: self.is_foreign(&mut meta, &disk)?, ..RecoveryReport::default() };
         let (ring, found) = match Ring::open(&self.dir.join("ring"), id) {
@@ -265,6 +278,9 @@ impl Files<'_> {
             Err(e) if stops_ring(&e) => return Err(self.ring_error(&e)),
             Err(e) => {
                 report.reason = Some(e.to_string());
+                // What a lost ring was based on says nothing of the new one.
+                meta.base = None;
+                self.note_unmarked(&mut meta)?;
                 // Before the first sync has ended no seq was ever shown.
                 let next = if meta.initial { 1 } else { meta.seq_limit.max(1) };
                 (self.new_ring(id, next)?, None)
@@ -277,7 +293,10 @@ impl Files<'_> {
             if known { Ok(i) } else { Err("the write-intent map does not know the ring".into()) }
         });
         let mode = machine::after_restart(ring.is_closed(), meta.syncing);
-        let mut lost_all = found.is_none();
+        let mut lost_all = found.is_none() || unmarked;
+        if unmarked {
+            report.reason.get_or_insert("an earlier start did not come to its end".into());
+        }
         let map = match DirtyMap::open(&self.dir.join("dirty"), id) {
             Ok((map, _)) if map.size() == disk.size() => map,
             // A live volume has no marks, so a new map does as well.
@@ -289,12 +308,13 @@ impl Files<'_> {
             lost => {
                 if let (Err(e), true) = (lost, mode != Mode::Live) {
                     lost_all |= found.is_some();
+                    self.note_unmarked(&mut meta)?;
                     report.reason.get_or_insert(e.to_string());
                 }
                 self.new_map(id, &disk)?
             }
         };
-        if let (None, Ok(intent)) = (&found, &old) {
+        if let (None, Ok(intent), false) = (&found, &old, unmarked) {
             lost_all = false;
             (report.intent_regions, report.intent_bytes) = to_compare(intent, &map);
             intent.begin_ring(ring.id()).map_err(|e| self.bad(&self.intent_file(), &e))?;
@@ -311,7 +331,7 @@ impl Files<'_> {
                 self.new_intent(id, ring.id(), &disk, |_, _| true)?
             }
         };
-        self.note_files(&mut meta, found.is_none(), intent.is_some())?;
+        self.note_intent(&mut meta, intent.is_some())?;
         let intent = intent.map(|map| Intent::new(&self.config.name, map, self.intent.clone()));
         let p = Protection::new(self.config.name.clone(), ring, map, intent, Arc::clone(&self.clock));
         if let Some(found) = &found {
@@ -339,6 +359,10 @@ impl Files<'_> {
                 intent.mark_all();
             }
             p.set_reason(Some(why.to_owned()));
+        }
+        if meta.unmarked {
+            meta.unmarked = false;
+            meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))?;
         }
         if meta.announce {
             say_size(&p, disk.size());

@@ -5,7 +5,7 @@
 //!
 //! | step | a crash behind it leaves |
 //! |---|---|
-//! | volume.json has the new size, and that it is to be announced | the new size; the next start makes the rest |
+//! | volume.json has the new size, that it is to be announced, and whether the new part is to be copied | the new size; the next start makes the rest, and compares the whole disk if it must |
 //! | the dirty map has the new size | the same |
 //! | with the gate closed for a moment: the write-intent map has the new size, a Resize record, and the new size for writers | the same; the record twice is no harm |
 //! | volume.json has that it was announced | nothing to do |
@@ -172,9 +172,11 @@ impl Shared {
         if to != from && version != 0 && version < SIZE_VERSION {
             return Err(ResizeError::Appliance { volume, version });
         }
+        let empty = to <= from || is_hole(disk, from, to);
         let mut state = self.state();
         let before = state.meta.clone();
         state.meta.identity.size = actual;
+        state.meta.unmarked = !empty;
         state.meta.size = to;
         (state.meta.resized, state.meta.announce) = (before.resized || to != from, before.announce || to != from);
         if !self.store(&mut state) {
@@ -184,7 +186,6 @@ impl Shared {
         if to == from {
             return Ok(Resized { from, to, gap: p.ring.is_closed() });
         }
-        let empty = to < from || is_hole(disk, from, to);
         let cut = p.map.is_dirty(from / p.map.region());
         if let Err(e) = p.map.resize(to) {
             state.meta = before;
@@ -208,7 +209,7 @@ impl Shared {
             self.store(&mut state);
             return Err(failed(undone.err().map_or(e.to_string(), |u| format!("{e}; {u}"))));
         }
-        state.meta.announce = false;
+        (state.meta.announce, state.meta.unmarked) = (false, false);
         self.store(&mut state);
         drop(state);
         let gap = p.ring.is_closed();

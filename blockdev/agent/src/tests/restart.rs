@@ -164,6 +164,43 @@ fn a_damaged_ring_starts_over_and_says_so() {
     }
 }
 
+/// A start that finds something lost, makes a part of it anew and then fails: what was lost is not forgotten.
+#[test]
+fn a_start_that_does_not_come_to_its_end_forgets_nothing() {
+    for ring in [true, false] {
+        let lab = Lab::new(4 << 20);
+        let (agent, volume) = lab.open();
+        load(&volume.device(), some(1));
+        lab.settle(&volume);
+        lab.appliance.away.store(true, Ordering::SeqCst);
+        lab.appliance.cut();
+        volume.shared().p.close("the test closes it");
+        load(&volume.device(), some(2));
+        drop((agent, volume));
+        let dir = lab.dir.path().join("agent/vol");
+        if ring {
+            std::fs::remove_file(dir.join("ring")).unwrap();
+        }
+        std::fs::remove_file(dir.join("dirty")).unwrap();
+        std::fs::remove_file(dir.join("intent")).unwrap();
+        // No new map can be put here.
+        std::fs::create_dir(dir.join("intent")).unwrap();
+        std::fs::write(dir.join("intent/x"), "").unwrap();
+        for _ in 0..2 {
+            let failed = Agent::new(lab.config()).add_volume(lab.volume_config()).map(drop);
+            assert!(matches!(failed, Err(AgentError::State { .. })), "{failed:?}");
+        }
+        std::fs::remove_dir_all(dir.join("intent")).unwrap();
+        lab.appliance.away.store(false, Ordering::SeqCst);
+        let (agent, volume) = lab.open();
+        assert!(volume.status().recovered.unwrap().whole_disk);
+        lab.settle(&volume);
+        drop((agent, volume));
+        let (_agent, volume) = lab.open();
+        assert!(!volume.status().recovered.unwrap().whole_disk);
+    }
+}
+
 #[test]
 fn a_lost_map_is_no_loss_when_it_was_empty_and_a_whole_sync_when_not() {
     for gap in [false, true] {

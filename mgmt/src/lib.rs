@@ -10,6 +10,8 @@
 //! | [`protocol`] | requests and replies of the control socket, and the shapes that `--json` prints |
 //! | [`server`], [`client`] | the two ends of that socket |
 //! | [`verify`] | what a verification is asked for and finds |
+//! | [`target`] | where machines run after a failover: QEMU on this host |
+//! | [`failover`] | test failovers: jobs that survive a kill, or leave nothing |
 //! | [`lines`], [`fdpass`] | its lines and its file descriptors |
 //! | [`schedule`] | when automatic points are due |
 //! | [`authority`], [`catalogue`] | mgmt's CA, and what it knows |
@@ -23,6 +25,7 @@ pub mod attach;
 pub mod authority;
 pub mod catalogue;
 pub mod client;
+pub mod failover;
 pub mod fdpass;
 pub mod lines;
 pub mod members;
@@ -32,6 +35,7 @@ pub mod protocol;
 pub mod reports;
 pub mod schedule;
 pub mod server;
+pub mod target;
 pub mod units;
 pub mod verify;
 pub mod when;

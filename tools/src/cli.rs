@@ -2,11 +2,13 @@
 
 use crate::config::RingSize;
 use crate::data;
+use crate::failover::args::FailoverCommand;
 use crate::mgmt::parse_mgmt;
 use crate::problem::Problem;
 use crate::remote::cli::{ApiTokenCommand, ApplianceListArgs, EventCommand, JobCommand, MachineCommand, PolicyCommand};
 use crate::restore::Format;
 use crate::show::Goal;
+use crate::target::args::TargetCommand;
 use crate::verify::parse_range;
 use afterimage_agent::{CacheMode, ForeignWrite};
 use afterimage_appliance::MinFree;
@@ -83,6 +85,12 @@ pub enum Command {
     Check(CheckArgs),
     /// Look into the files of a data folder, read-only
     Dump(DumpArgs),
+    /// Machines: what they look like, and whether this host can run them
+    #[command(subcommand)]
+    Target(TargetCommand),
+    /// Start machines from their history
+    #[command(subcommand)]
+    Failover(FailoverCommand),
     /// Show the main job on a disk of its own: protect, spoil, bring back
     Demo(DemoArgs),
 }

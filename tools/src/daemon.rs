@@ -9,6 +9,7 @@
 
 use crate::data::DataDir;
 use crate::duty::Duty;
+use crate::failover::janitor::Janitor;
 use crate::problem::Problem;
 use crate::site::{About, Local, Served, Taker};
 use afterimage_agent::{
@@ -182,6 +183,7 @@ pub struct Daemon {
     agent: Option<Arc<Agent>>,
     server: Option<Arc<Server>>,
     control: ControlServer,
+    _janitor: Janitor,
     /// With mgmt.
     _sessions: Vec<Session>,
     /// Last, so that the folder's lock is given back when all is over.
@@ -364,7 +366,8 @@ impl Daemon {
         let control = data.path().join("control.sock");
         let control = ControlServer::start(&control, Arc::clone(&site) as Arc<dyn Site>)
             .map_err(|e| Problem::failed(format!("{}: {e}", control.display())))?;
-        Ok(Daemon { site, agent, server, control, _sessions: sessions, data })
+        let janitor = Janitor::start(data.path())?;
+        Ok(Daemon { site, agent, server, control, _janitor: janitor, _sessions: sessions, data })
     }
 
     /// What `status` shows.
@@ -395,7 +398,8 @@ impl Daemon {
     /// Stops in order. True if the appliance has everything.
     #[must_use]
     pub fn stop(self) -> bool {
-        let Daemon { site, agent, server, mut control, _sessions, data } = self;
+        let Daemon { site, agent, server, mut control, _janitor: janitor, _sessions, data } = self;
+        drop(janitor);
         site.stop_serving();
         // Whoever uses a device that is left waits until the next process goes on with it: nothing holds that up. What the
         // appliance lacks stays in the journal.

@@ -12,6 +12,7 @@
 //! | [`data`] | the data folder: lock and version |
 //! | [`show`], [`restore`], [`export`] | the user's commands |
 //! | [`attach`], [`attached`] | volumes as block devices of this machine: the commands, and who makes them |
+//! | [`target`], [`failover`] | machines, and starting them from their history |
 //! | [`check`], [`dump`], [`ring_file`] | verification of, and a look into, the files of a data folder |
 //! | [`verify`] | `afterimage verify`, both ends |
 //! | [`demo`] | `afterimage demo` |
@@ -31,6 +32,7 @@ pub mod demo;
 pub mod dump;
 pub mod duty;
 pub mod export;
+pub mod failover;
 pub mod image;
 pub mod join;
 pub mod load;
@@ -49,5 +51,6 @@ pub mod serve;
 pub mod show;
 pub mod signals;
 pub mod site;
+pub mod target;
 pub mod up;
 pub mod verify;

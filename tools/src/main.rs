@@ -5,7 +5,9 @@ use afterimage::cli::{
     VolumeCommand,
 };
 use afterimage::problem::Problem;
-use afterimage::{attach, check, demo, dump, export, join, mgmt, remote, restore, roles, show, up, verify};
+use afterimage::{
+    attach, check, demo, dump, export, failover, join, mgmt, remote, restore, roles, show, target, up, verify,
+};
 use afterimage_mgmt::attach::{AttachOptions, Front};
 use afterimage_mgmt::verify::VerifyOptions;
 use afterimage_nbd::Address;
@@ -78,6 +80,8 @@ fn run(command: Command) -> Result<(), Problem> {
         }
         Command::Check(a) => check::run(&folder(a.data)?, &a.key, a.json),
         Command::Dump(a) => dump::run(&folder(a.data)?, a.what, a.which.as_deref(), a.json),
+        Command::Target(command) => target::run(command),
+        Command::Failover(command) => failover::run(command),
         Command::Demo(a) => demo::run(a.keep),
     }
 }

@@ -7,13 +7,13 @@ use crate::failover::serial::Serial;
 use crate::failover::source::{DiskSource, Served};
 use crate::failover::sweep::{disk_socket, end_process, remove_files};
 use crate::target::accelerator::kvm_works_here;
-use crate::target::guest_agent::GuestAgent;
 use crate::target::machine::{Accelerator, Firmware};
 use crate::target::process::{AtGate, ProcessId, prepare};
 use crate::target::qemu::{AGENT_SOCKET, DiskPlace, PROGRAM, QMP_SOCKET, SERIAL_SOCKET, Start, VARIABLES, uefi_files};
-use crate::target::qmp::{Qmp, QmpError};
+use crate::target::qmp::Monitor;
 use crate::units::Time;
 use afterimage_base::clock::{Clock, SystemClock};
+use afterimage_base::qemu::GuestAgent;
 use nix::sys::signal::Signal;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 const PACE: Duration = Duration::from_millis(50);
 /// How long QEMU may take to open its sockets; a large machine's memory takes a while.
 const OPEN: Duration = Duration::from_secs(30);
-/// How long QEMU may take for one answer.
-const ANSWER: Duration = Duration::from_secs(20);
+/// How long a guest agent may take until it is asked anew: one that starts late has lost what came before.
+const AGENT: Duration = Duration::from_secs(1);
 /// What a guest without any sign of its own has read when it counts as booted.
 const BOOTED_READ: u64 = 1 << 20;
 /// How long a connection of a TCP check may be on its way.
@@ -55,9 +55,8 @@ pub struct Runner<'a> {
     served: Vec<Box<dyn Served>>,
     at_gate: Option<AtGate>,
     child: Option<Child>,
-    qmp: Option<Qmp>,
+    qmp: Option<Monitor>,
     serial: Option<Serial>,
-    agent: Option<GuestAgent>,
 }
 
 impl<'a> Runner<'a> {
@@ -75,7 +74,6 @@ impl<'a> Runner<'a> {
             child: None,
             qmp: None,
             serial: None,
-            agent: None,
         }
     }
 
@@ -99,31 +97,15 @@ impl<'a> Runner<'a> {
             Some(Err(e)) => return Some(End::Failed(format!("the guest's process cannot be watched: {e}"))),
             _ => {}
         }
-        let qmp = self.qmp.as_mut()?;
-        loop {
-            match qmp.event() {
-                Ok(Some(event)) => match event.name.as_str() {
-                    "GUEST_PANICKED" => return Some(End::Failed("the guest's kernel has panicked".to_owned())),
-                    "SHUTDOWN" => {
-                        let reason = event.data["reason"].as_str().unwrap_or("unknown").to_owned();
-                        return Some(End::Failed(format!("the guest has shut down ({reason})")));
-                    }
-                    "STOP" => match qmp.status() {
-                        Ok(status) if status == "running" => {}
-                        Ok(status) => return Some(End::Failed(format!("the guest stands still: {status}"))),
-                        Err(e) => return Some(End::Failed(e.to_string())),
-                    },
-                    _ => {}
-                },
-                Ok(None) => return None,
-                // Its process says why, in a moment.
-                Err(QmpError::Closed) => {
-                    std::thread::sleep(PACE);
-                    let status = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
-                    let how = status.map_or_else(String::new, |s| format!(" ({s})"));
-                    return Some(End::Failed(format!("the guest has ended{how}: {}", log_end("qemu.log"))));
+        match self.qmp.as_mut()?.look() {
+            Ok(stands) => stands.map(|s| End::Failed(s.0)),
+            Err(e) => {
+                // Its process says more, in a moment.
+                std::thread::sleep(PACE);
+                match self.child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
+                    Some(status) => Some(End::Failed(format!("the guest has ended ({status}): {}", log_end("qemu.log")))),
+                    None => Some(End::Failed(e.to_string())),
                 }
-                Err(e) => return Some(End::Failed(e.to_string())),
             }
         }
     }
@@ -163,14 +145,14 @@ impl<'a> Runner<'a> {
         match check {
             Check::Boot => match (&job.machine.console.booted, job.machine.guest_agent) {
                 (Some(text), _) => self.printed(text),
-                (None, true) => self.agent_answers(),
+                (None, true) => agent_answers(job),
                 (None, false) => match self.qmp()?.bytes_read().map_err(|e| e.to_string())? {
                     n if n >= BOOTED_READ => Ok(None),
                     n => Err(format!("it has read {n} bytes of its disks")),
                 },
             },
             Check::Serial(text) => self.printed(text),
-            Check::Agent => self.agent_answers(),
+            Check::Agent => agent_answers(job),
             Check::Tcp(port) => self.port_is_open(*port),
             Check::Script(_) => Err("is run, not looked at".to_owned()),
             Check::Screenshot => {
@@ -180,22 +162,13 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn qmp(&mut self) -> Result<&mut Qmp, String> {
+    fn qmp(&mut self) -> Result<&mut Monitor, String> {
         self.qmp.as_mut().ok_or_else(|| "there is no connection to QEMU".to_owned())
     }
 
     fn printed(&self, text: &str) -> Result<Option<String>, String> {
         let serial = self.serial.as_ref().ok_or("the machine has no serial port")?;
         if serial.has(text) { Ok(None) } else { Err(format!("the last that it printed is '{}'", serial.last_line())) }
-    }
-
-    fn agent_answers(&mut self) -> Result<Option<String>, String> {
-        let agent = self.agent.as_mut().ok_or("the description of the machine has no guest-agent")?;
-        match agent.ask() {
-            Ok(true) => Ok(None),
-            Ok(false) => Err("the guest agent does not answer".to_owned()),
-            Err(e) => Err(format!("the port of the guest agent: {e}")),
-        }
     }
 
     /// QEMU takes a connection at once, whether or not the guest will. Its table says what came of it.
@@ -261,6 +234,15 @@ impl<'a> Runner<'a> {
     }
 }
 
+fn agent_answers(job: &Job) -> Result<Option<String>, String> {
+    if !job.machine.guest_agent {
+        return Err("the description of the machine has no guest-agent".to_owned());
+    }
+    let text = |e: afterimage_base::qemu::QemuError| e.to_string();
+    let mut agent = GuestAgent::connect(Path::new(AGENT_SOCKET), AGENT).map_err(text)?;
+    agent.call("guest-ping", serde_json::Value::Null, AGENT).map(|_| None).map_err(text)
+}
+
 /// The last lines of a log, for a message.
 fn log_end(path: &str) -> String {
     let bytes = std::fs::read(path).unwrap_or_default();
@@ -307,12 +289,9 @@ impl Hands for Runner<'_> {
     fn release(&mut self, job: &Job) -> Result<u64, String> {
         let at_gate = self.at_gate.take().ok_or("the guest's process is not there")?;
         self.child = Some(at_gate.open().map_err(|e| format!("{PROGRAM} did not start: {e}"))?);
-        let mut qmp = self.connect(QMP_SOCKET, |path| Qmp::connect(path, ANSWER))?;
+        let mut qmp = self.connect(QMP_SOCKET, Monitor::connect)?;
         if job.machine.console.serial {
             self.serial = Some(self.connect(SERIAL_SOCKET, |path| Serial::follow(path, Path::new("serial.log")))?);
-        }
-        if job.machine.guest_agent {
-            self.agent = Some(self.connect(AGENT_SOCKET, GuestAgent::connect)?);
         }
         qmp.resume().map_err(|e| e.to_string())?;
         self.qmp = Some(qmp);
@@ -354,7 +333,7 @@ impl Hands for Runner<'_> {
     }
 
     fn kill(&mut self, job: &Job) -> Result<(), String> {
-        (self.qmp, self.agent, self.serial, self.at_gate) = (None, None, None, None);
+        (self.qmp, self.serial, self.at_gate) = (None, None, None);
         job.process.as_ref().map_or(Ok(()), end_process)?;
         if let Some(mut child) = self.child.take() {
             // It may not be in the job's file, if that could not be written.

@@ -8,13 +8,12 @@
 //! | [`domain`] | the description as a domain of libvirt |
 //! | [`accelerator`] | whether KVM works on this host |
 //! | [`process`] | processes that are known by more than their number, and that die with who started them |
-//! | [`qmp`], [`guest_agent`] | what a running QEMU and a program in the guest are asked |
+//! | [`qmp`] | what a running QEMU is asked |
 //!
 //! The modules know no volume and no history: where a disk comes from is a [`qemu::DiskPlace`].
 
 pub mod accelerator;
 pub mod domain;
-pub mod guest_agent;
 pub mod machine;
 pub mod network;
 pub mod process;

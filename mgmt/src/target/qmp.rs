@@ -1,72 +1,13 @@
-//! A client of QEMU's machine protocol (QMP).
-//!
-//! ```text
-//! QEMU:   {"QMP": {"version": {...}, "capabilities": [...]}}          the greeting
-//! client: {"execute": "qmp_capabilities", "id": 1}
-//! QEMU:   {"return": {}, "id": 1}                                     or {"error": {"class": ..., "desc": ...}, "id": 1}
-//!         {"event": "SHUTDOWN", "data": {...}, "timestamp": {...}}    at any time
-//! ```
-//!
-//! Each line is one object. A thread reads them, so that a wait never cuts one in two. Lines have a longest length, events a most
-//! number, every answer a time limit; what is no answer to the last command is refused.
+//! What a running QEMU is asked, over [`afterimage_base::qemu`].
 
-use crate::lines::{LineReader, write_line};
-use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
+use afterimage_base::qemu::{Qmp, QemuError};
 use serde_json::{Value, json};
-use std::collections::VecDeque;
-use std::io;
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
-use thiserror::Error;
+use std::time::Duration;
 
-/// Longest line: the answer about a machine with many devices has a few hundred KiB.
-const MAX_LINE: usize = 4 << 20;
-/// Most events that are kept for who asks; the oldest go first.
-const MAX_EVENTS: usize = 256;
-/// Lines that the reader may be ahead.
-const AHEAD: usize = 64;
-
-/// Why a command brought nothing.
-#[derive(Debug, Error)]
-pub enum QmpError {
-    /// The socket cannot be reached, or broke.
-    #[error("the connection to QEMU failed: {0}")]
-    Io(#[from] io::Error),
-    /// It ended.
-    #[error("QEMU closed the connection")]
-    Closed,
-    /// No answer in time.
-    #[error("QEMU did not answer '{command}' within {limit:?}")]
-    Late {
-        /// The command.
-        command: String,
-        /// How long it was waited for.
-        limit: Duration,
-    },
-    /// Something that the protocol does not have.
-    #[error("QEMU answered something that was not understood: {0}")]
-    Protocol(String),
-    /// QEMU says no.
-    #[error("QEMU refused '{command}': {reason}")]
-    Refused {
-        /// The command.
-        command: String,
-        /// Its words.
-        reason: String,
-    },
-}
-
-/// What happened to the machine.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Event {
-    /// Its name: `SHUTDOWN`, `GUEST_PANICKED`.
-    pub name: String,
-    /// More about it.
-    pub data: Value,
-}
+/// How long QEMU may take for one answer: it may be emulating on a loaded host.
+const ANSWER: Duration = Duration::from_secs(20);
 
 /// A port of this host that leads to one of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,174 +20,96 @@ pub struct Forward {
 
 /// A connection to a QEMU.
 #[derive(Debug)]
-pub struct Qmp {
-    stream: UnixStream,
-    lines: Receiver<Value>,
-    events: VecDeque<Event>,
-    id: u64,
-    limit: Duration,
+pub struct Monitor {
+    qmp: Qmp,
 }
 
-impl Qmp {
-    /// Connects to the socket and gets through the greeting. Each answer may take `limit`.
+/// Why a guest does not go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stands(pub String);
+
+impl Monitor {
+    /// Connects to its socket.
     ///
     /// # Errors
-    /// If nobody listens, or no QEMU.
-    pub fn connect(socket: &Path, limit: Duration) -> Result<Qmp, QmpError> {
-        Self::over(UnixStream::connect(socket)?, limit)
+    /// If nobody listens, or no QEMU; so for all that follow.
+    pub fn connect(socket: &Path) -> Result<Monitor, QemuError> {
+        Ok(Monitor { qmp: Qmp::connect(socket, ANSWER)? })
     }
 
-    /// The same over a connection that is there.
-    ///
-    /// # Errors
-    /// If the peer is no QEMU.
-    pub fn over(stream: UnixStream, limit: Duration) -> Result<Qmp, QmpError> {
-        stream.set_write_timeout(Some(limit))?;
-        let mut reader = LineReader::new(stream.try_clone()?, MAX_LINE);
-        let (send, lines) = bounded(AHEAD);
-        thread::Builder::new().name("qmp".to_owned()).spawn(move || {
-            // Nonsense ends the connection, as its end does: whoever waits is told that it is closed.
-            while let Ok(Some(line)) = reader.read::<Value>() {
-                if send.send(line).is_err() {
-                    return;
-                }
-            }
-        })?;
-        let mut qmp = Qmp { stream, lines, events: VecDeque::new(), id: 0, limit };
-        let greeting = qmp.line("the greeting", Instant::now() + limit)?;
-        if greeting["QMP"]["version"]["qemu"]["major"].as_u64().is_none() {
-            return Err(QmpError::Protocol(short(&greeting)));
-        }
-        qmp.execute("qmp_capabilities", json!({}))?;
-        Ok(qmp)
-    }
-
-    fn line(&mut self, command: &str, end: Instant) -> Result<Value, QmpError> {
-        self.lines.recv_deadline(end).map_err(|e| match e {
-            RecvTimeoutError::Timeout => QmpError::Late { command: command.to_owned(), limit: self.limit },
-            RecvTimeoutError::Disconnected => QmpError::Closed,
-        })
-    }
-
-    /// Keeps an event, and returns what is none.
-    fn sort(&mut self, line: Value) -> Option<Value> {
-        let Some(name) = line["event"].as_str() else { return Some(line) };
-        if self.events.len() == MAX_EVENTS {
-            self.events.pop_front();
-        }
-        self.events.push_back(Event { name: name.to_owned(), data: line["data"].clone() });
-        None
-    }
-
-    /// Runs a command and returns what it returns.
-    ///
-    /// # Errors
-    /// [`QmpError`]. After one other than [`QmpError::Refused`] the connection is of no use any more.
-    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.id += 1;
-        let id = self.id;
-        let request = json!({"execute": command, "arguments": arguments, "id": id});
-        write_line(&self.stream, &request).map_err(|e| QmpError::Io(io::Error::other(e)))?;
-        let end = Instant::now() + self.limit;
-        loop {
-            let line = self.line(command, end)?;
-            let Some(answer) = self.sort(line) else { continue };
-            if answer["id"].as_u64() != Some(id) {
-                return Err(QmpError::Protocol(short(&answer)));
-            }
-            if let Some(error) = answer.get("error") {
-                let reason = error["desc"].as_str().map_or_else(|| short(error), str::to_owned);
-                return Err(QmpError::Refused { command: command.to_owned(), reason });
-            }
-            return answer.get("return").cloned().ok_or_else(|| QmpError::Protocol(short(&answer)));
-        }
-    }
-
-    /// The next event, if there is one by now.
-    ///
-    /// # Errors
-    /// [`QmpError::Closed`] when QEMU has gone and no event is left.
-    pub fn event(&mut self) -> Result<Option<Event>, QmpError> {
-        loop {
-            if let Some(event) = self.events.pop_front() {
-                return Ok(Some(event));
-            }
-            let line = match self.lines.try_recv() {
-                Ok(line) => line,
-                Err(crossbeam::channel::TryRecvError::Empty) => return Ok(None),
-                Err(crossbeam::channel::TryRecvError::Disconnected) => return Err(QmpError::Closed),
-            };
-            if let Some(other) = self.sort(line) {
-                return Err(QmpError::Protocol(short(&other)));
-            }
-        }
+    fn call(&mut self, command: &str, arguments: Value) -> Result<Value, QemuError> {
+        self.qmp.call(command, arguments, ANSWER)
     }
 
     /// Lets the guest run.
     ///
     /// # Errors
-    /// [`QmpError`]; so for all that follow.
-    pub fn resume(&mut self) -> Result<(), QmpError> {
-        self.execute("cont", json!({})).map(drop)
+    /// [`QemuError`].
+    pub fn resume(&mut self) -> Result<(), QemuError> {
+        self.call("cont", Value::Null).map(drop)
     }
 
-    /// The state of the machine: `running`, `paused`, `internal-error`.
+    /// Whether the guest goes on, by its state and by what has happened since this was last asked.
     ///
     /// # Errors
-    /// [`QmpError`].
-    pub fn status(&mut self) -> Result<String, QmpError> {
-        let answer = self.execute("query-status", json!({}))?;
-        answer["status"].as_str().map(str::to_owned).ok_or_else(|| QmpError::Protocol(short(&answer)))
+    /// [`QemuError`]; QEMU ends the connection when it ends.
+    pub fn look(&mut self) -> Result<Option<Stands>, QemuError> {
+        let answer = self.call("query-status", Value::Null)?;
+        for event in self.qmp.events() {
+            let why = match event["event"].as_str() {
+                Some("GUEST_PANICKED") => "the guest's kernel has panicked".to_owned(),
+                Some("SHUTDOWN") => {
+                    let reason = event["data"]["reason"].as_str().unwrap_or("unknown");
+                    format!("the guest has shut down ({reason})")
+                }
+                _ => continue,
+            };
+            return Ok(Some(Stands(why)));
+        }
+        Ok(match answer["status"].as_str() {
+            Some("running") => None,
+            other => Some(Stands(format!("the guest stands still: {}", other.unwrap_or("unknown")))),
+        })
     }
 
     /// Writes what the screen shows to a PNG file.
     ///
     /// # Errors
-    /// [`QmpError`]; a machine without a screen refuses.
-    pub fn screenshot(&mut self, file: &str) -> Result<(), QmpError> {
-        self.execute("screendump", json!({"filename": file, "format": "png"})).map(drop)
+    /// [`QemuError`]; a machine without a screen refuses.
+    pub fn screenshot(&mut self, file: &str) -> Result<(), QemuError> {
+        self.call("screendump", json!({"filename": file, "format": "png"})).map(drop)
     }
 
     /// Bytes that the guest has read from all its disks.
     ///
     /// # Errors
-    /// [`QmpError`].
-    pub fn bytes_read(&mut self) -> Result<u64, QmpError> {
-        let answer = self.execute("query-blockstats", json!({}))?;
-        let all = answer.as_array().ok_or_else(|| QmpError::Protocol(short(&answer)))?;
-        Ok(all.iter().filter_map(|d| d["stats"]["rd_bytes"].as_u64()).fold(0, u64::saturating_add))
+    /// [`QemuError`].
+    pub fn bytes_read(&mut self) -> Result<u64, QemuError> {
+        let answer = self.call("query-blockstats", Value::Null)?;
+        let disks = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(disks.iter().filter_map(|d| d["stats"]["rd_bytes"].as_u64()).fold(0, u64::saturating_add))
     }
 
-    /// The ports of this host that lead to the guest. QEMU tells them only as a table for people.
+    /// QEMU tells its ports only as a table for people.
+    fn table(&mut self) -> Result<String, QemuError> {
+        let answer = self.call("human-monitor-command", json!({"command-line": "info usernet"}))?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The ports of this host that lead to the guest.
     ///
     /// # Errors
-    /// [`QmpError`].
-    pub fn forwards(&mut self) -> Result<Vec<Forward>, QmpError> {
-        let answer = self.execute("human-monitor-command", json!({"command-line": "info usernet"}))?;
-        let table = answer.as_str().ok_or_else(|| QmpError::Protocol(short(&answer)))?;
-        Ok(table.lines().filter_map(forward).collect())
+    /// [`QemuError`].
+    pub fn forwards(&mut self) -> Result<Vec<Forward>, QemuError> {
+        Ok(self.table()?.lines().filter_map(forward).collect())
     }
 
     /// Whether the guest has taken a connection that came in at this address.
     ///
     /// # Errors
-    /// [`QmpError`].
-    pub fn is_established(&mut self, here: SocketAddr) -> Result<bool, QmpError> {
-        let answer = self.execute("human-monitor-command", json!({"command-line": "info usernet"}))?;
-        let table = answer.as_str().ok_or_else(|| QmpError::Protocol(short(&answer)))?;
-        let (ip, port) = (here.ip().to_string(), here.port().to_string());
-        Ok(table.lines().any(|line| {
-            let words: Vec<&str> = line.split_whitespace().take(4).collect();
-            matches!(words[..], ["TCP[ESTABLISHED]", _, i, p] if i == ip && p == port)
-        }))
-    }
-
-    /// Asks QEMU to end.
-    ///
-    /// # Errors
-    /// [`QmpError`].
-    pub fn quit(&mut self) -> Result<(), QmpError> {
-        self.execute("quit", json!({})).map(drop)
+    /// [`QemuError`].
+    pub fn is_established(&mut self, here: SocketAddr) -> Result<bool, QemuError> {
+        Ok(self.table()?.lines().any(|line| is_established(line, here)))
     }
 }
 
@@ -259,18 +122,75 @@ fn forward(line: &str) -> Option<Forward> {
     Some(Forward { here: SocketAddr::new(ip.parse().ok()?, port.parse().ok()?), guest: guest.parse().ok()? })
 }
 
-/// Enough of an answer for a message.
-fn short(value: &Value) -> String {
-    value.to_string().chars().take(200).collect()
-}
-
-impl Drop for Qmp {
-    fn drop(&mut self) {
-        // So that the thread ends.
-        drop(self.stream.shutdown(std::net::Shutdown::Both));
-    }
+fn is_established(line: &str, here: SocketAddr) -> bool {
+    let (ip, port) = (here.ip().to_string(), here.port().to_string());
+    let words: Vec<&str> = line.split_whitespace().take(4).collect();
+    matches!(words[..], ["TCP[ESTABLISHED]", _, i, p] if i == ip && p == port)
 }
 
 #[cfg(test)]
-#[path = "qmp_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+
+    /// A QEMU that greets and then gives these answers.
+    fn speaking(answers: &'static [&'static str]) -> Monitor {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n").unwrap();
+            let mut asked = BufReader::new(stream.try_clone().unwrap()).lines();
+            for (id, answer) in std::iter::once(&"{\"return\": {}").chain(answers).enumerate() {
+                asked.next().unwrap().unwrap();
+                stream.write_all(format!("{answer}, \"id\": {}}}\r\n", id + 1).as_bytes()).unwrap();
+            }
+        });
+        Monitor::connect(&path).unwrap()
+    }
+
+    #[test]
+    fn a_guest_that_stands_still_is_seen() {
+        let mut qemu = speaking(&[
+            r#"{"return": {"status": "running"}"#,
+            "{\"event\": \"RTC_CHANGE\", \"data\": {}}\n{\"return\": {\"status\": \"running\"}",
+            "{\"event\": \"GUEST_PANICKED\", \"data\": {}}\n{\"return\": {\"status\": \"running\"}",
+            "{\"event\": \"SHUTDOWN\", \"data\": {\"reason\": \"guest-shutdown\"}}\n{\"return\": {\"status\": \"shutdown\"}",
+            r#"{"return": {"status": "internal-error"}"#,
+            r#"{"return": {"status": 7}"#,
+        ]);
+        assert_eq!(qemu.look().unwrap(), None);
+        assert_eq!(qemu.look().unwrap(), None);
+        for word in ["panicked", "guest-shutdown", "internal-error", "unknown"] {
+            assert!(qemu.look().unwrap().unwrap().0.contains(word), "{word}");
+        }
+        assert!(qemu.look().is_err(), "it has ended");
+    }
+
+    #[test]
+    fn what_the_guest_has_read_is_added_up() {
+        let mut qemu = speaking(&[
+            r#"{"return": [{"stats": {"rd_bytes": 512}}, {"stats": {"rd_bytes": 4096}}, {}, 7]"#,
+            r#"{"return": 7"#,
+            r#"{"error": {"class": "GenericError", "desc": "no screen"}"#,
+        ]);
+        assert_eq!(qemu.bytes_read().unwrap(), 4608);
+        assert_eq!(qemu.bytes_read().unwrap(), 0);
+        assert!(qemu.screenshot("x").unwrap_err().to_string().contains("no screen"));
+    }
+
+    #[test]
+    fn the_table_of_ports_is_read() {
+        let here = "127.0.0.1:39677".parse().unwrap();
+        let found = forward("  TCP[HOST_FORWARD]   8       127.0.0.1 39677    192.168.7.15    22     0     0");
+        assert_eq!(found, Some(Forward { here, guest: 22 }));
+        for other in ["Hub -1 (net0):", "", "  TCP[HOST_FORWARD] 8 127.0.0.1 99999 1.2.3.4 22", "TCP[ESTABLISHED] 9 1.1.1.1 5"] {
+            assert_eq!(forward(other), None, "{other}");
+        }
+        assert!(is_established("  TCP[ESTABLISHED]  27  127.0.0.1 39677  10.0.2.15  22  0  0", here));
+        assert!(!is_established("  TCP[SYN_SENT]  27  127.0.0.1 39677  10.0.2.15  22  0  0", here));
+        assert!(!is_established("  TCP[ESTABLISHED]  27  127.0.0.1 39678  10.0.2.15  22  0  0", here));
+    }
+}

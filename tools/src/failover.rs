@@ -1,0 +1,262 @@
+//! `afterimage failover`: machines started from their history.
+//!
+//! `test` makes a job and starts the process that does it ([`keep`]); from then on it only looks on, so that its own end
+//! changes nothing. What a killed process leaves is removed by the next command, or by the daemon ([`janitor`]).
+
+pub mod args;
+pub mod forks;
+pub mod janitor;
+pub mod keep;
+pub mod report;
+
+use crate::failover::args::{CleanupArgs, FailoverCommand, JobArgs, ListArgs, TestArgs};
+use crate::failover::forks::Exports;
+use crate::problem::Problem;
+use crate::{screen, show, signals, target};
+use afterimage_base::clock::{Clock, SystemClock};
+use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::failover::check::Check;
+use afterimage_mgmt::failover::job::{Job, Phase, Plan};
+use afterimage_mgmt::failover::store::{Jobs, StoreError};
+use afterimage_mgmt::failover::sweep::{sweep, sweep_one};
+use afterimage_mgmt::target::machine::Machine;
+use afterimage_mgmt::units::Time;
+use afterimage_mgmt::when::When;
+use serde::Serialize;
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Between two looks at a job.
+const PACE: Duration = Duration::from_millis(50);
+/// Between two looks whether its process lives.
+const ALIVE: Duration = Duration::from_secs(1);
+/// How long a job may take to end, once it is asked to.
+const END: Duration = Duration::from_secs(60);
+
+fn failed(e: impl std::fmt::Display) -> Problem {
+    Problem::failed(e.to_string())
+}
+
+fn folder(args: &crate::cli::DataArgs) -> Result<PathBuf, Problem> {
+    let folder = args.folder()?;
+    std::fs::canonicalize(&folder).map_err(|e| Problem::file(&folder, &e))
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// As the command says.
+pub fn run(command: FailoverCommand) -> Result<(), Problem> {
+    match command {
+        FailoverCommand::Test(a) => test(&a),
+        FailoverCommand::Ls(a) => list(&a),
+        FailoverCommand::Show(a) => {
+            let jobs = Jobs::of(&folder(&a.data)?);
+            let job = jobs.load(&a.id).map_err(failed)?;
+            report::show(&job, &jobs.folder_of(&a.id).map_err(failed)?, a.json)
+        }
+        FailoverCommand::Stop(a) => stop(&a),
+        FailoverCommand::Cleanup(a) => cleanup(&a),
+        FailoverCommand::Keep(a) => keep::keep(&folder(&a.data)?, &a.id),
+    }
+}
+
+fn now() -> Time {
+    Time(SystemClock::new().wall())
+}
+
+/// Ids sort by time.
+fn new_id(created: Time) -> Result<String, Problem> {
+    let digits: String = created.to_string().chars().filter(char::is_ascii_digit).collect();
+    let [a, b, c] = afterimage_base::world::random_array::<3>()?;
+    let (day, time) = (digits.get(..8).unwrap_or("0"), digits.get(8..14).unwrap_or("0"));
+    Ok(format!("{day}-{time}-{a:02x}{b:02x}{c:02x}"))
+}
+
+/// The moment of each disk. Several disks need one instant, which the newest write of each is not.
+fn moments(
+    control: &mut ControlClient,
+    machine: &Machine,
+    at: &When,
+    now: Time,
+) -> Result<Vec<(u64, Option<Time>)>, Problem> {
+    let several = machine.disks.len() > 1;
+    let at = match at {
+        When::Latest | When::Seq(_) if several => {
+            return Err(Problem::usage(format!(
+                "machine {} has {} disks: name one instant with --at, such as -10s, a time, or a point that all have",
+                machine.name,
+                machine.disks.len()
+            )));
+        }
+        When::Ago(by) if several => When::Time(now.before(*by)),
+        other => other.clone(),
+    };
+    let mut found = Vec::new();
+    for disk in &machine.disks {
+        let position = control.resolve(&disk.volume, &at)?;
+        found.push((position.seq, position.time));
+    }
+    Ok(found)
+}
+
+fn test(a: &TestArgs) -> Result<(), Problem> {
+    let created = now();
+    let signals = signals::watch()?;
+    let data = folder(&a.data)?;
+    let machine = target::find(&data, &a.what)?;
+    let mut control = ControlClient::connect(&data)?;
+    let moments = moments(&mut control, &machine, &a.at, created)?;
+    drop(control);
+    let jobs = Jobs::of(&data);
+    sweep(&jobs, &Exports::of(&data)).map_err(failed)?;
+    let checks = if a.check.is_empty() { vec![Check::Boot] } else { a.check.clone() };
+    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let job = Job::new(Plan {
+        id: new_id(created)?,
+        created,
+        machine,
+        moments,
+        checks,
+        check_limit_ms: millis(a.check_limit),
+        ttl_ms: millis(a.ttl),
+    });
+    start(&data, &jobs, &job)?;
+    let mut asked = false;
+    let job = follow(&data, &jobs, &job.id, &mut |job| {
+        if signals.try_recv().is_ok() {
+            if asked {
+                return Err(Problem::failed(format!("test failover {} is being removed", job.id)));
+            }
+            asked = true;
+            jobs.ask_to_stop(&job.id).map_err(failed)?;
+        }
+        Ok(job.phase == Phase::Holding && !asked)
+    })?;
+    report::show(&job, &jobs.folder_of(&job.id).map_err(failed)?, a.json)?;
+    report::verdict(&job)
+}
+
+/// Makes the job and hands it to a process of its own.
+fn start(data: &Path, jobs: &Jobs, job: &Job) -> Result<(), Problem> {
+    let claim = jobs.create(job).map_err(failed)?;
+    let log = claim.folder().join("runner.log");
+    let log = File::create(&log).map_err(|e| Problem::file(&log, &e))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["failover", "keep", &job.id, "--data"]).arg(data).env("NO_COLOR", "1");
+    // It has no terminal, so no signal of one reaches it.
+    command.stdin(Stdio::from(claim.share()?)).stdout(log.try_clone()?).stderr(log).process_group(0);
+    let mut child = command.spawn()?;
+    // So that it is no zombie while this command looks on. How it ends is in the job's file.
+    thread::Builder::new().name("wait".to_owned()).spawn(move || drop(child.wait()))?;
+    Ok(())
+}
+
+/// Looks on until the job has ended, or `enough` says so.
+fn follow(
+    data: &Path,
+    jobs: &Jobs,
+    id: &str,
+    enough: &mut dyn FnMut(&Job) -> Result<bool, Problem>,
+) -> Result<Job, Problem> {
+    let mut looked = Instant::now();
+    loop {
+        let job = jobs.load(id).map_err(failed)?;
+        if job.has_ended() || enough(&job)? {
+            screen::live(None);
+            return Ok(job);
+        }
+        if screen::is_live() {
+            let check = job.checks.get(job.results.len()).filter(|_| job.phase == Phase::Running);
+            let check = check.map_or_else(String::new, |c| format!(", looks at {c}"));
+            screen::live(Some(format!("test failover {id}: {}{check}", report::phase(job.phase))));
+        }
+        if looked.elapsed() > ALIVE {
+            looked = Instant::now();
+            if let Err(e) = sweep_one(jobs, id, &Exports::of(data)) {
+                screen::live(None);
+                return Err(failed(e));
+            }
+        }
+        thread::sleep(PACE);
+    }
+}
+
+fn list(a: &ListArgs) -> Result<(), Problem> {
+    let jobs = Jobs::of(&folder(&a.data)?);
+    let mut found = Vec::new();
+    for id in jobs.ids().map_err(failed)? {
+        match jobs.load(&id) {
+            Ok(job) => found.push((job, jobs.folder_of(&id).map_err(failed)?)),
+            Err(StoreError::NotFound(_)) => {}
+            Err(e) => eprintln!("afterimage: {e}"),
+        }
+    }
+    report::list(&found, a.json)
+}
+
+fn stop(a: &JobArgs) -> Result<(), Problem> {
+    let data = folder(&a.data)?;
+    let jobs = Jobs::of(&data);
+    let job = jobs.load(&a.id).map_err(failed)?;
+    if !job.has_ended() {
+        jobs.ask_to_stop(&a.id).map_err(failed)?;
+    }
+    let start = Instant::now();
+    let job = follow(&data, &jobs, &a.id, &mut |job| {
+        if start.elapsed() < END {
+            return Ok(false);
+        }
+        Err(Problem::failed(format!("test failover {} does not end: look into its runner.log", job.id)))
+    })?;
+    report::show(&job, &jobs.folder_of(&a.id).map_err(failed)?, a.json)
+}
+
+/// What `cleanup` did.
+#[derive(Debug, Serialize)]
+struct Cleaned {
+    /// Jobs that a killed process had left.
+    ended: Vec<String>,
+    /// Jobs of which nothing is left now.
+    removed: Vec<String>,
+    /// Jobs that are not over.
+    running: Vec<String>,
+}
+
+fn cleanup(a: &CleanupArgs) -> Result<(), Problem> {
+    let data = folder(&a.data)?;
+    let jobs = Jobs::of(&data);
+    for id in &a.ids {
+        jobs.load(id).map_err(failed)?;
+    }
+    let mut done = Cleaned { ended: sweep(&jobs, &Exports::of(&data)).map_err(failed)?, removed: vec![], running: vec![] };
+    for id in jobs.ids().map_err(failed)?.into_iter().filter(|id| a.ids.is_empty() || a.ids.contains(id)) {
+        let ended = match jobs.load(&id) {
+            Ok(job) => job.has_ended(),
+            Err(StoreError::NotFound(_)) => true,
+            Err(e) => {
+                eprintln!("afterimage: {e}");
+                continue;
+            }
+        };
+        match jobs.claim(&id).map_err(failed)? {
+            Some(claim) if ended => {
+                claim.remove().map_err(failed)?;
+                done.removed.push(id);
+            }
+            _ => done.running.push(id),
+        }
+    }
+    if a.json {
+        return show::put_json(&done);
+    }
+    let mut out = String::new();
+    for (ids, what) in [(&done.ended, "had been killed, and is ended"), (&done.removed, "removed"), (&done.running, "is not over")] {
+        ids.iter().for_each(|id| out.push_str(&format!("test failover {id} {what}\n")));
+    }
+    show::put(&out)
+}

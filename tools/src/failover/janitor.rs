@@ -1,0 +1,42 @@
+//! Ends the jobs whose process was killed, while a daemon runs on the data folder.
+
+use crate::failover::forks::Exports;
+use afterimage_mgmt::failover::store::Jobs;
+use afterimage_mgmt::failover::sweep::sweep;
+use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
+use std::io;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+/// Between two looks: a list of a folder that most data folders do not have.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Looks until it is dropped.
+#[derive(Debug)]
+pub struct Janitor {
+    _end: Sender<()>,
+}
+
+impl Janitor {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If there is no thread to be had.
+    pub fn start(data: &Path) -> io::Result<Janitor> {
+        let (jobs, source) = (Jobs::of(data), Exports::of(data));
+        let (end, ended) = bounded::<()>(0);
+        thread::Builder::new().name("janitor".to_owned()).spawn(move || {
+            loop {
+                match sweep(&jobs, &source) {
+                    Ok(ids) => ids.iter().for_each(|id| tracing::info!("test failover {id} was removed")),
+                    Err(e) => tracing::warn!("test failovers cannot be looked after: {e}"),
+                }
+                if ended.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        })?;
+        Ok(Janitor { _end: end })
+    }
+}

@@ -233,7 +233,8 @@ fn cleanup(a: &CleanupArgs) -> Result<(), Problem> {
     for id in &a.ids {
         jobs.load(id).map_err(failed)?;
     }
-    let mut done = Cleaned { ended: sweep(&jobs, &Exports::of(&data)).map_err(failed)?, removed: vec![], running: vec![] };
+    let mut done =
+        Cleaned { ended: sweep(&jobs, &Exports::of(&data)).map_err(failed)?, removed: vec![], running: vec![] };
     for id in jobs.ids().map_err(failed)?.into_iter().filter(|id| a.ids.is_empty() || a.ids.contains(id)) {
         let ended = match jobs.load(&id) {
             Ok(job) => job.has_ended(),
@@ -255,7 +256,9 @@ fn cleanup(a: &CleanupArgs) -> Result<(), Problem> {
         return show::put_json(&done);
     }
     let mut out = String::new();
-    for (ids, what) in [(&done.ended, "had been killed, and is ended"), (&done.removed, "removed"), (&done.running, "is not over")] {
+    for (ids, what) in
+        [(&done.ended, "had been killed, and is ended"), (&done.removed, "removed"), (&done.running, "is not over")]
+    {
         ids.iter().for_each(|id| out.push_str(&format!("test failover {id} {what}\n")));
     }
     show::put(&out)

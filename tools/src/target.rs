@@ -119,10 +119,8 @@ fn describe(a: &DescribeArgs) -> Result<(), Problem> {
     let machine = find(&data, &a.what)?;
     let purpose = if a.test { Purpose::Test } else { Purpose::Failover };
     let sockets = std::path::absolute(&a.sockets)?;
-    let place = |volume: &String| DiskPlace::Unix {
-        socket: sockets.join(format!("{volume}.sock")),
-        export: volume.clone(),
-    };
+    let place =
+        |volume: &String| DiskPlace::Unix { socket: sockets.join(format!("{volume}.sock")), export: volume.clone() };
     let disks: Vec<DiskPlace> = machine.disks.iter().map(|d| place(&d.volume)).collect();
     let seed = u32::from_be_bytes(afterimage_base::world::random_array()?);
     let kvm = match machine.accelerator {
@@ -195,7 +193,9 @@ fn look(data: &Path, machine: &Machine) -> Vec<Finding> {
     if out.iter().all(|f| f.ok) && machine.accelerator != Accelerator::Tcg {
         let kvm = kvm_here().map_err(|e| e.to_string()).and_then(|works| match (works, machine.accelerator) {
             (true, _) => Ok("works".to_owned()),
-            (false, Accelerator::Auto) => Ok("does not work here: the machine is emulated, ten times slower".to_owned()),
+            (false, Accelerator::Auto) => {
+                Ok("does not work here: the machine is emulated, ten times slower".to_owned())
+            }
             (false, _) => Err("does not work here: write accelerator = \"auto\"".to_owned()),
         });
         out.push(finding("kvm", kvm));

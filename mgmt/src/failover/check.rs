@@ -97,7 +97,8 @@ mod tests {
         for text in ["boot", "agent", "screenshot", "serial:a: b", "tcp:22", "script:/bin/true"] {
             assert_eq!(text.parse::<Check>().unwrap().to_string(), text);
         }
-        for bad in ["", "Boot", "serial:", "serial:a\nb", "tcp:0", "tcp:65536", "tcp:x", "script:true", "boot:", "x:y"] {
+        for bad in ["", "Boot", "serial:", "serial:a\nb", "tcp:0", "tcp:65536", "tcp:x", "script:true", "boot:", "x:y"]
+        {
             assert!(bad.parse::<Check>().is_err(), "{bad}");
         }
     }

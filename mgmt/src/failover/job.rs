@@ -360,7 +360,9 @@ impl Job {
     /// If it cannot happen now.
     pub fn apply(&mut self, event: Event) -> Result<(), Illegal> {
         match (self.phase, event) {
-            (Phase::Planned, Event::Forked { places, forked_ms, first_read_ms }) if places.len() == self.disks.len() => {
+            (Phase::Planned, Event::Forked { places, forked_ms, first_read_ms })
+                if places.len() == self.disks.len() =>
+            {
                 for (disk, place) in self.disks.iter_mut().zip(places) {
                     disk.place = Some(place);
                 }

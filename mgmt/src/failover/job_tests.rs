@@ -143,12 +143,7 @@ fn load(world: &World) -> Job {
 }
 
 /// Does the job from what its file says; a second process knows that the first was lost. `None` if it died.
-fn run(
-    world: &mut World,
-    left: usize,
-    how: impl Fn(&mut Mortal<'_>),
-    lost: bool,
-) -> Option<Result<(), DriveError>> {
+fn run(world: &mut World, left: usize, how: impl Fn(&mut Mortal<'_>), lost: bool) -> Option<Result<(), DriveError>> {
     let mut job = load(world);
     if lost && !job.has_ended() {
         job.apply(Event::Over(End::Lost)).unwrap();

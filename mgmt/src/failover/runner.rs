@@ -65,16 +65,7 @@ impl<'a> Runner<'a> {
     pub fn new(outside: Outside<'a>, job: &Job) -> Runner<'a> {
         let clock = SystemClock::new();
         let before = clock.wall().saturating_sub(job.created.0) / 1_000_000;
-        Runner {
-            outside,
-            clock,
-            before,
-            served: Vec::new(),
-            at_gate: None,
-            child: None,
-            qmp: None,
-            serial: None,
-        }
+        Runner { outside, clock, before, served: Vec::new(), at_gate: None, child: None, qmp: None, serial: None }
     }
 
     /// Milliseconds since the job was asked for.
@@ -103,7 +94,9 @@ impl<'a> Runner<'a> {
                 // Its process says more, in a moment.
                 std::thread::sleep(PACE);
                 match self.child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
-                    Some(status) => Some(End::Failed(format!("the guest has ended ({status}): {}", log_end("qemu.log")))),
+                    Some(status) => {
+                        Some(End::Failed(format!("the guest has ended ({status}): {}", log_end("qemu.log"))))
+                    }
                     None => Some(End::Failed(e.to_string())),
                 }
             }
@@ -114,7 +107,9 @@ impl<'a> Runner<'a> {
         match job.machine.accelerator {
             Accelerator::Kvm => Ok(true),
             Accelerator::Tcg => Ok(false),
-            Accelerator::Auto => kvm_works_here(self.outside.jobs).map_err(|e| format!("{PROGRAM} cannot be tried: {e}")),
+            Accelerator::Auto => {
+                kvm_works_here(self.outside.jobs).map_err(|e| format!("{PROGRAM} cannot be tried: {e}"))
+            }
         }
     }
 

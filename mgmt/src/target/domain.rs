@@ -152,7 +152,10 @@ fn cards(out: &mut String, m: &Machine, purpose: Purpose, seed: u32) -> std::fmt
             Target::User => writeln!(out, "    <interface type='user'>")?,
             // A network that is in no file has to be defined first: libvirt says so at the start.
             Target::Isolated => {
-                writeln!(out, "    <!-- a network without a way out: virsh net-define one of this name, without forward -->")?;
+                writeln!(
+                    out,
+                    "    <!-- a network without a way out: virsh net-define one of this name, without forward -->"
+                )?;
                 writeln!(out, "    <interface type='network'>\n      <source network='afterimage-isolated'/>")?;
             }
         }

@@ -155,8 +155,7 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, NetworkError> {
         let bad = || NetworkError::Address(text.to_owned());
         let (ip, bits) = text.split_once('/').ok_or_else(bad)?;
-        let address =
-            Address { ip: ip.parse().map_err(|_| bad())?, bits: bits.parse().map_err(|_| bad())? };
+        let address = Address { ip: ip.parse().map_err(|_| bad())?, bits: bits.parse().map_err(|_| bad())? };
         // Smaller networks have no room for a gateway, a name server and the guest.
         let fits = (8..=29).contains(&address.bits);
         let inside = fits && address.ip != address.network() && u32::from(address.ip) | address.mask() != u32::MAX;
@@ -310,7 +309,9 @@ mod tests {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
         assert_eq!("52:54:00:aB:00:01".parse::<Mac>().unwrap().to_string(), "52:54:00:ab:00:01");
-        for bad in ["", "52:54:00:12:34", "53:54:00:12:34:56", "00:00:00:00:00:00", "52:54:00:12:34:56:78", "5:+4:0:1:2:3"] {
+        for bad in
+            ["", "52:54:00:12:34", "53:54:00:12:34:56", "00:00:00:00:00:00", "52:54:00:12:34:56:78", "5:+4:0:1:2:3"]
+        {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
         for bad in ["10.0.0.1", "10.0.0.0/8", "10.0.0.1/33", "10.0.0.1/31", "10.255.255.255/8", "x/8", "10.0.0.1/-1"] {
@@ -320,7 +321,8 @@ mod tests {
 
     #[test]
     fn a_test_is_isolated_unless_somebody_says_otherwise() {
-        let networks = [Network { name: "lan".to_owned(), target: Target::Bridge("br0".to_owned()), test: Target::default() }];
+        let networks =
+            [Network { name: "lan".to_owned(), target: Target::Bridge("br0".to_owned()), test: Target::default() }];
         assert_eq!(card(None).target(&networks, Purpose::Test), Target::Isolated);
         assert_eq!(card(None).target(&networks, Purpose::Failover), Target::Bridge("br0".to_owned()));
         assert_eq!(card(None).target(&[], Purpose::Failover), Target::Isolated);

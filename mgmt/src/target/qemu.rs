@@ -110,7 +110,8 @@ impl Start<'_> {
         out.add(&["-name", &format!("guest={},debug-threads=on", m.name), "-S", "-nodefaults", "-no-user-config"]);
         let board = if m.board == Board::Q35 { "q35" } else { "pc" };
         out.add(&["-machine", board]);
-        let how = if self.kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg,thread=multi", "-cpu", "max"] };
+        let how =
+            if self.kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg,thread=multi", "-cpu", "max"] };
         out.add(&how);
         out.add(&["-m", &format!("{}M", m.memory.0 >> 20), "-smp", &m.processors.to_string()]);
         if let Some(uuid) = m.uuid {
@@ -226,7 +227,11 @@ pub fn shell(program: &str, arguments: &[String]) -> String {
 
 fn quoted(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_=.,:/+@%".contains(&b);
-    if !word.is_empty() && word.bytes().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    if !word.is_empty() && word.bytes().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What a running QEMU is asked, over [`afterimage_base::qemu`].
 
-use afterimage_base::qemu::{Qmp, QemuError};
+use afterimage_base::qemu::{QemuError, Qmp};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -186,7 +186,9 @@ mod tests {
         let here = "127.0.0.1:39677".parse().unwrap();
         let found = forward("  TCP[HOST_FORWARD]   8       127.0.0.1 39677    192.168.7.15    22     0     0");
         assert_eq!(found, Some(Forward { here, guest: 22 }));
-        for other in ["Hub -1 (net0):", "", "  TCP[HOST_FORWARD] 8 127.0.0.1 99999 1.2.3.4 22", "TCP[ESTABLISHED] 9 1.1.1.1 5"] {
+        for other in
+            ["Hub -1 (net0):", "", "  TCP[HOST_FORWARD] 8 127.0.0.1 99999 1.2.3.4 22", "TCP[ESTABLISHED] 9 1.1.1.1 5"]
+        {
             assert_eq!(forward(other), None, "{other}");
         }
         assert!(is_established("  TCP[ESTABLISHED]  27  127.0.0.1 39677  10.0.2.15  22  0  0", here));

@@ -91,7 +91,9 @@ fn text(job: &Job, folder: &Path) -> String {
         };
     }
     let _ = match (job.phase, &job.outcome, &job.trouble) {
-        (Phase::Ended, _, _) => writeln!(out, "  {}; nothing is left but logs and report in {}", word(job), folder.display()),
+        (Phase::Ended, _, _) => {
+            writeln!(out, "  {}; nothing is left but logs and report in {}", word(job), folder.display())
+        }
         (Phase::Holding, _, _) => {
             let until = job.until.map_or_else(String::new, |t| t.short());
             writeln!(

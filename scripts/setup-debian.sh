@@ -11,6 +11,7 @@ packages=(
     openssl
     build-essential        # the linker and C compiler that some crates build with
     ca-certificates
+    curl                   # the API as other programs use it
     fio
     libnbd-bin             # nbdinfo, nbdcopy
     python3-libnbd         # the script that walks every NBD command

@@ -5,6 +5,7 @@ use crate::collect::{CollectError, CollectReport, Now};
 use crate::config::ApplianceConfig;
 use crate::export::ahead::Budget;
 use crate::export::parallel::ReadPool;
+use crate::history::thin::Policy;
 use crate::history::timeline::{Choices, Gap, Window, Wish, WishError};
 use crate::history::{HistoryConfig, HistoryError, PageCache};
 use crate::ingest::listen::{Acceptor, Doors, Listener, SocketAcceptor};
@@ -19,6 +20,7 @@ use crate::registry::{Keys, Registry, keep_in_order, maintain};
 use crate::room::Room;
 use crate::store::{Store, StoreError, file_name};
 use crate::vault::{Upkeep, Vault, VaultError};
+use afterimage_base::clock::Clock;
 use afterimage_base::net::{Endpoint, StreamListener};
 use afterimage_base::world;
 use afterimage_base::world::channel::bounded;
@@ -65,6 +67,12 @@ pub enum ApplianceError {
     /// No such seq or time.
     #[error("volume {0}: {1}")]
     When(String, WishError),
+    /// No such point.
+    #[error("volume {0} has no point '{1}': `afterimage point ls {0}` shows those it has")]
+    NoPoint(String, String),
+    /// Nothing may go.
+    #[error("volume {0} is on hold: no point of it is removed; `afterimage volume retention {0} --release` ends that")]
+    Held(String),
     /// A change could not be made durable.
     #[error("{0}")]
     Session(#[from] SessionError),
@@ -79,9 +87,10 @@ pub struct Appliance {
     /// Memory for reading ahead.
     pub(crate) ahead: Arc<Budget>,
     pub(crate) doors: Arc<Doors>,
+    pub(crate) clock: Arc<dyn Clock>,
     listeners: Vec<Listener>,
     addresses: Vec<Endpoint>,
-    stop: Arc<AtomicBool>,
+    pub(crate) stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     sealer: Option<JoinHandle<()>>,
     trust: Option<Arc<Trust>>,
@@ -151,7 +160,10 @@ impl Appliance {
             history,
             collector: LongMutex::default(),
             orderer: LongMutex::default(),
-            window: config.window,
+            retention: Policy {
+                window: u64::try_from(config.window.as_nanos()).unwrap_or(u64::MAX),
+                ..config.retention
+            },
             owners: Mutex::new(
                 Owners::load(&config.dir).map_err(|e| ApplianceError::Owners(config.dir.join("owners"), e))?,
             ),
@@ -174,6 +186,7 @@ impl Appliance {
             registry,
             reads,
             ahead: Budget::new(config.ahead_bytes),
+            clock: Arc::clone(&config.clock),
             doors: Doors::new(config.per_address, config.trust.clone()),
             listeners: Vec::new(),
             addresses: Vec::new(),
@@ -285,9 +298,13 @@ impl Appliance {
         let v = self.volume(volume)?;
         let (progress, info) = (v.progress(), self.info(&v));
         let gaps: Vec<Gap> = progress.gaps.iter().map(Gap::from).collect();
-        // Automatic points go with the window, also those that the next round of retention has yet to drop.
-        let kept = progress.points.iter().filter(|p| !p.auto || p.seq >= info.first_seq);
-        let kept: Vec<u64> = kept.map(|p| p.seq).collect();
+        // Before the window the manifest says which points are there: it changes together with the window.
+        let kept = self.shared.vault.read(|m| {
+            let (first, named) = m.volume(&v.id).map_or((0, &[][..]), |v| (v.first_seq, &v.points[..]));
+            let named = named.iter().filter(|p| p.seq < first);
+            let own = progress.points.iter().filter(|p| p.seq >= first);
+            named.chain(own).map(|p| p.seq).collect::<Vec<u64>>()
+        });
         let window = Window {
             first_seq: info.first_seq,
             first_time: info.first_time,

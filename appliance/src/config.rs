@@ -1,5 +1,6 @@
 //! How an appliance is run.
 
+use crate::history::thin::Policy;
 use crate::ingest::listen::Acceptor;
 use crate::keys::KeySource;
 use crate::room::MinFree;
@@ -26,6 +27,8 @@ pub struct ApplianceConfig {
     pub key: KeySource,
     /// How far back any write can be chosen.
     pub window: Duration,
+    /// Which points before that are kept; its window is not looked at. Of volumes of which nobody has said more.
+    pub retention: Policy,
     /// Memory of the dedupe index in bytes, used as it fills.
     pub dedupe_bytes: usize,
     /// Memory for decompressed frames in bytes.
@@ -74,6 +77,7 @@ impl ApplianceConfig {
             per_address: 128,
             key,
             window: Duration::from_secs(24 * 3600),
+            retention: Policy::window(0),
             dedupe_bytes: 128 << 20,
             cache_bytes: 64 << 20,
             layer_cache_bytes: 32 << 20,

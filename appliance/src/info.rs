@@ -82,7 +82,7 @@ impl Appliance {
     }
 
     /// Bytes of a segment: the manifest knows those of one that has ended.
-    fn segment_bytes(&self, meta: &SegmentMeta) -> u64 {
+    pub(crate) fn segment_bytes(&self, meta: &SegmentMeta) -> u64 {
         if meta.state != SegmentState::Open {
             return meta.length;
         }

@@ -31,6 +31,7 @@ mod config;
 mod info;
 mod owners;
 mod registry;
+mod retention;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -39,6 +40,8 @@ mod trouble_tests;
 pub use afterimage_format::manifest::PointMeta;
 pub use appliance::{Appliance, ApplianceError, StartReport};
 pub use config::ApplianceConfig;
+pub use history::thin::{Policy, Why};
 pub use info::{StoreInfo, VolumeInfo};
 pub use keys::KeySource;
+pub use retention::{Freed, Kept, PointChange};
 pub use room::{MinFree, Space};

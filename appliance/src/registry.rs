@@ -3,6 +3,7 @@
 use crate::appliance::ApplianceError;
 use crate::collect::order::{OrderConfig, OrderReport, Orderer};
 use crate::collect::{CollectError, CollectReport, Collector, Now, Round, Step};
+use crate::history::thin::Policy;
 use crate::history::{HistoryConfig, LayerKeys, VolumeHistory};
 use crate::ingest::replay::replay;
 use crate::ingest::session::{Machine, Volumes};
@@ -47,7 +48,8 @@ pub(crate) struct Registry {
     pub(crate) collector: LongMutex<Collector>,
     /// Held while a run is brought into order.
     pub(crate) orderer: LongMutex<Orderer>,
-    pub(crate) window: Duration,
+    /// What is kept of volumes of which nobody has said more.
+    pub(crate) retention: Policy,
     pub(crate) owners: Mutex<Owners>,
 }
 
@@ -121,8 +123,7 @@ impl Registry {
     ) -> Result<CollectReport, CollectError> {
         let mut collector = self.collector.lock();
         let volumes = self.all();
-        let window = u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX);
-        collector.round(&Round { shared: &self.shared, volumes: &volumes, stop, hook }, now, window)
+        collector.round(&Round { shared: &self.shared, volumes: &volumes, stop, hook }, now, &self.retention)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::protocol::{
     CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position, Reply, Request,
     SizeChange, Status, VERSION,
 };
+use crate::retention::{PointAction, Retention, RetentionChange};
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use crate::when::When;
 use serde::de::DeserializeOwned;
@@ -151,7 +152,36 @@ impl ControlClient {
     /// # Errors
     /// If the volume is in no state to make points.
     pub fn create_point(&mut self, volume: &str, name: &str) -> Result<PointInfo, ClientError> {
-        self.call(Request::CreatePoint { volume: volume.to_owned(), name: name.to_owned() })
+        self.call(Request::CreatePoint { volume: volume.to_owned(), name: name.to_owned(), app: false })
+    }
+
+    /// The same, app-consistent.
+    ///
+    /// # Errors
+    /// If nothing says how, or a step failed and that ends it.
+    pub fn create_app_point(&mut self, volume: &str, name: &str) -> Result<PointInfo, ClientError> {
+        self.call(Request::CreatePoint { volume: volume.to_owned(), name: name.to_owned(), app: true })
+    }
+
+    /// See [`Request::Retention`].
+    ///
+    /// # Errors
+    /// If there is no such volume.
+    pub fn retention(
+        &mut self,
+        volume: &str,
+        change: RetentionChange,
+        dry_run: bool,
+    ) -> Result<Retention, ClientError> {
+        self.call(Request::Retention { volume: volume.to_owned(), change, dry_run })
+    }
+
+    /// See [`Request::ChangePoint`].
+    ///
+    /// # Errors
+    /// If there is no such point.
+    pub fn change_point(&mut self, volume: &str, name: &str, action: PointAction) -> Result<PointInfo, ClientError> {
+        self.call(Request::ChangePoint { volume: volume.to_owned(), name: name.to_owned(), action })
     }
 
     /// See [`Request::ResizeVolume`].

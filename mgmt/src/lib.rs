@@ -9,6 +9,8 @@
 //! | [`units`] | sizes, durations and times as people write them |
 //! | [`protocol`] | requests and replies of the control socket, and the shapes that `--json` prints |
 //! | [`server`], [`client`] | the two ends of that socket |
+//! | [`retention`] | what is kept |
+//! | [`app`] | how app-consistent points were made |
 //! | [`verify`] | what a verification is asked for and finds |
 //! | [`target`] | where machines run after a failover: QEMU on this host |
 //! | [`failover`] | test failovers: jobs that survive a kill, or leave nothing |
@@ -21,6 +23,7 @@
 //! | [`api`] | its HTTPS API, both ends |
 
 pub mod api;
+pub mod app;
 pub mod attach;
 pub mod authority;
 pub mod catalogue;
@@ -33,6 +36,7 @@ pub mod metrics;
 pub mod office;
 pub mod protocol;
 pub mod reports;
+pub mod retention;
 pub mod schedule;
 pub mod server;
 pub mod target;

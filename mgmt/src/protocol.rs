@@ -21,7 +21,9 @@
 //! A server that does not speak the request's version answers `version` and names its own. Fields may be
 //! added within a version; readers ignore those that they do not know.
 
+use crate::app::AppPoint;
 use crate::attach::{AttachOptions, Attached};
+use crate::retention::{PointAction, RetentionChange};
 use crate::units::Time;
 use crate::verify::VerifyOptions;
 use crate::when::When;
@@ -63,6 +65,29 @@ pub enum Request {
         volume: String,
         /// Name of the point.
         name: String,
+        /// Whether it is to be app-consistent.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        app: bool,
+    },
+    /// Shows or changes what is kept of a volume, and answers [`Retention`](crate::retention::Retention).
+    Retention {
+        /// Name of the volume.
+        volume: String,
+        /// What is to be different.
+        #[serde(default)]
+        change: RetentionChange,
+        /// Whether it is only tried out.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Pins, unpins or removes a point, and answers [`PointInfo`].
+    ChangePoint {
+        /// Name of the volume.
+        volume: String,
+        /// Name of the point.
+        name: String,
+        /// What is to become of it.
+        action: PointAction,
     },
     /// Changes the size of a volume to that of its disk, or to a smaller one, and answers [`SizeChange`].
     ResizeVolume {
@@ -574,6 +599,12 @@ pub struct PointInfo {
     pub time: Time,
     /// Made by policy, not by a user.
     pub auto: bool,
+    /// Kept, whatever the policy says, because somebody said so.
+    #[serde(default)]
+    pub pinned: bool,
+    /// How it was made, if that was to be app-consistent; null if not: the point is crash-consistent.
+    #[serde(default)]
+    pub app: Option<AppPoint>,
 }
 
 /// A hole in the history: no seq from `from_seq` on and before `to_seq` can be chosen.

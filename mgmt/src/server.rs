@@ -7,6 +7,7 @@ use crate::protocol::{
     Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position, Reply, Request,
     SizeChange, Status, VERSION,
 };
+use crate::retention::{PointAction, Retention, RetentionChange};
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use crate::when::When;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -52,6 +53,33 @@ pub trait Site: Send + Sync + 'static {
     /// # Errors
     /// [`Code::NotReady`] if the volume is in no state to make points.
     fn create_point(&self, volume: &str, name: &str) -> Result<PointInfo, Failure>;
+
+    /// Makes an app-consistent point and waits until it is durable at the appliance.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if nothing says how, [`Code::Failed`] with the step that failed.
+    fn create_app_point(&self, volume: &str, name: &str) -> Result<PointInfo, Failure> {
+        let _ = name;
+        Err(Failure::new(Code::OtherRole, format!("the disk of volume {volume} is not here")))
+    }
+
+    /// Shows or changes what is kept of a volume.
+    ///
+    /// # Errors
+    /// [`Code::OtherRole`] if the history is elsewhere.
+    fn retention(&self, volume: &str, change: &RetentionChange, dry_run: bool) -> Result<Retention, Failure> {
+        let _ = (change, dry_run);
+        Err(Failure::new(Code::OtherRole, format!("the history of volume {volume} is not here")))
+    }
+
+    /// Pins, unpins or removes a point.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] if there is no such point.
+    fn change_point(&self, volume: &str, name: &str, action: PointAction) -> Result<PointInfo, Failure> {
+        let _ = (name, action);
+        Err(Failure::new(Code::OtherRole, format!("the history of volume {volume} is not here")))
+    }
 
     /// Changes the size of a volume.
     ///
@@ -280,7 +308,18 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
             Err(failure) => fail(&stream, failure)?,
             Ok(Request::Status) => finish(&stream, site.status())?,
             Ok(Request::Points { volume }) => finish(&stream, site.points(&volume))?,
-            Ok(Request::CreatePoint { volume, name }) => finish(&stream, site.create_point(&volume, &name))?,
+            Ok(Request::CreatePoint { volume, name, app: false }) => {
+                finish(&stream, site.create_point(&volume, &name))?;
+            }
+            Ok(Request::CreatePoint { volume, name, app: true }) => {
+                finish(&stream, site.create_app_point(&volume, &name))?;
+            }
+            Ok(Request::Retention { volume, change, dry_run }) => {
+                finish(&stream, site.retention(&volume, &change, dry_run))?;
+            }
+            Ok(Request::ChangePoint { volume, name, action }) => {
+                finish(&stream, site.change_point(&volume, &name, action))?;
+            }
             Ok(Request::ResizeVolume { volume, size }) => finish(&stream, site.resize_volume(&volume, size))?,
             Ok(Request::CompareVolume { volume }) => finish(&stream, site.compare_volume(&volume))?,
             Ok(Request::Attach { volume, options }) => finish(&stream, site.attach(&volume, &options))?,

@@ -99,7 +99,7 @@ impl Site for Toy {
 
     fn create_point(&self, volume: &str, name: &str) -> Result<PointInfo, Failure> {
         known(volume)?;
-        Ok(PointInfo { name: name.to_owned(), seq: 10, time: Time(10), auto: false })
+        Ok(PointInfo { name: name.to_owned(), seq: 10, time: Time(10), auto: false, pinned: false, app: None })
     }
 
     fn resize_volume(&self, volume: &str, size: Option<u64>) -> Result<SizeChange, Failure> {

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::cmd::retention::{PointArgs, RetentionArgs, TierArgs};
 use crate::config::RingSize;
 use crate::data;
 use crate::failover::args::FailoverCommand;
@@ -91,6 +92,9 @@ pub enum Command {
     /// Start machines from their history
     #[command(subcommand)]
     Failover(FailoverCommand),
+    /// Hold a freeze for the agent, which starts this itself
+    #[command(hide = true)]
+    FreezeGuard,
     /// Show the main job on a disk of its own: protect, spoil, bring back
     Demo(DemoArgs),
 }
@@ -203,6 +207,12 @@ pub struct UpArgs {
     /// Pause ingest when the vault's disk has less free: a size, a percentage, or auto (2%, at most 1 GiB)
     #[arg(long, default_value = "auto", value_parser = parse_min_free, value_name = "SIZE|PERCENT")]
     pub min_free: MinFree,
+    /// File that says how points are made app-consistent, with a table for each volume
+    #[arg(long, value_name = "FILE", conflicts_with = "no_protect")]
+    pub app_file: Option<PathBuf>,
+    /// Points before the window.
+    #[command(flatten)]
+    pub tiers: TierArgs,
     /// The key.
     #[command(flatten)]
     pub key: KeyArgs,
@@ -466,6 +476,9 @@ pub struct ApplianceArgs {
     /// Threads that hash, compress and seal [default: one per processor]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Points before the window.
+    #[command(flatten)]
+    pub tiers: TierArgs,
     /// The key.
     #[command(flatten)]
     pub key: KeyArgs,
@@ -516,6 +529,12 @@ pub enum PointCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Keep a point, whatever the policy says
+    Pin(PointArgs),
+    /// Let the policy decide about a point again
+    Unpin(PointArgs),
+    /// Remove a point
+    Rm(PointArgs),
     /// Make a recovery point now
     Create {
         /// The data folder.
@@ -526,6 +545,9 @@ pub enum PointCommand {
         /// The point's name
         #[arg(long)]
         name: String,
+        /// App-consistent: scripts, freeze and thaw as the configuration says
+        #[arg(long)]
+        app: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -549,6 +571,8 @@ pub enum VolumeCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Show or change what is kept: the window, and points before it
+    Retention(RetentionArgs),
     /// Compare the whole disk with the appliance's copy, in a gap, and copy what differs
     Compare {
         /// The data folder.

@@ -1,6 +1,7 @@
 //! The configuration files of `afterimage agent` and `afterimage appliance`: TOML, every key optional where a flag can give
 //! it, every key that is not known an error. examples/agent.toml and examples/appliance.toml document them.
 
+use crate::app::AppTable;
 use crate::cli::{Cache, NbdTls, OnForeignWrite, parse_min_free};
 use crate::problem::Problem;
 use afterimage_appliance::MinFree;
@@ -133,6 +134,8 @@ pub struct VolumeTable {
     pub ring: Option<RingSize>,
     /// How it is used.
     pub cache: Option<Cache>,
+    /// How its points are made app-consistent.
+    pub app: Option<AppTable>,
 }
 
 /// `appliance.toml`.
@@ -150,6 +153,14 @@ pub struct ApplianceFile {
     pub connections_per_address: Option<usize>,
     /// How far back any write can be chosen.
     pub window: Option<Span>,
+    /// Before the window: for so many hours the newest automatic point is kept,
+    pub hourly: Option<u32>,
+    /// days,
+    pub daily: Option<u32>,
+    /// weeks,
+    pub weekly: Option<u32>,
+    /// and months.
+    pub monthly: Option<u32>,
     /// How much of the vault's disk has to be free for ingest.
     pub min_free: Option<Free>,
     /// File with the vault key.

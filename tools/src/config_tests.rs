@@ -64,7 +64,9 @@ fn the_examples_name_every_key() {
     let whole = |name: &str| {
         let text = std::fs::read_to_string(folder.join(name)).unwrap();
         let bare = |line: &str| {
-            line.strip_prefix('#').filter(|l| l.starts_with(|c: char| c.is_ascii_lowercase())).map(str::to_owned)
+            line.strip_prefix('#')
+                .filter(|l| l.starts_with(|c: char| c.is_ascii_lowercase() || c == '['))
+                .map(str::to_owned)
         };
         text.lines().map(|line| bare(line).unwrap_or_else(|| line.to_owned()) + "\n").collect::<String>()
     };
@@ -72,6 +74,9 @@ fn the_examples_name_every_key() {
     assert!(agent.data.is_some() && agent.appliance.is_some() && agent.insecure.is_some() && !agent.listen.is_empty());
     assert!(agent.ring.is_some() && agent.cache.is_some() && agent.point_every.is_some() && agent.sync_rate.is_some());
     assert!(agent.on_foreign_write.is_some());
+    let app = agent.volumes.iter().find_map(|v| v.app.clone()).unwrap();
+    assert!(app.every.is_some() && app.guest_agent.is_some() && !app.mounts.is_empty() && !app.pre.is_empty());
+    assert!(app.thaw_limit.is_some() && app.settings("web").is_ok());
     assert!(agent.volumes.iter().any(|v| v.name.is_some() && v.ring.is_some() && v.cache.is_some()));
     // A passphrase stands instead of a key file, so only one of them is there at a time.
     let text = whole("appliance.toml");
@@ -80,6 +85,6 @@ fn the_examples_name_every_key() {
     assert!(appliance.data.is_some() && !appliance.listen.is_empty() && appliance.insecure.is_some());
     assert!(appliance.connections_per_address.is_some() && appliance.window.is_some() && appliance.threads.is_some());
     assert!(appliance.ahead_memory.is_some() && appliance.order_rate.is_some());
-    assert!(appliance.min_free.is_some());
+    assert!(appliance.min_free.is_some() && appliance.hourly.is_some() && appliance.monthly.is_some());
     assert!(appliance.dedupe_memory.is_some() && appliance.frame_memory.is_some() && appliance.layer_memory.is_some());
 }

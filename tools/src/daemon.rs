@@ -7,6 +7,8 @@
 //! control    (DATA/control.sock)
 //! ```
 
+use crate::app::AppSettings;
+use crate::cmd::retention::TierArgs;
 use crate::data::DataDir;
 use crate::duty::Duty;
 use crate::failover::janitor::Janitor;
@@ -16,7 +18,7 @@ use afterimage_agent::{
     Agent, AgentConfig, CacheMode, Connector, ForeignWrite, PlainDisk, RecoveryReport, VolumeConfig, connector,
     secure_connector,
 };
-use afterimage_appliance::{Appliance, ApplianceConfig, ApplianceError, KeySource, MinFree};
+use afterimage_appliance::{Appliance, ApplianceConfig, ApplianceError, KeySource, MinFree, Policy};
 use afterimage_base::block::BlockDevice;
 use afterimage_base::clock::SystemClock;
 use afterimage_base::net::Endpoint;
@@ -25,12 +27,15 @@ use afterimage_mgmt::server::{ControlServer, Site};
 use afterimage_nbd::{Export, ExportTable, Limits, Listen, Server};
 use afterimage_trust::Trust;
 use afterimage_trust::session::{Duties, Session};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How long an app-consistent point that is being made may hold up a stop.
+const APP_GRACE: Duration = Duration::from_secs(10);
 /// How long NBD requests in flight may take at a stop.
 const NBD_GRACE: Duration = Duration::from_secs(5);
 /// How long the appliance may take at a stop to get what it lacks.
@@ -101,6 +106,8 @@ pub struct AgentSettings {
     pub foreign: ForeignWrite,
     /// Take the size that a disk has now.
     pub resize: bool,
+    /// How points of volumes are made app-consistent.
+    pub apps: BTreeMap<String, AppSettings>,
     /// TLS of the NBD server.
     pub tls: afterimage_nbd::Tls,
     /// Whether mgmt may have it protect more disks.
@@ -122,6 +129,8 @@ pub struct ApplianceSettings {
     pub per_address: Option<usize>,
     /// How far back any write can be chosen.
     pub window: Duration,
+    /// Points before the window, of volumes of which nobody has said more.
+    pub tiers: TierArgs,
     /// How much of the vault's disk has to be free.
     pub min_free: MinFree,
     /// Where the vault key comes from.
@@ -146,6 +155,7 @@ impl ApplianceSettings {
             passed: Vec::new(),
             per_address: None,
             window,
+            tiers: TierArgs { hourly: None, daily: None, weekly: None, monthly: None },
             min_free: MinFree::Auto,
             key,
             trust: None,
@@ -197,6 +207,14 @@ fn local_socket(data: &DataDir) -> PathBuf {
 fn start_appliance(data: &DataDir, settings: ApplianceSettings) -> Result<Appliance, Problem> {
     let mut config = ApplianceConfig::new(data.path().join("vault"), local_socket(data));
     (config.key, config.window, config.min_free) = (settings.key, settings.window, settings.min_free);
+    let tier = |n: Option<u32>| n.unwrap_or(0);
+    config.retention = Policy {
+        hourly: tier(settings.tiers.hourly),
+        daily: tier(settings.tiers.daily),
+        weekly: tier(settings.tiers.weekly),
+        monthly: tier(settings.tiers.monthly),
+        ..Policy::window(0)
+    };
     config.per_address = settings.per_address.unwrap_or(config.per_address);
     if !settings.listen.is_empty() || !settings.passed.is_empty() {
         config.listen = settings.listen;
@@ -297,6 +315,7 @@ impl Daemon {
             point_every: settings.agent.as_ref().and_then(|a| a.point_every),
             appliance: None,
             nbd_tls: false,
+            apps: BTreeMap::new(),
         };
         // Sessions with mgmt begin at once: lists of revocations come over them, and what there is to report comes when it is there.
         let (mut sessions, duty) = (Vec::new(), Arc::new(Duty::default()));
@@ -315,10 +334,12 @@ impl Daemon {
             tls,
             take_disks,
             new_disks,
+            apps,
             ..
         }) = settings.agent
         {
             duty.reaches(&reach);
+            about.apps = apps;
             let to = match reach {
                 Reach::Nowhere => None,
                 Reach::Here => Some(connector(Endpoint::Unix(local_socket(&data)), true)),
@@ -363,6 +384,7 @@ impl Daemon {
         }
         duty.begins(&site);
         site.attach_again();
+        site.end_leftovers();
         let control = data.path().join("control.sock");
         let control = ControlServer::start(&control, Arc::clone(&site) as Arc<dyn Site>)
             .map_err(|e| Problem::failed(format!("{}: {e}", control.display())))?;
@@ -393,6 +415,7 @@ impl Daemon {
     /// Makes the automatic points that are due. To be called about every second.
     pub fn tick(&self) {
         self.site.make_due_points();
+        self.site.make_due_app_points();
     }
 
     /// Stops in order. True if the appliance has everything.
@@ -400,6 +423,7 @@ impl Daemon {
     pub fn stop(self) -> bool {
         let Daemon { site, agent, server, mut control, _janitor: janitor, _sessions, data } = self;
         drop(janitor);
+        site.finish_app_points(APP_GRACE);
         site.stop_serving();
         // Whoever uses a device that is left waits until the next process goes on with it: nothing holds that up. What the
         // appliance lacks stays in the journal.

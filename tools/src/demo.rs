@@ -126,6 +126,7 @@ impl<'a> Demo<'a> {
         let cache = CacheMode::Writeback;
         let agent = AgentSettings {
             tls: afterimage_nbd::Tls::Off,
+            apps: std::collections::BTreeMap::new(),
             disks: vec![Disk { name: NAME.to_owned(), path: disk.clone(), ring: 16 << 20, cache }],
             listen: vec![Listen::Unix(socket.clone())],
             sync_rate: 0,

@@ -2,8 +2,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`cli`] | the command line |
-//! | [`up`], [`roles`], [`config`] | `afterimage up`, `agent` and `appliance`: flags and files become settings |
+//! | [`cli`], [`cmd`] | the command line |
+//! | [`up`], [`roles`], [`config`], [`app`] | `afterimage up`, `agent` and `appliance`: flags and files become settings |
 //! | [`mgmt`], [`join`] | `afterimage mgmt`, `agent join` and `appliance join` |
 //! | [`remote`] | the commands that ask mgmt over its API |
 //! | [`daemon`], [`serve`] | the roles of a process, started, run, stopped |
@@ -21,10 +21,12 @@
 //! | [`qcow2`] | qcow2 as a stream |
 //! | [`progress`], [`screen`], [`signals`], [`notify`], [`problem`] | what all of them use |
 
+pub mod app;
 pub mod attach;
 pub mod attached;
 pub mod check;
 pub mod cli;
+pub mod cmd;
 pub mod config;
 pub mod daemon;
 pub mod data;

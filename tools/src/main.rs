@@ -4,11 +4,13 @@ use afterimage::cli::{
     AgentArgs, AgentCommand, ApplianceArgs, ApplianceCommand, Cli, Command, DataArgs, PointCommand, StatusFormat,
     VolumeCommand,
 };
+use afterimage::cmd::retention;
 use afterimage::problem::Problem;
 use afterimage::{
     attach, check, demo, dump, export, failover, join, mgmt, remote, restore, roles, show, target, up, verify,
 };
 use afterimage_mgmt::attach::{AttachOptions, Front};
+use afterimage_mgmt::retention::PointAction;
 use afterimage_mgmt::verify::VerifyOptions;
 use afterimage_nbd::Address;
 use afterimage_trust::Role;
@@ -40,9 +42,13 @@ fn run(command: Command) -> Result<(), Problem> {
             show::status(&folder(a.data)?, format, a.watch.then_some(a.interval))
         }
         Command::Point(PointCommand::Ls { data, volume, json }) => show::points(&folder(data)?, &volume, json),
-        Command::Point(PointCommand::Create { data, volume, name, json }) => {
-            show::create_point(&folder(data)?, &volume, &name, json)
+        Command::Point(PointCommand::Create { data, volume, name, app, json }) => {
+            show::create_point(&folder(data)?, &volume, &name, app, json)
         }
+        Command::Point(PointCommand::Pin(a)) => retention::change_point(a, PointAction::Pin),
+        Command::Point(PointCommand::Unpin(a)) => retention::change_point(a, PointAction::Unpin),
+        Command::Point(PointCommand::Rm(a)) => retention::change_point(a, PointAction::Remove),
+        Command::Volume(VolumeCommand::Retention(a)) => retention::retention(a),
         Command::Export(a) => {
             let Address::Unix(listen) = a.listen else {
                 return Err(Problem::usage("an export is served at a unix socket: write --listen unix:PATH"));
@@ -82,6 +88,7 @@ fn run(command: Command) -> Result<(), Problem> {
         Command::Dump(a) => dump::run(&folder(a.data)?, a.what, a.which.as_deref(), a.json),
         Command::Target(command) => target::run(command),
         Command::Failover(command) => failover::run(command),
+        Command::FreezeGuard => std::process::exit(afterimage_agent::app::guard::run().into()),
         Command::Demo(a) => demo::run(a.keep),
     }
 }

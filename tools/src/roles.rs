@@ -1,7 +1,9 @@
 //! `afterimage agent` and `afterimage appliance`: one role in a process of its own. What the configuration file says,
 //! flags override.
 
+use crate::app::AppSettings;
 use crate::cli::{AgentArgs, ApplianceArgs, Cache, DataArgs, KeyArgs, NbdTlsArgs, OnForeignWrite};
+use crate::cmd::retention::TierArgs;
 use crate::config::{self, AgentFile, ApplianceFile, RingSize, VolumeTable};
 use crate::daemon::{AgentSettings, ApplianceSettings, Disk, Reach, Settings, Trusted};
 use crate::data::DataDir;
@@ -84,16 +86,27 @@ fn trust_of(reach: &Reach) -> Option<Arc<Trust>> {
     }
 }
 
-fn disks(file: &AgentFile, args: &AgentArgs, data: &Path) -> Result<Vec<Disk>, Problem> {
+/// Disks, and how their points are made app-consistent.
+type Disks = (Vec<Disk>, BTreeMap<String, AppSettings>);
+
+fn disks(file: &AgentFile, args: &AgentArgs, data: &Path) -> Result<Disks, Problem> {
     let named: Result<Vec<VolumeTable>, Problem> = args
         .disks
         .iter()
-        .map(|text| parse_disk(text).map(|d| VolumeTable { name: Some(d.name), path: d.path, ring: None, cache: None }))
+        .map(|text| {
+            parse_disk(text).map(|d| VolumeTable {
+                name: Some(d.name),
+                path: d.path,
+                ring: None,
+                cache: None,
+                app: None,
+            })
+        })
         .collect();
     let ring = args.ring.or(file.ring).unwrap_or(RingSize(RING));
     let cache = args.cache.or(file.cache).unwrap_or(Cache::Writeback);
     let mut seen = BTreeMap::new();
-    let mut out = Vec::new();
+    let (mut out, mut apps) = (Vec::new(), BTreeMap::new());
     for volume in file.volumes.iter().cloned().chain(named?) {
         let name = match volume.name {
             Some(name) => name,
@@ -109,6 +122,9 @@ fn disks(file: &AgentFile, args: &AgentArgs, data: &Path) -> Result<Vec<Disk>, P
         // A flag is for all volumes, also for those of which the file says more.
         let ring = args.ring.or(volume.ring).unwrap_or(ring);
         let cache = args.cache.or(volume.cache).unwrap_or(cache).into();
+        if let Some(table) = volume.app {
+            apps.insert(name.clone(), table.settings(&name)?);
+        }
         out.push(Disk { name, path: volume.path, ring: ring.0, cache });
     }
     // What mgmt had it take stays protected, also where it may ask for no more.
@@ -117,12 +133,12 @@ fn disks(file: &AgentFile, args: &AgentArgs, data: &Path) -> Result<Vec<Disk>, P
             out.push(Disk { name: taken.name, path: taken.path, ring: ring.0, cache: cache.into() });
         }
     }
-    Ok(out)
+    Ok((out, apps))
 }
 
 fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<AgentSettings, Problem> {
     let insecure = args.insecure || file.insecure.unwrap_or(false);
-    let disks = disks(&file, &args, data)?;
+    let (disks, apps) = disks(&file, &args, data)?;
     let ring = args.ring.or(file.ring).unwrap_or(RingSize(RING)).0;
     let cache = args.cache.or(file.cache).unwrap_or(Cache::Writeback).into();
     let endpoint = args.appliance.or(file.appliance.take()).ok_or_else(|| {
@@ -145,6 +161,7 @@ fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<A
         take_disks: args.take_disks || file.take_disks.unwrap_or(false),
         new_disks: (ring, cache),
         tls: nbd_tls(&tls, trust_of(&reach))?,
+        apps,
         reach,
     })
 }
@@ -193,6 +210,12 @@ fn appliance_settings(file: ApplianceFile, args: ApplianceArgs, data: &Path) -> 
         threads,
         memory: [file.dedupe_memory, file.frame_memory, file.layer_memory, file.ahead_memory].map(|m| m.map(bytes)),
         order_rate: file.order_rate.map(|s| s.0),
+        tiers: TierArgs {
+            hourly: args.tiers.hourly.or(file.hourly),
+            daily: args.tiers.daily.or(file.daily),
+            weekly: args.tiers.weekly.or(file.weekly),
+            monthly: args.tiers.monthly.or(file.monthly),
+        },
         min_free: args.min_free.or(file.min_free.map(|f| f.0)).unwrap_or(MinFree::Auto),
         ..ApplianceSettings::new(window, key_source(&key, data)?)
     })

@@ -2,6 +2,7 @@
 
 use crate::cli::StatusFormat;
 use crate::problem::Problem;
+use afterimage_mgmt::app::AppPoint;
 use afterimage_mgmt::attach::Attached;
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::metrics;
@@ -201,15 +202,22 @@ fn points_text(list: &PointList, now: Time) -> String {
     if list.points.is_empty() {
         return out;
     }
-    let mut rows = vec![row(["POINT", "WRITE", "TIME", "AGE", "MADE BY"])];
+    let mut rows = vec![row(["POINT", "WRITE", "TIME", "AGE", "MADE BY", "CONSISTENT"])];
     for p in &list.points {
-        let made = if p.auto { "policy" } else { "user" };
+        let app = p.app.as_ref().map_or("crash", |a| a.consistency.as_str());
+        let made = match (p.auto, p.pinned) {
+            (true, false) => "policy",
+            (true, true) => "policy, pinned",
+            (false, false) => "user",
+            (false, true) => "user, pinned",
+        };
         rows.push(vec![
             p.name.clone(),
             format!("@{}", p.seq),
             p.time.short(),
             format_duration(p.time.age(now)),
             made.to_owned(),
+            app.to_owned(),
         ]);
     }
     out.push('\n');
@@ -233,16 +241,29 @@ pub fn now() -> Time {
     Time(afterimage_base::clock::SystemClock::new().wall())
 }
 
+/// What a point is, in words.
+fn consistency(app: &AppPoint) -> String {
+    match &app.reason {
+        None => "app-consistent".to_owned(),
+        Some(why) => format!("crash-consistent only: {why}"),
+    }
+}
+
 /// `afterimage point create`.
 ///
 /// # Errors
 /// If the point was not made.
-pub fn create_point(data: &Path, volume: &str, name: &str, json: bool) -> Result<(), Problem> {
-    let point = ControlClient::connect(data)?.create_point(volume, name)?;
+pub fn create_point(data: &Path, volume: &str, name: &str, app: bool, json: bool) -> Result<(), Problem> {
+    let mut control = ControlClient::connect(data)?;
+    let point = if app { control.create_app_point(volume, name)? } else { control.create_point(volume, name)? };
     if json {
         return put_json(&point);
     }
-    put(&format!("point '{}' of {volume} stands at @{} ({})\n", point.name, point.seq, point.time.short()))
+    let how = match &point.app {
+        None => String::new(),
+        Some(app) => format!(", {}", consistency(app)),
+    };
+    put(&format!("point '{}' of {volume} stands at @{} ({}){how}\n", point.name, point.seq, point.time.short()))
 }
 
 #[derive(Serialize)]

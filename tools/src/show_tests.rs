@@ -13,7 +13,7 @@ fn points_say_what_can_be_chosen() {
     let list = PointList {
         volume: "d".to_owned(),
         window: Some(Window { first_seq: 3, first_time: at(3), last_seq: 90, last_time: at(90) }),
-        points: vec![PointInfo { name: "p".to_owned(), seq: 9, time: at(9), auto: true }],
+        points: vec![PointInfo { name: "p".to_owned(), seq: 9, time: at(9), auto: true, pinned: false, app: None }],
         gaps: vec![GapInfo { from_seq: 20, from_time: at(20), to_seq: Some(30), to_time: Some(at(30)) }],
     };
     let text = points_text(&list, at(69));

@@ -2,13 +2,16 @@
 //!
 //! A process with one role answers what that role knows; for the rest it says which other process to ask.
 
+mod app;
 mod devices;
 mod figures;
+mod kept;
 mod past;
 mod taking;
 
 pub use taking::{Taken, Taker, load as load_taken};
 
+use crate::app::AppSettings;
 use crate::attached::Attachments;
 use crate::problem::Problem;
 use crate::show::now;
@@ -20,14 +23,17 @@ use afterimage_mgmt::protocol::{
     Code, CompareBegun, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, SizeChange, State, Status,
     VERSION, VolumeStatus,
 };
+use afterimage_mgmt::retention::{PointAction, Retention, RetentionChange};
 use afterimage_mgmt::schedule::{Schedule, Seen};
 use afterimage_mgmt::server::{Opened, Site};
 use afterimage_mgmt::units::Time;
 use afterimage_mgmt::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use afterimage_mgmt::when::{When, check_point_name};
 use afterimage_nbd::{Address, Export, ExportTable, Server, Stop};
+use app::Apps;
 use figures::{blank, of_agent, of_appliance, of_store, uuid, window, with_history};
 use past::{OfVolume, Past, failure};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread;
@@ -85,6 +91,8 @@ pub struct About {
     pub appliance: Option<String>,
     /// Whether NBD over TCP has TLS.
     pub nbd_tls: bool,
+    /// How points of volumes are made app-consistent.
+    pub apps: BTreeMap<String, AppSettings>,
 }
 
 /// See the module.
@@ -102,6 +110,7 @@ pub struct Local {
     attachments: OnceLock<Attachments>,
     /// For disks that come while it runs.
     taker: OnceLock<Taker>,
+    apps: Apps,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -118,7 +127,7 @@ impl Local {
         served: Vec<Served>,
         appliance: Option<Arc<Appliance>>,
         server: Option<Arc<Server>>,
-        about: About,
+        mut about: About,
     ) -> Result<Local, Problem> {
         let mut schedule = Schedule::new(about.point_every);
         for volume in &served {
@@ -132,6 +141,7 @@ impl Local {
         }
         Ok(Local {
             data: data.to_owned(),
+            apps: Apps::new(std::mem::take(&mut about.apps)),
             about,
             started: now(),
             clock: Instant::now(),
@@ -238,6 +248,34 @@ impl Local {
         self.addresses.iter().map(|a| a.uri("")).collect()
     }
 
+    /// Checks the name of a new point.
+    fn new_name(&self, name: &str, point: &str) -> Result<(), Failure> {
+        check_point_name(point).map_err(|e| Failure::new(Code::BadRequest, e.to_string()))?;
+        self.protected(name)?;
+        let appliance = lock(&self.appliance).clone();
+        let there = |p: &afterimage_appliance::PointMeta| p.name == point;
+        if appliance.as_ref().is_some_and(|a| a.points(name).is_ok_and(|all| all.iter().any(there))) {
+            let text = format!("volume {name} has a point '{point}' already: take another name");
+            return Err(Failure::new(Code::Conflict, text));
+        }
+        Ok(())
+    }
+
+    /// Waits until `until` is durable at the appliance, which acknowledges a point when it can be chosen.
+    fn wait_durable(volume: &Volume, until: u64, point: &str, seq: u64) -> Result<(), Failure> {
+        let start = Instant::now();
+        while volume.durable() < until {
+            if start.elapsed() > POINT_WAIT {
+                let text = format!(
+                    "point '{point}' is in the journal at @{seq} and shows once the appliance has caught up: see `afterimage status`"
+                );
+                return Err(Failure::new(Code::NotReady, text));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     fn uris(&self, name: &str) -> Vec<String> {
         let scheme = |uri: String| match uri.strip_prefix("nbd://") {
             Some(rest) if self.about.nbd_tls => format!("nbds://{rest}"),
@@ -341,7 +379,7 @@ impl Site for Local {
             .filter(|g| !g.initial && g.to_seq.is_none_or(|to| window.is_none_or(|w| to > w.first_seq)));
         Ok(PointList {
             window,
-            points: points.map(|p| PointInfo { name: p.name, seq: p.seq, time: Time(p.time), auto: p.auto }).collect(),
+            points: points.map(kept::shown).collect(),
             gaps: gaps
                 .map(|g| GapInfo {
                     from_seq: g.from_seq,
@@ -355,31 +393,28 @@ impl Site for Local {
     }
 
     fn create_point(&self, name: &str, point: &str) -> Result<PointInfo, Failure> {
-        check_point_name(point).map_err(|e| Failure::new(Code::BadRequest, e.to_string()))?;
+        self.new_name(name, point)?;
         let volume = self.protected(name)?;
-        let appliance = lock(&self.appliance).clone();
-        let there = |p: &afterimage_appliance::PointMeta| p.name == point;
-        if appliance.as_ref().is_some_and(|a| a.points(name).is_ok_and(|all| all.iter().any(there))) {
-            let text = format!("volume {name} has a point '{point}' already: take another name");
-            return Err(Failure::new(Code::Conflict, text));
-        }
         let (seq, time) = volume.create_point(point, false).map_err(|e| match e {
             PointError::Name(_) => Failure::new(Code::BadRequest, e.to_string()),
             _ => Failure::new(Code::NotReady, e.to_string()),
         })?;
         lock(&self.schedule).made(self.clock.elapsed(), name, seq);
-        let start = Instant::now();
-        // An appliance acknowledges a point when it can be chosen.
-        while volume.durable() < seq {
-            if start.elapsed() > POINT_WAIT {
-                let text = format!(
-                    "point '{point}' is in the journal at @{seq} and shows once the appliance has caught up: see `afterimage status`"
-                );
-                return Err(Failure::new(Code::NotReady, text));
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        Ok(PointInfo { name: point.to_owned(), seq, time: Time(time), auto: false })
+        Self::wait_durable(&volume, seq, point, seq)?;
+        Ok(PointInfo { name: point.to_owned(), seq, time: Time(time), auto: false, pinned: false, app: None })
+    }
+
+    fn create_app_point(&self, name: &str, point: &str) -> Result<PointInfo, Failure> {
+        self.new_name(name, point)?;
+        self.app_point(name, point, false)
+    }
+
+    fn retention(&self, volume: &str, change: &RetentionChange, dry_run: bool) -> Result<Retention, Failure> {
+        kept::retention(&*self.appliance()?, volume, change, dry_run)
+    }
+
+    fn change_point(&self, volume: &str, name: &str, action: PointAction) -> Result<PointInfo, Failure> {
+        kept::change_point(&*self.appliance()?, volume, name, action)
     }
 
     fn resize_volume(&self, name: &str, size: Option<u64>) -> Result<SizeChange, Failure> {

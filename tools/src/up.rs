@@ -134,6 +134,8 @@ pub fn run(args: UpArgs) -> Result<(), Problem> {
     let disks = parse_disks(&args.disks)?;
     let data = DataDir::create(&args.data.folder()?)?;
     let (ring, cache) = (args.ring.0, args.cache.into());
+    let names: Vec<&str> = disks.iter().map(|d| d.name.as_str()).collect();
+    let apps = crate::app::read(args.app_file.as_deref(), &names)?;
     let agent = AgentSettings {
         disks: disks.into_iter().map(|d| Disk { name: d.name, path: d.path, ring, cache }).collect(),
         listen: listeners(args.listen, data.path())?,
@@ -144,10 +146,12 @@ pub fn run(args: UpArgs) -> Result<(), Problem> {
         take_disks: false,
         new_disks: (ring, cache),
         tls: nbd_tls(&args.tls, None)?,
+        apps,
         reach: if args.no_protect { Reach::Nowhere } else { Reach::Here },
     };
     let mut appliance = ApplianceSettings::new(args.window, key_source(&args.key, data.path())?);
     appliance.min_free = args.min_free;
+    appliance.tiers = args.tiers;
     let appliance = (!args.no_protect).then_some(appliance);
     serve::run(data, Settings { agent: Some(agent), appliance }, &signals)
 }

@@ -33,6 +33,7 @@ pub(super) fn small(dir: &Path) -> ApplianceConfig {
     config.segment_size = 64 << 10;
     config.memory_runs = 16;
     config.window = std::time::Duration::from_nanos(1);
+    config.retention = Policy { hourly: 1, ..Policy::window(0) };
     config
 }
 
@@ -67,6 +68,13 @@ fn first_seq(appliance: &Appliance) -> u64 {
 
 pub(super) fn verify(appliance: &Appliance, images: &[Vec<u8>], records: &[Write1], done: usize) {
     let first = usize::try_from(first_seq(appliance)).unwrap();
+    // Whatever is shown can be read, points that the policy keeps too.
+    for point in appliance.points("disk").unwrap_or_default() {
+        if appliance.check_seq("disk", point.seq).is_ok() {
+            let image = &images[usize::try_from(point.seq).unwrap()];
+            assert!(read_at(appliance, point.seq) == *image, "image at the point @{}", point.seq);
+        }
+    }
     for (seq, image) in images.iter().enumerate().take(done + 1).skip(1) {
         let user = records[seq - 1].record.kind == Kind::Point && records[seq - 1].record.flags == 0;
         if seq >= first || user {

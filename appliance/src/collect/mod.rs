@@ -4,7 +4,7 @@
 //!
 //! | step | what | durable before the next |
 //! |---|---|---|
-//! | window | moves the window's first seq on, drops automatic points that fall out of it | manifest |
+//! | window | moves the window's first seq on, drops points before it that the policy does not keep ([`thin`](crate::history::thin)) | manifest |
 //! | flush | writes memory tables that the window has begun to leave to layers | layer, then manifest |
 //! | merge | merges layers, dropping versions that no kept seq sees | layer, then manifest |
 //! | condemn | takes segments with few or no live blocks out of the dedupe index, waits for batches under way | - |
@@ -30,6 +30,7 @@ pub mod order;
 use self::copy::Manner;
 use crate::history::compact::Relocation;
 use crate::history::retention::{Plan, PointRef, plan};
+use crate::history::thin::{Candidate, Policy, thin};
 use crate::history::{HistoryEdit, HistoryError, Keep, Pace};
 use crate::ingest::volume::{Progress, Volume};
 use crate::ingest::{SessionError, Shared};
@@ -37,7 +38,7 @@ use crate::store::scan::Scan;
 use crate::store::{StoreError, file_name};
 use afterimage_base::clock::Clock;
 use afterimage_format::BLOCK_SIZE;
-use afterimage_format::manifest::{SegmentMeta, SegmentState};
+use afterimage_format::manifest::{PointMeta, SegmentMeta, SegmentState, VolumeMeta};
 use afterimage_format::segment::Codec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -119,6 +120,23 @@ struct Filling {
 pub struct Collector {
     full: HashMap<u32, Filling>,
     paces: HashMap<[u8; 16], Pace>,
+    sight: HashMap<[u8; 16], Sight>,
+}
+
+/// The clock of when points were first seen: it goes on from the newest such time that is known, never backwards, and never
+/// faster than time passes.
+#[derive(Debug, Clone, Copy)]
+struct Sight {
+    now: u64,
+    at: u64,
+}
+
+pub(crate) fn candidates(points: &[PointMeta]) -> Vec<Candidate> {
+    let of = |p: &PointMeta| {
+        let seen = if p.seen == 0 { p.time } else { p.seen };
+        Candidate { seq: p.seq, time: p.time, seen, auto: p.auto, pinned: p.pinned }
+    };
+    points.iter().map(of).collect()
 }
 
 /// As of when a round applies the window.
@@ -158,6 +176,33 @@ fn passed_over<T>(volume: &Volume, result: Result<T, CollectError>) -> Result<Op
     Ok(None)
 }
 
+/// The first seq of a window that begins at `start`.
+pub(crate) fn window_at(volume: &Volume, start: u64) -> Result<u64, HistoryError> {
+    let history = &volume.history;
+    // While a clock that was put back has not caught up, many writes have one label: they are as old as the youngest.
+    let label = history.record_at_time(start)?.map_or(0, |r| r.1);
+    let before = history.record_at_time(label.saturating_sub(1))?;
+    Ok(before.filter(|_| label > 0).map_or(0, |r| r.0 + 1))
+}
+
+/// Points as [`plan`] sees them.
+pub(crate) fn refs(policy: &Policy, window: u64, points: &[PointMeta]) -> Vec<PointRef> {
+    let why = thin(policy, window, &candidates(points));
+    points.iter().zip(why).map(|(p, why)| PointRef { seq: p.seq, stays: !why.is_empty() }).collect()
+}
+
+/// Names in the manifest the points that the window leaves behind, although their records may still be replayed: what a replay
+/// finds before the window is a point only if the manifest says so.
+fn name_points(v: &VolumeMeta, known: &mut Progress, progress: &Progress) {
+    for p in progress.points.iter().filter(|p| p.seq < v.first_seq) {
+        match known.points.iter_mut().find(|k| k.seq == p.seq) {
+            Some(k) => k.clone_from(p),
+            None => known.points.push(p.clone()),
+        }
+    }
+    known.points.sort_by_key(|p| p.seq);
+}
+
 fn of_volume(volume: &Volume) -> impl FnOnce(HistoryError) -> CollectError {
     let name = volume.name.clone();
     move |e| match e {
@@ -167,7 +212,7 @@ fn of_volume(volume: &Volume) -> impl FnOnce(HistoryError) -> CollectError {
 }
 
 impl Collector {
-    /// Runs a round. `now` is the wall clock and `window` how far back any write can be chosen, in nanoseconds.
+    /// Runs a round. `now` is the wall clock and `policy` what is kept of volumes of which nobody has said more.
     ///
     /// A volume that cannot be worked on is left out, and the others go on. On a full disk the reserve is given up for the
     /// round, and what still finds no room is left for later: what can be removed without it is removed.
@@ -175,18 +220,18 @@ impl Collector {
         &mut self,
         round: &Round<'_>,
         now: Now<'_>,
-        window: u64,
+        policy: &Policy,
     ) -> Result<CollectReport, CollectError> {
         if round.shared.room.short().is_some() {
             round.shared.room.give_up();
         }
-        let done = self.work(round, now, window);
+        let done = self.work(round, now, policy);
         round.shared.room.look();
         done
     }
 
     /// What time it is for the window of a volume.
-    fn now(&mut self, volume: &Volume, now: Now<'_>) -> u64 {
+    pub(crate) fn now(&mut self, volume: &Volume, now: Now<'_>) -> u64 {
         match now {
             Now::At(now) => now,
             Now::Clock(clock) => match volume.progress().time {
@@ -199,7 +244,28 @@ impl Collector {
         }
     }
 
-    fn work(&mut self, round: &Round<'_>, now: Now<'_>, window: u64) -> Result<CollectReport, CollectError> {
+    /// Says of points that are new when they were seen.
+    fn look(&mut self, volume: &Volume, now: Now<'_>) {
+        let points = volume.progress().points;
+        let newest = points.iter().map(|p| p.seen).max().unwrap_or(0);
+        let first = points.iter().find(|p| p.seen == 0).map(|p| p.time);
+        let time = match now {
+            Now::At(now) => now.max(newest),
+            Now::Clock(clock) => {
+                let monotonic = clock.monotonic();
+                let begin = || Sight { now: if newest == 0 { first.unwrap_or(0) } else { newest }, at: monotonic };
+                let sight = self.sight.entry(volume.id).or_insert_with(begin);
+                sight.now = sight.now.saturating_add(monotonic.saturating_sub(sight.at)).max(newest);
+                sight.at = monotonic;
+                sight.now
+            }
+        };
+        if first.is_some() {
+            volume.edit_progress(|p| p.points.iter_mut().filter(|p| p.seen == 0).for_each(|p| p.seen = time));
+        }
+    }
+
+    fn work(&mut self, round: &Round<'_>, now: Now<'_>, policy: &Policy) -> Result<CollectReport, CollectError> {
         let mut report = CollectReport::default();
         let mut keeps: HashMap<[u8; 16], Keep> = HashMap::new();
         // Where the references of a volume are not known, no segment can be called unused (I10).
@@ -209,8 +275,10 @@ impl Collector {
             if volume.failure().is_some() {
                 continue;
             }
-            let start = self.now(volume, now).saturating_sub(window);
-            let kept = round.retain(volume, start);
+            self.look(volume, now);
+            let policy = round.policy(volume, policy);
+            let start = self.now(volume, now).saturating_sub(policy.window);
+            let kept = round.retain(volume, start, &policy);
             let Some(keep) = passed_over(volume, kept)? else { continue };
             // Merging lets go of what is in files: what the window has left behind in memory is written to one first. A
             // volume of few large writes fills the disk long before its memory.
@@ -350,16 +418,20 @@ impl Round<'_> {
         Ok(())
     }
 
+    /// What is to be kept of a volume.
+    fn policy(&self, volume: &Volume, default: &Policy) -> Policy {
+        let own = self.shared.vault.read(|m| m.volume(&volume.id).and_then(|v| v.retention));
+        own.unwrap_or(*default)
+    }
+
     /// Moves the window of a volume to the newest seq at `start`; answers what is kept.
-    fn retain(&self, volume: &Volume, start: u64) -> Result<Keep, CollectError> {
+    fn retain(&self, volume: &Volume, start: u64, policy: &Policy) -> Result<Keep, CollectError> {
         let history = &volume.history;
-        // While a clock that was put back has not caught up, many writes have one label: they are as old as the youngest.
-        let label = history.record_at_time(start).map_err(of_volume(volume))?.map_or(0, |r| r.1);
-        let before = history.record_at_time(label.saturating_sub(1)).map_err(of_volume(volume))?;
-        let window = before.filter(|_| label > 0).map_or(0, |r| r.0 + 1);
+        let window = if policy.hold { 0 } else { window_at(volume, start).map_err(of_volume(volume))? };
         let first = self.shared.vault.read(|m| m.volume(&volume.id).map_or(0, |v| v.first_seq));
         let progress = volume.progress();
-        let points: Vec<PointRef> = progress.points.iter().map(|p| PointRef { seq: p.seq, auto: p.auto }).collect();
+        // By the window that is wanted: where it has become wider, points that it would have kept stay.
+        let points = refs(policy, window.min(progress.seq), &progress.points);
         let Plan { keep, dropped } = plan(window, first, progress.seq, &points, &[]);
         let dropped: BTreeSet<u64> = dropped.into_iter().collect();
         if keep.window() == first && dropped.is_empty() {
@@ -367,11 +439,12 @@ impl Round<'_> {
         }
         let time = history.record_at_seq(keep.window()).map_err(of_volume(volume))?.map_or(0, |r| r.1);
         self.step(Step::Window)?;
-        let goes = |seq: u64, auto: bool| auto && dropped.contains(&seq);
+        let goes = |seq: u64| dropped.contains(&seq);
         self.shared.vault.edit(|m| {
             if let Some(v) = m.volumes.iter_mut().find(|v| v.id == volume.id) {
                 (v.first_seq, v.first_time) = (keep.window(), time);
                 let mut known = Progress::of(v);
+                name_points(v, &mut known, &progress);
                 known.forget(&keep, goes);
                 known.store(v);
             }

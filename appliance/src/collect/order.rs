@@ -220,7 +220,8 @@ impl Round<'_> {
     fn kept(&self, volume: &Volume) -> Keep {
         let first = self.shared.vault.read(|m| m.volume(&volume.id).map_or(0, |v| v.first_seq));
         let progress = volume.progress();
-        let points: Vec<PointRef> = progress.points.iter().map(|p| PointRef { seq: p.seq, auto: p.auto }).collect();
+        // What retention lets go is not among them any more.
+        let points: Vec<PointRef> = progress.points.iter().map(|p| PointRef { seq: p.seq, stays: true }).collect();
         plan(first, first, progress.seq, &points, &[]).keep
     }
 }

@@ -215,6 +215,11 @@ impl<S: PageSink> LayerBuilder<S> {
         self.end_page()
     }
 
+    /// Blocks of each segment that its tokens refer to. To be asked when they have ended.
+    pub(crate) fn into_segments(self) -> HashMap<u32, u64> {
+        self.segments
+    }
+
     /// Appends a record; seqs grow, times do not fall.
     pub(crate) fn record(&mut self, seq: u64, time: u64) -> Result<(), HistoryError> {
         if self.times.len() >= PAGE_TARGET {

@@ -12,7 +12,7 @@
 //! | [`view`] | the volume at one seq |
 //! | [`diff`] | what changed between two seqs |
 //! | [`timeline`] | from a wish (seq, time, latest) to a seq that is a valid image, or an error that says what is |
-//! | [`retention`] | what is kept |
+//! | [`retention`], [`thin`], [`preview`] | what is kept |
 //! | [`memtable`], [`interval`] | the newest records |
 //! | [`layer`], [`build`], [`cursor`], [`compact`], [`seal`], [`cache`] | layers: reading, writing, walking, merging |
 //!
@@ -38,8 +38,10 @@ pub mod interval;
 pub mod layer;
 pub mod memtable;
 pub mod policy;
+pub mod preview;
 pub mod retention;
 pub mod seal;
+pub mod thin;
 pub mod timeline;
 pub mod view;
 pub mod volume;

@@ -94,8 +94,8 @@ impl Pace {
 pub struct PointRef {
     /// The seq that the volume is at.
     pub seq: u64,
-    /// Made by policy: goes with the window. Others stay until they are deleted.
-    pub auto: bool,
+    /// Stays, wherever the window begins: [`thin`](super::thin) decides.
+    pub stays: bool,
 }
 
 /// What retention decides.
@@ -113,7 +113,7 @@ pub struct Plan {
 #[must_use]
 pub fn plan(window_seq: u64, first_seq: u64, newest: u64, points: &[PointRef], pins: &[u64]) -> Plan {
     let window = window_seq.max(first_seq).min(newest);
-    let stays = |p: &&PointRef| p.seq >= window || !p.auto;
+    let stays = |p: &&PointRef| p.seq >= window || p.stays;
     let dropped = points.iter().filter(|p| !stays(p)).map(|p| p.seq).collect();
     let kept = points.iter().filter(stays).map(|p| p.seq);
     Plan { keep: Keep::new(window, kept.chain(pins.iter().copied())), dropped }
@@ -169,17 +169,17 @@ mod tests {
             points in proptest::collection::vec((1u64..40, any::<bool>()), 0..8), pins in proptest::collection::vec(1u64..40, 0..3),
         ) {
             let newest = first.max(window_seq) + more;
-            let points: Vec<PointRef> = points.into_iter().map(|(seq, auto)| PointRef { seq, auto }).collect();
+            let points: Vec<PointRef> = points.into_iter().map(|(seq, stays)| PointRef { seq, stays }).collect();
             let plan = plan(window_seq, first, newest, &points, &pins);
             for seq in 1..=newest {
                 let wanted = seq >= window_seq.max(first)
                     || pins.contains(&seq)
-                    || points.iter().any(|p| p.seq == seq && !p.auto);
+                    || points.iter().any(|p| p.seq == seq && p.stays);
                 prop_assert_eq!(plan.keep.keeps(seq), wanted, "seq {}", seq);
             }
             for p in &points {
                 prop_assert_eq!(plan.dropped.contains(&p.seq), !plan.keep.keeps(p.seq) ||
-                    points.iter().any(|q| q.seq == p.seq && q.auto && q.seq < plan.keep.window()));
+                    points.iter().any(|q| q.seq == p.seq && !q.stays && q.seq < plan.keep.window()));
             }
         }
     }

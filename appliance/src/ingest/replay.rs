@@ -210,6 +210,9 @@ pub fn replay(vault: &Vault, meta: &VolumeMeta, history: &VolumeHistory) -> Repl
             }
         }
     }
+    // What retention has let go stays gone, also where its record is still there.
+    let named = |seq: u64| meta.points.iter().any(|p| p.seq == seq);
+    progress.points.retain(|p| p.seq >= meta.first_seq || !p.auto || named(p.seq));
     if unread.is_some() {
         begin_gap(&mut progress, meta.durable_time);
         if progress.seq < known.0 {

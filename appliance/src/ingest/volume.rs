@@ -9,7 +9,7 @@ use crate::vault::VaultError;
 use afterimage_base::world::channel::Receiver;
 use afterimage_base::world::sync::Condvar;
 use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, SizeMeta, VolumeMeta};
-use afterimage_format::record::{FLAG_AUTO, FLAG_INITIAL, Kind};
+use afterimage_format::record::{FLAG_AUTO, FLAG_INITIAL, FLAG_NOTE, Kind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Stops the reading side of a session's connection.
@@ -49,11 +49,11 @@ pub struct Committed<'a> {
     pub seq: u64,
     /// Its time label.
     pub time: u64,
-    /// For a gap, when it began.
+    /// For a gap, when it began; for a note, the seq of its point.
     pub offset: u64,
     /// Size of the volume from it on, if it says one.
     pub size: Option<u64>,
-    /// Name of a point.
+    /// Name of a point, or a note on one.
     pub name: &'a str,
 }
 
@@ -95,9 +95,10 @@ impl Progress {
             self.sizes.push(SizeMeta { from_seq: r.seq, size });
         }
         match r.kind {
+            Kind::Point if r.flags & FLAG_NOTE != 0 => self.note_point(r.offset, r.name),
             Kind::Point if self.points.iter().all(|p| p.seq != r.seq) => {
                 let (name, auto) = (r.name.to_string(), r.flags & FLAG_AUTO != 0);
-                self.points.push(PointMeta { name, seq: r.seq, time: r.time, auto });
+                self.points.push(PointMeta::new(name, r.seq, r.time, auto));
             }
             // The seqs that a gap skips are hidden with it: in a future that was lost they may have named something else.
             Kind::Gap if self.gaps.iter().all(|g| g.from_seq != self.seq + 1 && g.from_seq != r.seq) => {
@@ -115,8 +116,8 @@ impl Progress {
     }
 
     /// Forgets points that go, gaps that hide nothing that can still be chosen, and sizes that nothing kept had.
-    pub fn forget(&mut self, keep: &Keep, goes: impl Fn(u64, bool) -> bool) {
-        self.points.retain(|p| !goes(p.seq, p.auto));
+    pub fn forget(&mut self, keep: &Keep, goes: impl Fn(u64) -> bool) {
+        self.points.retain(|p| !goes(p.seq));
         let (points, window) = (&self.points, keep.window());
         let hides = |g: &GapMeta| points.iter().any(|p| p.seq >= g.from_seq && g.to_seq.is_none_or(|to| p.seq < to));
         self.gaps.retain(|g| g.to_seq.is_none_or(|to| to > window) || hides(g));
@@ -124,6 +125,15 @@ impl Progress {
         let unseen = self.sizes.partition_point(|s| s.from_seq <= oldest);
         if let Some(last) = self.sizes.drain(..unseen).next_back() {
             self.first_size = last.size;
+        }
+    }
+
+    /// Takes a note on a point. An empty one takes the point away.
+    fn note_point(&mut self, seq: u64, note: &str) {
+        if note.is_empty() {
+            self.points.retain(|p| p.seq != seq);
+        } else if let Some(point) = self.points.iter_mut().find(|p| p.seq == seq) {
+            point.note = note.to_owned();
         }
     }
 

@@ -17,12 +17,14 @@
 //! | [`verify`] | comparing disk and newest history without stopping the guest |
 //! | `sender`, `session` | the thread that sends the ring to the appliance |
 //! | [`connect`] | how the appliance is reached |
+//! | [`app`] | app-consistent points: scripts, freeze, thaw |
 //! | [`volume`], [`agent`] | opening, recovery, points, status, stop |
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run in the real world"))]
 
 pub mod agent;
 mod ages;
 pub mod api;
+pub mod app;
 mod asker;
 mod breaks;
 mod compare;

@@ -15,7 +15,8 @@ use crate::{keeper, sender};
 use afterimage_base::block::BlockDevice;
 use afterimage_base::world;
 use afterimage_base::world::thread::{self, JoinHandle};
-use afterimage_format::record::{FLAG_AUTO, Kind, MAX_NAME};
+use afterimage_format::record::{FLAG_AUTO, FLAG_NOTE, Kind, MAX_NAME};
+use afterimage_format::wire::NOTE_VERSION;
 use afterimage_journal::ReserveError;
 use std::io;
 use std::path::PathBuf;
@@ -139,6 +140,32 @@ impl Volume {
         drop(state);
         shared.p.ring.wake_sender();
         Ok(made)
+    }
+
+    /// Adds a note to the point at `seq`: how it was made. An empty one takes the point away. Returns its seq; `None` if the appliance
+    /// is too old to keep notes, or a gap has begun: then the point stays as it is.
+    ///
+    /// # Errors
+    /// [`PointError::Name`] if the note is too long, [`PointError::Full`] if the ring has no room.
+    pub fn note_point(&self, seq: u64, note: &str) -> Result<Option<u64>, PointError> {
+        let shared = &self.shared;
+        let version = shared.peer.load(Ordering::Acquire);
+        if version != 0 && version < NOTE_VERSION {
+            tracing::warn!("volume {}: the appliance is too old to keep how a point was made", shared.p.name);
+            return Ok(None);
+        }
+        // Not under the gate: it is no cut through the writes.
+        match shared.p.ring.reserve(Kind::Point, FLAG_NOTE, seq, note.len() as u64, note.len()) {
+            Ok(mut place) => {
+                place.payload_mut().copy_from_slice(note.as_bytes());
+                let own = place.publish(shared.p.clock.wall());
+                shared.p.ring.wake_sender();
+                Ok(Some(own))
+            }
+            Err(ReserveError::Full) => Err(PointError::Full { volume: shared.p.name.clone() }),
+            Err(ReserveError::Closed) => Ok(None),
+            Err(ReserveError::Invalid(_)) => Err(PointError::Name(note.to_owned())),
+        }
     }
 
     /// Everything up to this seq is durable at the appliance.

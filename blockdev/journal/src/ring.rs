@@ -22,7 +22,9 @@ use crate::live::parker::Parker;
 use crate::map::Map;
 use crate::survey::pages_of;
 use afterimage_base::world;
-use afterimage_format::record::{FLAG_SIZED, FLAG_SYNC, HEADER_LEN, Kind, MAX_NAME, MAX_PAYLOAD, MAX_VOLUME, Record};
+use afterimage_format::record::{
+    FLAG_NOTE, FLAG_SIZED, FLAG_SYNC, HEADER_LEN, Kind, MAX_NAME, MAX_NOTE, MAX_PAYLOAD, MAX_VOLUME, Record,
+};
 use afterimage_format::ring::{END_MASK, FIXED_LEN, MAX_PAGES, PAGE, RingHeader, SLOT, Tail, word};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -229,6 +231,7 @@ impl Ring {
     ) -> Result<Reservation<'_>, ReserveError> {
         let (longest, carried) = match kind {
             Kind::Write => (MAX_PAYLOAD as u64, len),
+            Kind::Point if flags & FLAG_NOTE != 0 => (MAX_NOTE as u64, len),
             Kind::Point => (MAX_NAME as u64, len),
             Kind::Zero => (u64::MAX, 0),
             Kind::Resize => (MAX_VOLUME, 0),

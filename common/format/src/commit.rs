@@ -6,7 +6,7 @@
 //!   write, zero   offset, len, number of runs (LEB128 each), then each run:
 //!                   block less the end of the run before (LEB128; the first: block itself),
 //!                   count (LEB128), place less the place before it in this frame (zigzag LEB128)
-//!   point         name (u16 length, text)
+//!   point         name (u16 length, text); with FLAG_NOTE the noted seq (LEB128) and the note (u16 length, text)
 //!   gap           when it began (LEB128); with FLAG_SIZED also what a resize has
 //!   resize        size of the volume (LEB128), number of runs, runs: what a smaller size drops becomes zero
 //! ```
@@ -16,7 +16,7 @@
 
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::place::Place;
-use crate::record::{FLAG_SIZED, Kind, MAX_NAME, MAX_VOLUME, Record};
+use crate::record::{FLAG_NOTE, FLAG_SIZED, Kind, MAX_NAME, MAX_NOTE, MAX_VOLUME, Record};
 
 /// When a frame is this long, it takes no more records: the longest record still fits behind it.
 pub const SOFT_LIMIT: usize = 96 << 10;
@@ -44,11 +44,11 @@ pub struct CommitRecord {
     pub seq: u64,
     /// Nanoseconds since 1970, never less than the record before.
     pub time: u64,
-    /// Byte offset; for a gap, when it began.
+    /// Byte offset; for a gap, when it began; for a note, the seq of its point.
     pub offset: u64,
     /// Bytes covered; for a record that sizes the volume, its size.
     pub len: u64,
-    /// Name of a point.
+    /// Name of a point, or a note.
     pub name: String,
     /// Its runs: this range of [`Commit::runs`].
     pub runs: std::ops::Range<usize>,
@@ -129,7 +129,12 @@ impl CommitBuilder {
                 b.put_varint(record.len);
                 put_runs(b, runs, &mut self.place);
             }
-            Kind::Point => b.put_string(name),
+            Kind::Point => {
+                if let Some(seq) = record.noted() {
+                    b.put_varint(seq);
+                }
+                b.put_string(name);
+            }
             Kind::Gap => {
                 b.put_varint(record.offset);
                 if let Some(size) = record.new_size() {
@@ -224,6 +229,7 @@ impl Commit {
                     (offset, len) = (r.varint()?, r.varint()?);
                     read_runs(&mut r, &mut commit.runs, &mut place)?;
                 }
+                Kind::Point if flags & FLAG_NOTE != 0 => (offset, name) = (r.varint()?, r.string(MAX_NOTE)?),
                 Kind::Point => name = r.string(MAX_NAME)?,
                 Kind::Gap | Kind::Resize => {
                     if kind == Kind::Gap {

@@ -11,19 +11,21 @@
 //!
 //! The body is the fields of [`Manifest`] in the order in which they stand there: numbers as LEB128, ids and
 //! checksums as they are, texts with a `u16` length before them, lists with their length before them. In version 1 a volume has
-//! a number of no meaning behind `layered_to`, and no `sizes`. A segment or layer file
+//! a number of no meaning behind `layered_to`, and no `sizes`; before version 3 a point has only its first four fields, and a volume
+//! no `retention`. A segment or layer file
 //! that no manifest names is rubbish. Data is durable before the layer that names it, and the layer before the manifest.
 
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::layer::LayerMeta;
-use crate::record::MAX_NAME;
+use crate::record::{MAX_NAME, MAX_NOTE};
 use xxhash_rust::xxh3::Xxh3;
 
 /// First four bytes of a manifest.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIM1");
-/// The version written. Version 1, without sizes and with a number that nobody used, is read too.
-pub const VERSION: u32 = 2;
+/// The version written. Version 1, without sizes and with a number that nobody used, and version 2, without retention, are read too.
+pub const VERSION: u32 = 3;
 const FIRST_VERSION: u32 = 1;
+const RETENTION_VERSION: u32 = 3;
 /// Bytes before the body.
 pub const HEADER_LEN: usize = 24;
 const WHAT: &str = "manifest";
@@ -88,6 +90,45 @@ pub struct PointMeta {
     pub time: u64,
     /// Made by policy: may be thinned away.
     pub auto: bool,
+    /// When the appliance first saw it, by its own clock, in nanoseconds since 1970; 0 if it has not looked yet.
+    pub seen: u64,
+    /// Kept because somebody said so.
+    pub pinned: bool,
+    /// How it was made, as the agent tells it (JSON); empty if there is nothing to tell.
+    pub note: String,
+}
+
+impl PointMeta {
+    /// A point that was just made.
+    #[must_use]
+    pub const fn new(name: String, seq: u64, time: u64, auto: bool) -> PointMeta {
+        PointMeta { name, seq, time, auto, seen: 0, pinned: false, note: String::new() }
+    }
+}
+
+/// What of a volume's history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RetentionMeta {
+    /// How far back any write can be chosen, in nanoseconds.
+    pub window: u64,
+    /// Of points before that: how many hours one is kept for,
+    pub hourly: u32,
+    /// days,
+    pub daily: u32,
+    /// weeks,
+    pub weekly: u32,
+    /// and months.
+    pub monthly: u32,
+    /// Nothing goes while this is set.
+    pub hold: bool,
+}
+
+impl RetentionMeta {
+    /// A window and nothing before it.
+    #[must_use]
+    pub const fn window(window: u64) -> RetentionMeta {
+        RetentionMeta { window, hourly: 0, daily: 0, weekly: 0, monthly: 0, hold: false }
+    }
 }
 
 /// A hole in the history: no prefix that ends at `from_seq` or later, and before `to_seq`, is a valid image.
@@ -147,6 +188,8 @@ pub struct VolumeMeta {
     pub gaps: Vec<GapMeta>,
     /// Changes of its size at or before `layered_to`, oldest first.
     pub sizes: Vec<SizeMeta>,
+    /// What is kept; `None` for what the appliance keeps of volumes of which nobody has said more.
+    pub retention: Option<RetentionMeta>,
 }
 
 impl VolumeMeta {
@@ -169,6 +212,7 @@ impl VolumeMeta {
             points: Vec::new(),
             gaps: Vec::new(),
             sizes: Vec::new(),
+            retention: None,
         }
     }
 }
@@ -354,6 +398,9 @@ fn put_volume(b: &mut Vec<u8>, v: &VolumeMeta) {
         b.put_varint(p.seq);
         b.put_varint(p.time);
         b.push(u8::from(p.auto));
+        b.put_varint(p.seen);
+        b.push(u8::from(p.pinned));
+        b.put_string(&p.note);
     });
     put_list(b, &v.gaps, |b, g| {
         for n in [g.from_seq, g.from_time, g.to_seq.unwrap_or(0), g.to_time] {
@@ -365,6 +412,37 @@ fn put_volume(b: &mut Vec<u8>, v: &VolumeMeta) {
         b.put_varint(s.from_seq);
         b.put_varint(s.size);
     });
+    b.push(u8::from(v.retention.is_some()));
+    if let Some(r) = &v.retention {
+        b.put_varint(r.window);
+        for n in [r.hourly, r.daily, r.weekly, r.monthly] {
+            b.put_varint(u64::from(n));
+        }
+        b.push(u8::from(r.hold));
+    }
+}
+
+fn point(r: &mut Reader<'_>, version: u32) -> Result<PointMeta, DecodeError> {
+    let (name, seq, time, auto) = (r.string(MAX_NAME)?, r.varint()?, r.varint()?, r.u8()? != 0);
+    let mut point = PointMeta::new(name, seq, time, auto);
+    if version >= RETENTION_VERSION {
+        (point.seen, point.pinned, point.note) = (r.varint()?, r.u8()? != 0, r.string(MAX_NOTE)?);
+    }
+    Ok(point)
+}
+
+fn retention(r: &mut Reader<'_>) -> Result<Option<RetentionMeta>, DecodeError> {
+    if r.u8()? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(RetentionMeta {
+        window: r.varint()?,
+        hourly: narrow(r.varint()?, "hourly")?,
+        daily: narrow(r.varint()?, "daily")?,
+        weekly: narrow(r.varint()?, "weekly")?,
+        monthly: narrow(r.varint()?, "monthly")?,
+        hold: r.u8()? != 0,
+    }))
 }
 
 fn volume(r: &mut Reader<'_>, version: u32) -> Result<VolumeMeta, DecodeError> {
@@ -387,9 +465,7 @@ fn volume(r: &mut Reader<'_>, version: u32) -> Result<VolumeMeta, DecodeError> {
             seq
         },
         layers: list(r, LayerMeta::decode)?,
-        points: list(r, |r| {
-            Ok(PointMeta { name: r.string(MAX_NAME)?, seq: r.varint()?, time: r.varint()?, auto: r.u8()? != 0 })
-        })?,
+        points: list(r, |r| point(r, version))?,
         gaps: list(r, |r| {
             Ok(GapMeta {
                 from_seq: r.varint()?,
@@ -404,6 +480,7 @@ fn volume(r: &mut Reader<'_>, version: u32) -> Result<VolumeMeta, DecodeError> {
         } else {
             Vec::new()
         },
+        retention: if version >= RETENTION_VERSION { retention(r)? } else { None },
     })
 }
 

@@ -4,10 +4,13 @@ fn sample() -> Manifest {
     let mut v = VolumeMeta::new([9; 16], "disk".into(), 1 << 30);
     v.ring = [4; 16];
     (v.durable_seq, v.digest, v.durable_time, v.layered_to) = (77, 0xfeed, 1_700_000_000, 70);
-    v.points.push(PointMeta { name: "before upgrade".into(), seq: 40, time: 1_600_000_000, auto: false });
+    v.points.push(PointMeta::new("before upgrade".into(), 40, 1_600_000_000, false));
     v.gaps.push(GapMeta { from_seq: 1, from_time: 1, to_seq: Some(20), to_time: 5, initial: true });
     v.gaps.push(GapMeta { from_seq: 60, from_time: 9, to_seq: None, to_time: 0, initial: false });
     v.sizes.push(SizeMeta { from_seq: 44, size: 2 << 30 });
+    v.points[0].note = "{}".into();
+    (v.points[0].seen, v.points[0].pinned) = (1_600_000_007, true);
+    v.retention = Some(RetentionMeta { hourly: 24, monthly: 12, hold: true, ..RetentionMeta::window(86_400) });
     Manifest {
         vault: [1; 16],
         edition: 5,
@@ -44,28 +47,45 @@ fn golden_bytes() {
     let hex: String = m.encode().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(
         hex,
-        "41494d310200000039000000000000006c9ad1c54b4c62e2010101010101010101010101010101010500080808080808\
+        "41494d310300000039000000000000006c9ad1c54b4c62e2010101010101010101010101010101010500080808080808\
          080808080808080808080301020909090909090909090909090909090900000000"
     );
 }
 
-/// A vault of the first version opens.
-#[test]
-fn version_1_is_read() {
+/// A manifest of an older version, with the volume's last fields cut off and those of its point.
+fn older(version: u32, end: usize, change: impl FnOnce(&mut Vec<u8>)) -> (Manifest, Vec<u8>) {
     let mut m = sample();
-    m.volumes[0].sizes.clear();
-    let now = m.encode();
-    // Behind `layered_to` stood a number; behind the gaps nothing.
-    let layered = now.windows(3).rposition(|w| w == [70, 0, 1]).unwrap();
-    let mut body = now[HEADER_LEN..now.len() - 1].to_vec();
-    body.insert(layered + 1 - HEADER_LEN, 1);
+    m.volumes[0].retention = None;
+    m.volumes[0].points[0] = PointMeta::new("before upgrade".into(), 40, 1_600_000_000, false);
+    if version == 1 {
+        m.volumes[0].sizes.clear();
+    }
+    let mut body = m.encode()[HEADER_LEN..].to_vec();
+    body.truncate(body.len() - end);
+    let name = body.windows(14).position(|w| w == b"before upgrade").unwrap();
+    // Behind the name, seq, time (5 bytes) and kind.
+    drop(body.drain(name + 14 + 1 + 5 + 1..name + 14 + 1 + 5 + 1 + 4));
+    change(&mut body);
     let mut old = Vec::new();
     old.put_u32(MAGIC);
-    old.put_u32(1);
+    old.put_u32(version);
     old.put_u64(body.len() as u64);
     let sum = checksum(&old, &body);
     old.put_u64(sum);
     old.extend_from_slice(&body);
+    (m, old)
+}
+
+/// Vaults of older versions open.
+#[test]
+fn older_versions_are_read() {
+    let (m, old) = older(1, 2, |body| {
+        // Behind `layered_to` stood a number; behind the gaps nothing.
+        let layered = body.windows(3).rposition(|w| w == [70, 0, 1]).unwrap();
+        body.insert(layered + 1, 1);
+    });
+    assert_eq!(Manifest::decode(&old), Ok(m));
+    let (m, old) = older(2, 1, |_| ());
     assert_eq!(Manifest::decode(&old), Ok(m));
 }
 

@@ -29,6 +29,8 @@ pub const HEADER_LEN: usize = 64;
 pub const MAX_PAYLOAD: usize = 1 << 20;
 /// Longest name that a marker carries, in bytes.
 pub const MAX_NAME: usize = 255;
+/// Longest note on a point, in bytes: less than a page, so that it finds room in the reserve for markers.
+pub const MAX_NOTE: usize = 3584;
 /// Greatest seq of a history: a peer that names a greater one is refused, so that seqs can be added to.
 pub const MAX_SEQ: u64 = 1 << 61;
 /// First four bytes of a header.
@@ -42,7 +44,10 @@ pub const FLAG_INITIAL: u8 = 2;
 pub const FLAG_AUTO: u8 = 4;
 /// Set on a [`Kind::Gap`] whose `len` is the size of the volume from it on. Since version 2 of the protocol.
 pub const FLAG_SIZED: u8 = 8;
-const FLAGS: u8 = FLAG_SYNC | FLAG_INITIAL | FLAG_AUTO | FLAG_SIZED;
+/// Set on a [`Kind::Point`] that is none: a note on the point at the seq in `offset`, whose payload is JSON (how it was made), or
+/// nothing, which takes the point away. The newest note of a point counts; one on a seq without a point counts for nothing. Since version 4 of the protocol.
+pub const FLAG_NOTE: u8 = 16;
+const FLAGS: u8 = FLAG_SYNC | FLAG_INITIAL | FLAG_AUTO | FLAG_SIZED | FLAG_NOTE;
 /// Largest volume in bytes: 1 EiB, so that block numbers leave room for arithmetic.
 pub const MAX_VOLUME: u64 = 1 << 60;
 
@@ -54,7 +59,7 @@ pub enum Kind {
     Write = 1,
     /// `len` bytes at `offset` read as zeroes from now on (trim and write-zeroes alike). No payload.
     Zero = 2,
-    /// A recovery point; the payload is its name in UTF-8.
+    /// A recovery point; the payload is its name in UTF-8. With [`FLAG_NOTE`] a note on one.
     Point = 3,
     /// From this seq on the history has a hole: writes happened that are not in it, or (with
     /// [`FLAG_INITIAL`]) nothing has been copied yet. `offset` holds the time at which the gap began,
@@ -118,6 +123,15 @@ impl Record {
         match self.kind {
             Kind::Write | Kind::Point => usize::try_from(self.len).unwrap_or(usize::MAX),
             Kind::Zero | Kind::Gap | Kind::SyncEnd | Kind::Void | Kind::Resize => 0,
+        }
+    }
+
+    /// The point that this is a note on, if it is one.
+    #[must_use]
+    pub const fn noted(&self) -> Option<u64> {
+        match self.kind {
+            Kind::Point if self.flags & FLAG_NOTE != 0 => Some(self.offset),
+            _ => None,
         }
     }
 
@@ -190,6 +204,7 @@ impl Record {
         let record = Record { kind: Kind::from_u8(kind)?, flags, seq, offset, len, time, payload_hash, place };
         let longest = match record.kind {
             Kind::Write => MAX_PAYLOAD as u64,
+            Kind::Point if flags & FLAG_NOTE != 0 => MAX_NOTE as u64,
             Kind::Point => MAX_NAME as u64,
             Kind::Zero => u64::MAX - offset,
             Kind::Resize => MAX_VOLUME,

@@ -67,4 +67,8 @@ fn a_length_that_would_size_an_allocation_is_bounded() {
     r.kind = Kind::Point;
     r.len = 256;
     assert!(Record::decode(&r.encode()).is_err());
+    r.flags = FLAG_NOTE;
+    assert_eq!(Record::decode(&r.encode()).map(|r| r.noted()), Ok(Some(4096)));
+    r.len = MAX_NOTE as u64 + 1;
+    assert!(Record::decode(&r.encode()).is_err());
 }

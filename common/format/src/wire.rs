@@ -32,7 +32,7 @@ use crate::record::{MAX_NAME, MAX_SEQ};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Newest version of the protocol that this code speaks.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Oldest version of the protocol that this code speaks.
 pub const OLDEST_VERSION: u16 = 1;
 /// First version with HashQuery and Hashes.
@@ -41,6 +41,8 @@ pub const HASH_VERSION: u16 = 2;
 pub const SIZE_VERSION: u16 = 2;
 /// First version with Fill.
 pub const FILL_VERSION: u16 = 3;
+/// First version with notes on points.
+pub const NOTE_VERSION: u16 = 4;
 /// First four bytes of a message.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIW1");
 /// Size of a message header in bytes.

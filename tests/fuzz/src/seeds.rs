@@ -205,7 +205,7 @@ pub fn commit() -> Vec<u8> {
 
 fn manifest() -> Vec<u8> {
     let mut volume = VolumeMeta::new([7; 16], "disk".into(), 1 << 20);
-    volume.points = vec![PointMeta { name: "one".into(), seq: 3, time: 5, auto: true }];
+    volume.points = vec![PointMeta::new("one".into(), 3, 5, true)];
     volume.gaps = vec![GapMeta { from_seq: 1, from_time: 1, to_seq: Some(2), to_time: 3, initial: true }];
     let segment = SegmentMeta { number: 1, volume: [7; 16], state: SegmentState::Sealed, length: 4096, last_seq: 9 };
     let manifest = Manifest {

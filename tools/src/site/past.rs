@@ -45,7 +45,8 @@ impl Timeline for OfVolume<'_> {
 pub(super) fn failure(error: Option<ApplianceError>) -> Failure {
     let Some(error) = error else { return Failure::new(Code::Failed, "the appliance gave no answer") };
     let code = match &error {
-        ApplianceError::NoVolume(..) => Code::NotFound,
+        ApplianceError::NoVolume(..) | ApplianceError::NoPoint(..) => Code::NotFound,
+        ApplianceError::Held(_) => Code::Conflict,
         ApplianceError::When(_, WishError::InGap { .. }) => Code::Gap,
         ApplianceError::When(_, WishError::BeforeFirst { .. }) => Code::NotReady,
         ApplianceError::When(..) => Code::OutsideWindow,

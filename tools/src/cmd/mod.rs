@@ -1,0 +1,3 @@
+//! Subcommands with their arguments, one file each.
+
+pub mod retention;

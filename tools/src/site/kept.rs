@@ -1,0 +1,92 @@
+//! What is kept of a volume: the appliance's answers in the words of the control socket.
+
+use super::past::failure;
+use afterimage_appliance::{Appliance, PointChange, PointMeta, Policy};
+use afterimage_mgmt::protocol::{Code, Failure, PointInfo};
+use afterimage_mgmt::retention::{FreedBytes, PointAction, PointFate, Retention, RetentionChange};
+use afterimage_mgmt::units::Time;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// `current`, changed.
+fn changed(current: Policy, change: &RetentionChange) -> Result<Policy, Failure> {
+    let mut policy = current;
+    if let Some(seconds) = change.window_seconds {
+        let bad = || Failure::new(Code::BadRequest, "a window of so many seconds cannot be kept");
+        policy.window = seconds.checked_mul(SECOND).ok_or_else(bad)?;
+    }
+    for (field, value) in [
+        (&mut policy.hourly, change.hourly),
+        (&mut policy.daily, change.daily),
+        (&mut policy.weekly, change.weekly),
+        (&mut policy.monthly, change.monthly),
+    ] {
+        *field = value.unwrap_or(*field);
+    }
+    policy.hold = change.hold.unwrap_or(policy.hold);
+    Ok(policy)
+}
+
+pub(super) fn retention(
+    appliance: &Appliance,
+    volume: &str,
+    change: &RetentionChange,
+    dry_run: bool,
+) -> Result<Retention, Failure> {
+    let of = |e| failure(Some(e));
+    let (current, mut own) = appliance.retention(volume).map_err(of)?;
+    let wanted = if change.reset { appliance.default_retention() } else { changed(current, change)? };
+    let freed = if dry_run {
+        let freed = appliance.freed(volume, &wanted).map_err(of)?;
+        Some(FreedBytes { blocks: freed.blocks, bytes: freed.bytes, stored_bytes: freed.stored_bytes })
+    } else {
+        if !change.is_empty() {
+            appliance.set_retention(volume, (!change.reset).then_some(wanted)).map_err(of)?;
+            own = !change.reset;
+        }
+        None
+    };
+    let kept = appliance.kept(volume, Some(wanted)).map_err(of)?;
+    let fate = |(p, why): (PointMeta, Vec<afterimage_appliance::Why>)| PointFate {
+        name: p.name,
+        seq: p.seq,
+        time: Time(p.time),
+        auto: p.auto,
+        kept: why.into_iter().map(|w| w.as_str().to_owned()).collect(),
+    };
+    Ok(Retention {
+        volume: volume.to_owned(),
+        window_seconds: wanted.window / SECOND,
+        hourly: wanted.hourly,
+        daily: wanted.daily,
+        weekly: wanted.weekly,
+        monthly: wanted.monthly,
+        hold: wanted.hold,
+        own,
+        dry_run,
+        first_seq: kept.first_seq,
+        first_time: Some(Time(kept.first_time)).filter(|t| t.0 > 0),
+        points: kept.points.into_iter().map(fate).collect(),
+        freed,
+    })
+}
+
+/// A point as the control socket shows it.
+pub(super) fn shown(p: PointMeta) -> PointInfo {
+    let app = super::app::shown(&p.note);
+    PointInfo { name: p.name, seq: p.seq, time: Time(p.time), auto: p.auto, pinned: p.pinned, app }
+}
+
+pub(super) fn change_point(
+    appliance: &Appliance,
+    volume: &str,
+    point: &str,
+    action: PointAction,
+) -> Result<PointInfo, Failure> {
+    let change = match action {
+        PointAction::Pin => PointChange::Pin,
+        PointAction::Unpin => PointChange::Unpin,
+        PointAction::Remove => PointChange::Remove,
+    };
+    appliance.change_point(volume, point, change).map(shown).map_err(|e| failure(Some(e)))
+}

@@ -1,5 +1,6 @@
 //! The appliance as its users see it.
 
+use crate::branch::BranchError;
 use crate::collect::order::{OrderConfig, OrderReport};
 use crate::collect::{CollectError, CollectReport, Now};
 use crate::config::ApplianceConfig;
@@ -24,7 +25,8 @@ use afterimage_base::world;
 use afterimage_base::world::channel::bounded;
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread::{self, JoinHandle};
-use afterimage_format::manifest::{GapMeta, Manifest, PointMeta};
+use afterimage_base::clock::Clock;
+use afterimage_format::manifest::{ForkKind, ForkMeta, GapMeta, Manifest, PointMeta, VolumeMeta};
 use afterimage_trust::Trust;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -65,6 +67,9 @@ pub enum ApplianceError {
     /// No such seq or time.
     #[error("volume {0}: {1}")]
     When(String, WishError),
+    /// A branch.
+    #[error("branch {0}: {1}")]
+    Branch(String, BranchError),
     /// A change could not be made durable.
     #[error("{0}")]
     Session(#[from] SessionError),
@@ -81,7 +86,8 @@ pub struct Appliance {
     pub(crate) doors: Arc<Doors>,
     listeners: Vec<Listener>,
     addresses: Vec<Endpoint>,
-    stop: Arc<AtomicBool>,
+    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) clock: Arc<dyn Clock>,
     threads: Vec<JoinHandle<()>>,
     sealer: Option<JoinHandle<()>>,
     trust: Option<Arc<Trust>>,
@@ -118,6 +124,15 @@ fn remove_rubbish(vault: &Vault) -> Result<usize, VaultError> {
     Ok(gone)
 }
 
+/// Drops what writable exports of the last process have left.
+fn drop_scratch(vault: &Vault) -> Result<(), VaultError> {
+    let is_scratch = |v: &VolumeMeta| v.fork.is_some_and(|f| f.kind == ForkKind::Scratch);
+    if vault.read(|m| m.volumes.iter().any(is_scratch)) {
+        vault.edit(|m| m.volumes.retain(|v| !is_scratch(v)))?;
+    }
+    Ok(())
+}
+
 impl Appliance {
     /// Opens or makes the vault, brings every volume back, and listens.
     ///
@@ -128,6 +143,7 @@ impl Appliance {
         let vault = Arc::new(Vault::open_or_create(&config.dir, &config.key)?);
         let open_segments = end_open_segments(&vault)?;
         let mut started = StartReport { open_segments, created, ..StartReport::default() };
+        drop_scratch(&vault)?;
         started.removed_files = remove_rubbish(&vault)?;
         let system = |what| move |e| ApplianceError::System(what, e);
         let id = vault.read(|m| m.vault);
@@ -152,13 +168,15 @@ impl Appliance {
             collector: LongMutex::default(),
             orderer: LongMutex::default(),
             window: config.window,
+            runners: LongMutex::default(),
             owners: Mutex::new(
                 Owners::load(&config.dir).map_err(|e| ApplianceError::Owners(config.dir.join("owners"), e))?,
             ),
         });
         let metas = vault.read(|m| m.volumes.clone());
         for meta in &metas {
-            let volume = registry.open(meta)?;
+            let others = registry.all();
+            let volume = registry.open(meta, &others)?;
             if let Some((_, why)) = volume.history.damage() {
                 tracing::error!("volume {}: {why}", volume.name);
             }
@@ -178,6 +196,7 @@ impl Appliance {
             listeners: Vec::new(),
             addresses: Vec::new(),
             stop: Arc::default(),
+            clock: Arc::clone(&config.clock),
             threads: Vec::new(),
             sealer: Some(seal.map_err(system("a thread"))?),
             trust: config.trust.clone(),
@@ -287,7 +306,9 @@ impl Appliance {
         let gaps: Vec<Gap> = progress.gaps.iter().map(Gap::from).collect();
         // Automatic points go with the window, also those that the next round of retention has yet to drop.
         let kept = progress.points.iter().filter(|p| !p.auto || p.seq >= info.first_seq);
-        let kept: Vec<u64> = kept.map(|p| p.seq).collect();
+        // What a branch has at its fork stays as long as the branch does.
+        let fork = v.fork().filter(ForkMeta::leans).map(|f| f.seq);
+        let kept: Vec<u64> = kept.map(|p| p.seq).chain(fork).collect();
         let window = Window {
             first_seq: info.first_seq,
             first_time: info.first_time,

@@ -221,6 +221,33 @@ struct ParallelQueue {
     wanted: usize,
 }
 
+impl ParallelQueue {
+    /// Serves what is no read. Making it durable may take its time, in which others go on.
+    fn write(&mut self, tag: u64, request: Request<'_>) -> Submitted {
+        let (request, durable) = match request {
+            Request::Flush => (None, true),
+            Request::Write { offset, data, fua } => (Some(Request::Write { offset, data, fua: false }), fua),
+            Request::Trim { offset, len, fua } => (Some(Request::Trim { offset, len, fua: false }), fua),
+            Request::WriteZeroes { offset, len, fua, no_hole, fast } => {
+                (Some(Request::WriteZeroes { offset, len, fua: false, no_hole, fast }), fua)
+            }
+            other => (Some(other), false),
+        };
+        let (result, buf) = request.map_or((Ok(()), None), |r| run_simple(&*self.work.device, r));
+        if result.is_err() || !durable || self.work.ahead.is_some() {
+            return Submitted::Done(Completion { tag, result, buf });
+        }
+        self.in_flight += 1;
+        let work = Arc::clone(&self.work);
+        self.work.device.flush_then(Box::new(move |result| {
+            let mut done = lock(&work.done);
+            done.push(Completion { tag, result, buf: None });
+            work.event.ring();
+        }));
+        Submitted::Pending
+    }
+}
+
 impl Queue for ParallelQueue {
     fn submit(&mut self, tag: u64, request: Request<'_>) -> Submitted {
         match request {
@@ -232,10 +259,7 @@ impl Queue for ParallelQueue {
                 self.in_flight += 1;
                 Submitted::Pending
             }
-            other => {
-                let (result, buf) = run_simple(&*self.work.device, other);
-                Submitted::Done(Completion { tag, result, buf })
-            }
+            other => self.write(tag, other),
         }
     }
 

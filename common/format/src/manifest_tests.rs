@@ -8,6 +8,9 @@ fn sample() -> Manifest {
     v.gaps.push(GapMeta { from_seq: 1, from_time: 1, to_seq: Some(20), to_time: 5, initial: true });
     v.gaps.push(GapMeta { from_seq: 60, from_time: 9, to_seq: None, to_time: 0, initial: false });
     v.sizes.push(SizeMeta { from_seq: 44, size: 2 << 30 });
+    let mut branch = VolumeMeta::new([10; 16], "disk/trial".into(), 2 << 30);
+    (branch.durable_seq, branch.layered_to) = (45, 45);
+    branch.fork = Some(ForkMeta { parent: [9; 16], seq: 45, created: 1_800_000_000, kind: ForkKind::Branch });
     Manifest {
         vault: [1; 16],
         edition: 5,
@@ -18,7 +21,7 @@ fn sample() -> Manifest {
             SegmentMeta { number: 1, volume: [9; 16], state: SegmentState::Sealed, length: 4096, last_seq: 50 },
             SegmentMeta { number: 2, volume: [9; 16], state: SegmentState::Open, length: 0, last_seq: 0 },
         ],
-        volumes: vec![v],
+        volumes: vec![v, branch],
     }
 }
 
@@ -44,29 +47,55 @@ fn golden_bytes() {
     let hex: String = m.encode().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(
         hex,
-        "41494d310200000039000000000000006c9ad1c54b4c62e2010101010101010101010101010101010500080808080808\
+        "41494d310300000039000000000000000f638ab6b19636f5010101010101010101010101010101010500080808080808\
          080808080808080808080301020909090909090909090909090909090900000000"
     );
 }
 
-/// A vault of the first version opens.
+/// The bytes of a manifest of an older version, from the body of a newer one.
+fn older(version: u32, body: &[u8]) -> Vec<u8> {
+    let mut old = Vec::new();
+    old.put_u32(MAGIC);
+    old.put_u32(version);
+    old.put_u64(body.len() as u64);
+    let sum = checksum(&old, body);
+    old.put_u64(sum);
+    old.extend_from_slice(body);
+    old
+}
+
+/// Vaults of older versions open.
 #[test]
-fn version_1_is_read() {
+fn versions_1_and_2_are_read() {
     let mut m = sample();
+    m.volumes.truncate(1);
+    // Behind the sizes stands whether it is a branch.
+    let now = m.encode();
+    assert_eq!(Manifest::decode(&older(2, &now[HEADER_LEN..now.len() - 1])), Ok(m.clone()));
     m.volumes[0].sizes.clear();
     let now = m.encode();
     // Behind `layered_to` stood a number; behind the gaps nothing.
     let layered = now.windows(3).rposition(|w| w == [70, 0, 1]).unwrap();
-    let mut body = now[HEADER_LEN..now.len() - 1].to_vec();
+    let mut body = now[HEADER_LEN..now.len() - 2].to_vec();
     body.insert(layered + 1 - HEADER_LEN, 1);
-    let mut old = Vec::new();
-    old.put_u32(MAGIC);
-    old.put_u32(1);
-    old.put_u64(body.len() as u64);
-    let sum = checksum(&old, &body);
-    old.put_u64(sum);
-    old.extend_from_slice(&body);
-    assert_eq!(Manifest::decode(&old), Ok(m));
+    assert_eq!(Manifest::decode(&older(1, &body)), Ok(m));
+}
+
+#[test]
+fn a_branch_pins_where_it_began_until_it_is_promoted() {
+    let mut m = sample();
+    assert_eq!(m.fork_seqs(&[9; 16]).collect::<Vec<_>>(), [45]);
+    assert_eq!((m.volumes[0].leans_to(), m.volumes[1].leans_to()), (0, 45));
+    m.volumes[1].fork.as_mut().unwrap().kind = ForkKind::Promoted;
+    assert_eq!((m.fork_seqs(&[9; 16]).count(), m.volumes[1].leans_to()), (0, 0));
+}
+
+/// The bytes of a branch behind those of the volume before it.
+#[test]
+fn golden_bytes_of_a_fork() {
+    let bytes = sample().encode();
+    let hex: String = bytes[bytes.len() - 24..].iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hex, "0001090909090909090909090909090909092d80a4a7da06");
 }
 
 #[test]

@@ -23,6 +23,7 @@
 
 pub mod attach;
 pub mod attached;
+pub mod branch;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -47,8 +47,23 @@ struct Work {
     /// For devices that take no writes.
     ahead: Option<Ahead>,
     jobs: Mutex<VecDeque<Job>>,
+    finished: Arc<Finished>,
+}
+
+/// Completions that others than the queue's thread have made. Apart from the device: who makes one may be a thread that the
+/// device waits for when it is dropped.
+struct Finished {
     done: Mutex<Vec<Completion>>,
     event: Event,
+}
+
+impl Finished {
+    fn push(&self, completion: Completion) {
+        let mut done = lock(&self.done);
+        done.push(completion);
+        // Under the lock: whoever has emptied the list is not woken for what it has seen.
+        self.event.ring();
+    }
 }
 
 impl Work {
@@ -69,10 +84,7 @@ impl Work {
 
     fn help(&self) {
         if let Some(completion) = self.step() {
-            let mut done = lock(&self.done);
-            done.push(completion);
-            // Under the lock: whoever has emptied the list is not woken for what it has seen.
-            self.event.ring();
+            self.finished.push(completion);
         } else if let Some(ahead) = &self.ahead {
             ahead.load_one();
         }
@@ -200,8 +212,7 @@ impl BlockDevice for Parallel {
             device: Arc::clone(&self.device),
             ahead: read_only.then(|| Ahead::new(Arc::clone(&self.device), Arc::clone(&self.budget))),
             jobs: Mutex::default(),
-            done: Mutex::default(),
-            event: Event::new()?,
+            finished: Arc::new(Finished { done: Mutex::default(), event: Event::new()? }),
         });
         Ok(Box::new(ParallelQueue { work, pool: Arc::clone(&self.pool), ended: Vec::new(), in_flight: 0, wanted: 0 }))
     }
@@ -238,12 +249,8 @@ impl ParallelQueue {
             return Submitted::Done(Completion { tag, result, buf });
         }
         self.in_flight += 1;
-        let work = Arc::clone(&self.work);
-        self.work.device.flush_then(Box::new(move |result| {
-            let mut done = lock(&work.done);
-            done.push(Completion { tag, result, buf: None });
-            work.event.ring();
-        }));
+        let finished = Arc::clone(&self.work.finished);
+        self.work.device.flush_then(Box::new(move |result| finished.push(Completion { tag, result, buf: None })));
         Submitted::Pending
     }
 }
@@ -280,13 +287,13 @@ impl Queue for ParallelQueue {
         let before = out.len();
         out.append(&mut self.ended);
         // Cleared first: what comes in between leaves the event readable.
-        self.work.event.clear();
-        out.append(&mut lock(&self.work.done));
+        self.work.finished.event.clear();
+        out.append(&mut lock(&self.work.finished.done));
         self.in_flight -= out.len() - before;
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.work.event.fd())
+        Some(self.work.finished.event.fd())
     }
 
     fn in_flight(&self) -> usize {
@@ -301,7 +308,7 @@ impl Drop for ParallelQueue {
         while self.in_flight() != 0 {
             self.reap(&mut out);
             if self.in_flight() != 0 {
-                self.work.event.wait(DROP_TICK);
+                self.work.finished.event.wait(DROP_TICK);
             }
         }
         if let Some(ahead) = &self.work.ahead {

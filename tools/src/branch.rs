@@ -11,14 +11,14 @@ use afterimage_mgmt::when::When;
 use afterimage_nbd::Address;
 use clap::{Args, Subcommand};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `branch`.
 #[derive(Debug, Args)]
 pub struct BranchArgs {
-    /// The data folder.
-    #[command(flatten)]
-    pub data: DataArgs,
+    /// The data folder [default: $AFTERIMAGE_DATA, or ~/.local/share/afterimage]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data: Option<PathBuf>,
     /// What to do
     #[command(subcommand)]
     pub command: BranchCommand,
@@ -173,7 +173,7 @@ fn told(branch: &BranchStatus, json: bool, text: &str) -> Result<(), Problem> {
 /// # Errors
 /// What the appliance says, or that nothing runs on the data folder.
 pub fn run(args: BranchArgs) -> Result<(), Problem> {
-    let data = args.data.folder()?;
+    let data = DataArgs { data: args.data }.folder()?;
     match args.command {
         BranchCommand::Create { volume, at, name, json } => {
             let made = ask(&data, BranchAsk::Create { volume, at, name })?;

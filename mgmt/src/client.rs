@@ -4,8 +4,8 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REPLY, write_line};
 use crate::protocol::{
-    Access, BranchAsk, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position, Reply, Request,
-    SizeChange, Status, VERSION,
+    Access, BranchAsk, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position,
+    Reply, Request, SizeChange, Status, VERSION,
 };
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use crate::when::When;

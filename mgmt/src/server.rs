@@ -4,8 +4,8 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REQUEST, write_line};
 use crate::protocol::{
-    Access, BranchAsk, Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position, Reply, Request,
-    SizeChange, Status, VERSION,
+    Access, BranchAsk, Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList,
+    Position, Reply, Request, SizeChange, Status, VERSION,
 };
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use crate::when::When;
@@ -100,7 +100,10 @@ pub trait Site: Send + Sync + 'static {
     /// [`Code::OtherRole`] if the history is elsewhere; otherwise what the appliance says.
     fn branch(&self, ask: &BranchAsk) -> Result<serde_json::Value, Failure> {
         let _ = ask;
-        Err(Failure::new(Code::OtherRole, "branches are with the appliance: run the command with --data of `afterimage appliance`"))
+        Err(Failure::new(
+            Code::OtherRole,
+            "branches are with the appliance: run the command with --data of `afterimage appliance`",
+        ))
     }
 
     /// Compares disk and newest history while the guest goes on. `each` hears of the progress and ends it with `false`.

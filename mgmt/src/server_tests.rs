@@ -169,7 +169,8 @@ fn a_client_gets_its_answers_one_after_the_other() {
 #[test]
 fn a_connection_becomes_nbd_without_losing_a_byte() {
     let (dir, _server, opened) = start();
-    let (position, mut stream) = ControlClient::connect(dir.path()).unwrap().nbd("d", &When::Latest, Access::Moment).unwrap();
+    let (position, mut stream) =
+        ControlClient::connect(dir.path()).unwrap().nbd("d", &When::Latest, Access::Moment).unwrap();
     assert_eq!(position.seq, 8);
     let mut greeting = [0; 8];
     stream.read_exact(&mut greeting).unwrap();

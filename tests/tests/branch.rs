@@ -41,7 +41,8 @@ fn a_branch_is_a_disk_of_its_own() {
     lab.daemon.point(DISK, "good");
     write(&lab.uri(), 2, "0 512k");
     lab.daemon.wait_durable(DISK);
-    let create = |of: &str, at: &str, name: &str| lab.daemon.cli("branch create").args([of, "--at", at, "--name", name]);
+    let create =
+        |of: &str, at: &str, name: &str| lab.daemon.cli("branch create").args([of, "--at", at, "--name", name]);
     let made = json(create(DISK, "good", "trial"));
     assert_eq!((&made["name"], &made["parent"], &made["kind"]), (&"disk/trial".into(), &DISK.into(), &"branch".into()));
     create(DISK, "good", "trial").run_failing(1);

@@ -152,7 +152,13 @@ fn text(b: &BranchStatus) -> String {
     let _ = writeln!(out, "  begins behind @{} of {} ({})", b.fork_seq, b.parent, b.fork_time.short());
     let _ = writeln!(out, "  made {}", b.created.short());
     let written = format_size(b.logical_bytes);
-    let _ = writeln!(out, "  durable to @{} ({}); {written} written, {} stored", b.seq, b.time.short(), format_size(b.stored_bytes));
+    let _ = writeln!(
+        out,
+        "  durable to @{} ({}); {written} written, {} stored",
+        b.seq,
+        b.time.short(),
+        format_size(b.stored_bytes)
+    );
     let _ = writeln!(out, "  {} recovery points", b.points);
     if let Some(reason) = &b.reason {
         let _ = writeln!(out, "  {reason}");

@@ -68,9 +68,7 @@ fn run(command: Command) -> Result<(), Problem> {
             Ok(())
         }
         Command::Branch(args) => branch::run(args),
-        Command::Diff(a) => {
-            show::diff(&folder(a.data)?, (a.base.as_deref(), &a.from), (&a.volume, &a.to), a.json)
-        }
+        Command::Diff(a) => show::diff(&folder(a.data)?, (a.base.as_deref(), &a.from), (&a.volume, &a.to), a.json),
         Command::Wait(a) => show::wait(&folder(a.data)?, &a.volume, a.goal, a.timeout),
         Command::Verify(a) => {
             let options = VerifyOptions { range: a.range, repair: a.repair, rate: a.rate };

@@ -266,18 +266,20 @@ struct ExtentJson {
 ///
 /// # Errors
 /// If a moment cannot be chosen.
-pub fn diff(
-    data: &Path,
-    from: (Option<&str>, &When),
-    to: (&str, &When),
-    json: bool,
-) -> Result<(), Problem> {
+pub fn diff(data: &Path, from: (Option<&str>, &When), to: (&str, &When), json: bool) -> Result<(), Problem> {
     let mut extents = Vec::new();
     let end =
         ControlClient::connect(data)?.diff(from, to, |offset, length| extents.push(ExtentJson { offset, length }))?;
     let changed_bytes = extents.iter().map(|e| e.length).sum();
     if json {
-        return put_json(&DiffJson { base: end.base, volume: end.volume, from: end.from, to: end.to, changed_bytes, extents });
+        return put_json(&DiffJson {
+            base: end.base,
+            volume: end.volume,
+            from: end.from,
+            to: end.to,
+            changed_bytes,
+            extents,
+        });
     }
     let mut out = String::new();
     for e in &extents {

@@ -18,8 +18,8 @@ use afterimage_appliance::Appliance;
 use afterimage_base::block::BlockDevice;
 use afterimage_mgmt::attach::{AttachOptions, Attached, Detached};
 use afterimage_mgmt::protocol::{
-    Access, BranchAsk, Code, CompareBegun, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, SizeChange, State, Status,
-    VERSION, VolumeStatus,
+    Access, BranchAsk, Code, CompareBegun, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, SizeChange,
+    State, Status, VERSION, VolumeStatus,
 };
 use afterimage_mgmt::schedule::{Schedule, Seen};
 use afterimage_mgmt::server::{Opened, Site};

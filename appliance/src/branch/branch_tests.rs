@@ -262,7 +262,11 @@ impl Bench {
         std::fs::copy(self.config.dir.join("MANIFEST"), next.dir.join("MANIFEST")).unwrap();
         for part in ["key", "segments", "layers"] {
             let from = self.config.dir.join(part);
-            if from.is_dir() { copy_tree(&from, &next.dir.join(part)) } else { drop(std::fs::copy(from, next.dir.join(part))) }
+            if from.is_dir() {
+                copy_tree(&from, &next.dir.join(part))
+            } else {
+                drop(std::fs::copy(from, next.dir.join(part)))
+            }
         }
         self.volumes.iter_mut().for_each(|v| v.device = None);
         self.appliance = None;

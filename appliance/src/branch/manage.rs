@@ -40,7 +40,9 @@ pub enum BranchError {
     #[error("the moment has just left the window of its volume")]
     Gone,
     /// Records are missing.
-    #[error("records of it, or of its volume before the fork, are missing: make a branch at a moment that can be chosen")]
+    #[error(
+        "records of it, or of its volume before the fork, are missing: make a branch at a moment that can be chosen"
+    )]
     Missing,
     /// It takes no writes.
     #[error("{0}")]
@@ -97,7 +99,10 @@ fn may_begin(m: &Manifest, parent: &[u8; 16], seq: u64, is_point: bool) -> bool 
 
 impl Registry {
     /// What a volume lies on, if it is a branch.
-    pub(crate) fn base_of(meta: &VolumeMeta, others: &[Arc<Volume>]) -> Result<Option<(Base, Arc<Volume>)>, ApplianceError> {
+    pub(crate) fn base_of(
+        meta: &VolumeMeta,
+        others: &[Arc<Volume>],
+    ) -> Result<Option<(Base, Arc<Volume>)>, ApplianceError> {
         let Some(fork) = meta.fork.filter(ForkMeta::leans) else { return Ok(None) };
         let parent = others.iter().find(|v| v.id == fork.parent);
         let parent = parent.ok_or_else(|| refused(&meta.name, BranchError::Missing))?;

@@ -161,11 +161,8 @@ fn passed_over<T>(volume: &Volume, result: Result<T, CollectError>) -> Result<Op
 
 /// First seq of a volume's window, and the seqs at which branches of it begin.
 fn window_of(m: &Manifest, volume: &Volume) -> (u64, Vec<u64>) {
-    let forks = if afterimage_base::world::broken("branch-unpinned") {
-        Vec::new()
-    } else {
-        m.fork_seqs(&volume.id).collect()
-    };
+    let forks =
+        if afterimage_base::world::broken("branch-unpinned") { Vec::new() } else { m.fork_seqs(&volume.id).collect() };
     (m.volume(&volume.id).map_or(0, |v| v.first_seq), forks)
 }
 

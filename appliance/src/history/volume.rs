@@ -1,5 +1,6 @@
 //! The one owner of a volume's layers.
 
+use super::base::Base;
 use super::build::{FileSink, LayerBuilder, MemorySink, Range};
 use super::cache::PageCache;
 use super::compact::{Relocation, Rules, merge};
@@ -8,7 +9,6 @@ use super::memtable::MemTable;
 use super::policy::{self, Size};
 use super::retention::Keep;
 use super::view::View;
-use super::base::Base;
 use super::{HistoryError, LayerKeys, Run};
 use crate::store::{IoHook, IoOp};
 use afterimage_base::world;

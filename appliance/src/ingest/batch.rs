@@ -171,7 +171,9 @@ impl Batch {
         self.index.pieces(start, end, |s, e, held| match held {
             None => each(s, e, None),
             Some(Held(None)) => each(s, e, Some(Newest::Zero)),
-            Some(Held(Some(at))) => (s..e).zip(at..).for_each(|(b, at)| each(b, b + 1, Some(Newest::Bytes(self.block(at))))),
+            Some(Held(Some(at))) => {
+                (s..e).zip(at..).for_each(|(b, at)| each(b, b + 1, Some(Newest::Bytes(self.block(at)))))
+            }
         });
     }
 
@@ -188,8 +190,7 @@ impl Batch {
     ) -> Result<u64, SessionError> {
         let (saved, logical) = (*cursor, self.logical);
         let ends = (self.body.len(), self.pieces.len(), self.fixed.len(), self.blocks.len());
-        let record =
-            Record { kind, flags: 0, seq: cursor.seq + 1, offset, len, time: now, payload_hash: 0, place: 0 };
+        let record = Record { kind, flags: 0, seq: cursor.seq + 1, offset, len, time: now, payload_hash: 0, place: 0 };
         cursor.admit(&record)?;
         self.body.extend_from_slice(payload);
         if let Err(e) = self.push(record, ends.0..self.body.len(), cursor, cursor.size, before) {

@@ -142,7 +142,10 @@ impl<'a> Stages<'a> {
         match (sixteenths, pressed.is_some()) {
             (PRESSED_FROM.., false) => {
                 *pressed = Some(self.shared.pressure.press());
-                tracing::info!("volume {}: writes come faster than they are reduced; that is done later", self.volume.name);
+                tracing::info!(
+                    "volume {}: writes come faster than they are reduced; that is done later",
+                    self.volume.name
+                );
             }
             (..PRESSED_UNTIL, true) => *pressed = None,
             _ => {}
@@ -183,7 +186,10 @@ impl<'a> Stages<'a> {
     /// Waits until there is room, for those who are patient.
     fn wait_for_room(&self) {
         let Some(stop) = self.patient else { return };
-        while self.shared.room.short().is_some() && self.shared.vault.failure().is_none() && !stop.load(Ordering::Acquire) {
+        while self.shared.room.short().is_some()
+            && self.shared.vault.failure().is_none()
+            && !stop.load(Ordering::Acquire)
+        {
             world::sleep(ROOM_TICK);
         }
     }

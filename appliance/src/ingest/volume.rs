@@ -8,7 +8,9 @@ use crate::store::{StoreError, file_name};
 use crate::vault::VaultError;
 use afterimage_base::world::channel::Receiver;
 use afterimage_base::world::sync::Condvar;
-use afterimage_format::manifest::{ForkKind, ForkMeta, GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, SizeMeta, VolumeMeta};
+use afterimage_format::manifest::{
+    ForkKind, ForkMeta, GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, SizeMeta, VolumeMeta,
+};
 use afterimage_format::record::{FLAG_AUTO, FLAG_INITIAL, Kind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -3,8 +3,8 @@
 use super::Office;
 use crate::catalogue::{CatalogueError, NewToken};
 use crate::protocol::{
-    Access, Ca, Certified, Code, CompareBegun, DiffEnd, Failure, Members, MgmtAsk, PointInfo, PointList, Position, RevokeDone,
-    Role, SizeChange, Status, TokenMade, VERSION,
+    Access, Ca, Certified, Code, CompareBegun, DiffEnd, Failure, Members, MgmtAsk, PointInfo, PointList, Position,
+    RevokeDone, Role, SizeChange, Status, TokenMade, VERSION,
 };
 use crate::server::{Opened, Site};
 use crate::units::Time;

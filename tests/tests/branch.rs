@@ -53,7 +53,7 @@ fn a_branch_is_a_disk_of_its_own() {
     write(&uri, 3, "256k 128k");
     holds(&uri, 3, "256k 128k");
     holds(&lab.uri(), 2, "0 512k");
-    let walked = tool("python3").arg(repository().join("tests/clients/walk.py")).arg(&uri).run();
+    let walked = tool("/usr/bin/python3").arg(repository().join("tests/clients/walk.py")).arg(&uri).run();
     println!("a branch: {} checks", walked.stdout.trim());
     let point = json(lab.daemon.cli("branch point").args(["disk/trial", "--name", "walked"]));
     write(&uri, 4, "0 64k");
@@ -114,7 +114,7 @@ fn kills_leave_of_a_branch_what_was_flushed_and_a_prefix() {
     for round in 0..6 {
         let (export, uri) = serve(&lab, "disk/kills", &lab.path("kills.sock"));
         let log = lab.path(&format!("client-{round}.log"));
-        let client = tool("python3").arg(repository().join("tests/clients/prefix.py"));
+        let client = tool("/usr/bin/python3").arg(repository().join("tests/clients/prefix.py"));
         let client = client.args([&uri, &(last + 1).to_string(), &blocks.to_string()]);
         let mut client = Process::start(client.into_command(), &log);
         let flushed = |log: &Path| {

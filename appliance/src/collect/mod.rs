@@ -38,7 +38,7 @@ use crate::store::scan::Scan;
 use crate::store::{StoreError, file_name};
 use afterimage_base::clock::Clock;
 use afterimage_format::BLOCK_SIZE;
-use afterimage_format::manifest::{Manifest, SegmentMeta, SegmentState};
+use afterimage_format::manifest::{ForkMeta, Manifest, SegmentMeta, SegmentState};
 use afterimage_format::segment::Codec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -222,8 +222,9 @@ impl Collector {
             let Some(keep) = passed_over(volume, kept)? else { continue };
             // Merging lets go of what is in files: what the window has left behind in memory is written to one first. A
             // volume of few large writes fills the disk long before its memory.
+            let leans_to = volume.fork().filter(ForkMeta::leans).map_or(0, |f| f.seq);
             let in_files =
-                volume.history.layers().iter().rev().find(|l| !l.in_memory()).map_or(0, |l| l.meta().last_seq);
+                volume.history.layers().iter().rev().find(|l| !l.in_memory()).map_or(leans_to, |l| l.meta().last_seq);
             if keep.window() > in_files + 1 {
                 round.step(Step::Flush)?;
                 let flushed = volume.flush(round.shared).map_err(CollectError::from);

@@ -63,7 +63,14 @@ fn socket_uri(name: &str, socket: &Path) -> String {
 fn start(plan: &Plan) -> Bench {
     let (image, overlay) = (plan.dir.join("disk.raw"), plan.dir.join("overlay.qcow2"));
     tool("fio")
-        .args(["--name=fill", "--rw=write", "--bs=1m", "--buffer_compress_percentage=50", "--refill_buffers", "--end_fsync=1"])
+        .args([
+            "--name=fill",
+            "--rw=write",
+            "--bs=1m",
+            "--buffer_compress_percentage=50",
+            "--refill_buffers",
+            "--end_fsync=1",
+        ])
         .arg(format!("--filename={}", image.display()))
         .arg(format!("--size={}", plan.size))
         .run();
@@ -77,7 +84,8 @@ fn start(plan: &Plan) -> Bench {
     export.wait_until("socket", || socket.exists());
     tool("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&image).arg(&overlay).run();
     let peer_socket = plan.dir.join("peer.sock");
-    let peer = tool("qemu-nbd").args(["-f", "qcow2", "-t", "-e", "16", "-x", "peer", "-k"]).arg(&peer_socket).arg(&overlay);
+    let peer =
+        tool("qemu-nbd").args(["-f", "qcow2", "-t", "-e", "16", "-x", "peer", "-k"]).arg(&peer_socket).arg(&overlay);
     let mut peer = Process::start(peer.into_command(), &plan.dir.join("peer.log"));
     peer.wait_until("socket", || peer_socket.exists());
     let uris = [socket_uri("disk/bench", &socket), socket_uri("peer", &peer_socket)];
@@ -126,7 +134,9 @@ pub fn table(plan: &Plan, pairs: &[Pair]) -> String {
         plan.rounds,
         plan.seconds
     );
-    out.push_str("| | branch MB/s | overlay MB/s | ratio | median \u{b5}s, branch | overlay |\n|---|---|---|---|---|---|\n");
+    out.push_str(
+        "| | branch MB/s | overlay MB/s | ratio | median \u{b5}s, branch | overlay |\n|---|---|---|---|---|---|\n",
+    );
     for (name, _) in JOBS {
         let of = |f: &dyn Fn(&Pair) -> f64| median(&pairs.iter().filter(|p| p.job == name).map(f).collect::<Vec<_>>());
         let _ = writeln!(

@@ -54,7 +54,7 @@ fn a_branch_is_a_disk_of_its_own() {
     holds(&uri, 3, "256k 128k");
     holds(&lab.uri(), 2, "0 512k");
     let walked = tool("/usr/bin/python3").arg(repository().join("tests/clients/walk.py")).arg(&uri).run();
-    println!("a branch: {} checks", walked.stdout.trim());
+    println!("a branch: {}", walked.stdout.trim());
     let point = json(lab.daemon.cli("branch point").args(["disk/trial", "--name", "walked"]));
     write(&uri, 4, "0 64k");
     // What it differs in from where it began, and from what the disk is now.
@@ -73,8 +73,9 @@ fn a_branch_is_a_disk_of_its_own() {
 
     // Promoted it needs the disk's history no more; its branch is still its own.
     assert_eq!(json(lab.daemon.cli("branch promote").arg("disk/trial"))["kind"], "promoted");
-    lab.daemon.restore("disk/trial", "walked", &image);
-    assert_same(&image, &second);
+    let third = lab.path("third.raw");
+    lab.daemon.restore("disk/trial", "walked", &third);
+    assert_same(&image, &third);
     lab.daemon.cli("branch drop").args(["disk/trial", "--yes"]).run_failing(1);
     lab.daemon.cli("branch drop").args(["disk/second", "--yes"]).run();
     let list = json(lab.daemon.cli("branch ls"));
@@ -82,8 +83,9 @@ fn a_branch_is_a_disk_of_its_own() {
     assert!(lab.daemon.stop().success(), "{}", lab.daemon.log());
     lab.daemon.check().run();
     lab.daemon.start();
-    lab.daemon.restore("disk/trial", "walked", &second);
-    assert_same(&image, &second);
+    let fourth = lab.path("fourth.raw");
+    lab.daemon.restore("disk/trial", "walked", &fourth);
+    assert_same(&image, &fourth);
 }
 
 /// The last write that an image shows, after which every block must be as the writes up to it left it.

@@ -230,7 +230,7 @@ impl Bench {
     }
 
     fn look(&mut self, of: usize, back: u64) {
-        if of != 0 && (back % 2 == 0 || self.volumes[of].device.is_some()) {
+        if of != 0 && (back.is_multiple_of(2) || self.volumes[of].device.is_some()) {
             let device = self.device(of);
             assert!(whole(&device) == *self.volumes[of].images.last().unwrap(), "{} as a disk", self.volumes[of].name);
         }

@@ -276,7 +276,7 @@ impl Live {
             BlockError::Io(libc::EIO)
         })?;
         let time = cursor.time;
-        let partial = what.0 != Kind::Point && (what.1 | what.2) % 4096 != 0;
+        let partial = what.0 != Kind::Point && !(what.1 | what.2).is_multiple_of(4096);
         front.weight += payload.len() + RECORD_WEIGHT + if partial { PARTIAL_WEIGHT } else { 0 };
         if first {
             front.since = world::now();

@@ -142,10 +142,13 @@ impl<'a> Stages<'a> {
         match (sixteenths, pressed.is_some()) {
             (PRESSED_FROM.., false) => {
                 *pressed = Some(self.shared.pressure.press());
-                tracing::info!(
-                    "volume {}: writes come faster than they are reduced; that is done later",
-                    self.volume.name
-                );
+                // The buffer of a branch is small, and fills up now and then.
+                if self.patient.is_none() {
+                    tracing::info!(
+                        "volume {}: the agent's ring fills up; what comes is reduced later",
+                        self.volume.name
+                    );
+                }
             }
             (..PRESSED_UNTIL, true) => *pressed = None,
             _ => {}

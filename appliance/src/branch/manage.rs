@@ -306,7 +306,7 @@ impl Appliance {
                 tracing::warn!("what was written to an export stays until the next start: {e}");
             }
         });
-        self.device_of(&made, Some(leave))
+        self.device_of(&made, Some(leave)).inspect_err(|_| drop(self.registry.drop_branch(&id)))
     }
 
     /// Makes a point at the newest write of a branch, durably; answers its seq and time.

@@ -1,5 +1,6 @@
 //! The appliance as its users see it.
 
+use crate::branch::BranchError;
 use crate::collect::order::{OrderConfig, OrderReport};
 use crate::collect::{CollectError, CollectReport, Now};
 use crate::config::ApplianceConfig;
@@ -26,7 +27,7 @@ use afterimage_base::world;
 use afterimage_base::world::channel::bounded;
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread::{self, JoinHandle};
-use afterimage_format::manifest::{GapMeta, Manifest, PointMeta};
+use afterimage_format::manifest::{ForkKind, ForkMeta, GapMeta, Manifest, PointMeta, VolumeMeta};
 use afterimage_trust::Trust;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -73,6 +74,9 @@ pub enum ApplianceError {
     /// Nothing may go.
     #[error("volume {0} is on hold: no point of it is removed; `afterimage volume retention {0} --release` ends that")]
     Held(String),
+    /// A branch.
+    #[error("branch {0}: {1}")]
+    Branch(String, BranchError),
     /// A change could not be made durable.
     #[error("{0}")]
     Session(#[from] SessionError),
@@ -127,6 +131,15 @@ fn remove_rubbish(vault: &Vault) -> Result<usize, VaultError> {
     Ok(gone)
 }
 
+/// Drops what writable exports of the last process have left.
+fn drop_scratch(vault: &Vault) -> Result<(), VaultError> {
+    let is_scratch = |v: &VolumeMeta| v.fork.is_some_and(|f| f.kind == ForkKind::Scratch);
+    if vault.read(|m| m.volumes.iter().any(is_scratch)) {
+        vault.edit(|m| m.volumes.retain(|v| !is_scratch(v)))?;
+    }
+    Ok(())
+}
+
 impl Appliance {
     /// Opens or makes the vault, brings every volume back, and listens.
     ///
@@ -137,6 +150,7 @@ impl Appliance {
         let vault = Arc::new(Vault::open_or_create(&config.dir, &config.key)?);
         let open_segments = end_open_segments(&vault)?;
         let mut started = StartReport { open_segments, created, ..StartReport::default() };
+        drop_scratch(&vault)?;
         started.removed_files = remove_rubbish(&vault)?;
         let system = |what| move |e| ApplianceError::System(what, e);
         let id = vault.read(|m| m.vault);
@@ -164,13 +178,15 @@ impl Appliance {
                 window: u64::try_from(config.window.as_nanos()).unwrap_or(u64::MAX),
                 ..config.retention
             },
+            runners: LongMutex::default(),
             owners: Mutex::new(
                 Owners::load(&config.dir).map_err(|e| ApplianceError::Owners(config.dir.join("owners"), e))?,
             ),
         });
         let metas = vault.read(|m| m.volumes.clone());
         for meta in &metas {
-            let volume = registry.open(meta)?;
+            let others = registry.all();
+            let volume = registry.open(meta, &others)?;
             if let Some((_, why)) = volume.history.damage() {
                 tracing::error!("volume {}: {why}", volume.name);
             }
@@ -298,12 +314,14 @@ impl Appliance {
         let v = self.volume(volume)?;
         let (progress, info) = (v.progress(), self.info(&v));
         let gaps: Vec<Gap> = progress.gaps.iter().map(Gap::from).collect();
+        // What a branch has at its fork stays as long as the branch does.
+        let fork = v.fork().filter(ForkMeta::leans).map(|f| f.seq);
         // Before the window the manifest says which points are there: it changes together with the window.
         let kept = self.shared.vault.read(|m| {
             let (first, named) = m.volume(&v.id).map_or((0, &[][..]), |v| (v.first_seq, &v.points[..]));
             let named = named.iter().filter(|p| p.seq < first);
             let own = progress.points.iter().filter(|p| p.seq >= first);
-            named.chain(own).map(|p| p.seq).collect::<Vec<u64>>()
+            fork.into_iter().chain(named.chain(own).map(|p| p.seq)).collect::<Vec<u64>>()
         });
         let window = Window {
             first_seq: info.first_seq,

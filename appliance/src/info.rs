@@ -5,7 +5,7 @@ use crate::ingest::volume::Volume;
 use crate::room::Space;
 use crate::store::{ReadFigures, file_name};
 use afterimage_base::world;
-use afterimage_format::manifest::{SegmentMeta, SegmentState};
+use afterimage_format::manifest::{ForkMeta, SegmentMeta, SegmentState};
 use std::sync::atomic::Ordering;
 
 /// What there is to say of a volume.
@@ -39,8 +39,10 @@ pub struct VolumeInfo {
     pub failure: Option<String>,
     /// Why it takes nothing now, if so: no room.
     pub paused: Option<String>,
-    /// Whether an agent is connected for it.
+    /// Whether an agent is connected for it, or a branch is open as a disk.
     pub connected: bool,
+    /// Where it began, if it is a branch.
+    pub fork: Option<ForkMeta>,
 }
 
 /// What there is to say of the store. Counters begin with the process.
@@ -113,6 +115,7 @@ impl Appliance {
             failure: volume.failure().or_else(|| self.shared.vault.failure()),
             paused: self.shared.room.short(),
             connected: volume.has_session(),
+            fork: volume.fork(),
         }
     }
 }

@@ -10,11 +10,13 @@
 //! | [`reduce`] | splitting, dedupe, compression, sealing |
 //! | [`ingest`] | sessions of agents |
 //! | [`history`] | versions, layers, points, retention |
+//! | [`branch`] | second futures of a volume, read and written as disks |
 //! | [`export`] | a volume at a seq as a block device |
 //! | [`collect`] | retention, and giving room back |
 //! | [`check`] | offline verification and dump |
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run in the real world"))]
 
+pub mod branch;
 pub mod check;
 pub mod collect;
 pub mod export;
@@ -37,8 +39,9 @@ mod testing;
 #[cfg(test)]
 mod trouble_tests;
 
-pub use afterimage_format::manifest::PointMeta;
+pub use afterimage_format::manifest::{ForkKind, ForkMeta, PointMeta};
 pub use appliance::{Appliance, ApplianceError, StartReport};
+pub use branch::{BranchError, BranchInfo};
 pub use config::ApplianceConfig;
 pub use history::thin::{Policy, Why};
 pub use info::{StoreInfo, VolumeInfo};

@@ -1,9 +1,11 @@
 //! The volumes of a vault while it is open, and the work that goes on behind them.
 
 use crate::appliance::ApplianceError;
+use crate::branch::Runner;
 use crate::collect::order::{OrderConfig, OrderReport, Orderer};
 use crate::collect::{CollectError, CollectReport, Collector, Now, Round, Step};
 use crate::history::thin::Policy;
+use crate::history::timeline::Gap;
 use crate::history::{HistoryConfig, LayerKeys, VolumeHistory};
 use crate::ingest::replay::replay;
 use crate::ingest::session::{Machine, Volumes};
@@ -15,10 +17,11 @@ use crate::store::StoreError;
 use afterimage_base::clock::Clock;
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread;
-use afterimage_format::manifest::VolumeMeta;
+use afterimage_format::manifest::{GapMeta, VolumeMeta};
 use afterimage_format::wire::{Hello, SIZE_VERSION};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// How often maintenance looks whether something is due.
@@ -51,6 +54,8 @@ pub(crate) struct Registry {
     /// What is kept of volumes of which nobody has said more.
     pub(crate) retention: Policy,
     pub(crate) owners: Mutex<Owners>,
+    /// Branches that are open as disks. Held while one is opened.
+    pub(crate) runners: LongMutex<HashMap<[u8; 16], Weak<Runner>>>,
 }
 
 impl Registry {
@@ -62,11 +67,25 @@ impl Registry {
         self.lock().clone()
     }
 
-    pub(crate) fn open(&self, meta: &VolumeMeta) -> Result<Arc<Volume>, ApplianceError> {
+    /// Opens a volume; `others` are those that stand before it in the manifest, its parent among them if it is a branch.
+    pub(crate) fn open(&self, meta: &VolumeMeta, others: &[Arc<Volume>]) -> Result<Arc<Volume>, ApplianceError> {
         let of_volume = |e| ApplianceError::History(meta.name.clone(), Box::new(e));
         let dir = self.shared.vault.layers_dir();
-        let history = VolumeHistory::open(&dir, meta.id, &meta.layers, self.history.clone()).map_err(of_volume)?;
-        let replayed = replay(&self.shared.vault, meta, &history);
+        let (base, parent) = Self::base_of(meta, others)?.unzip();
+        let history = VolumeHistory::open_on(base, &dir, meta.id, &meta.layers, self.history.clone());
+        let history = history.map_err(of_volume)?;
+        let mut replayed = replay(&self.shared.vault, meta, &history);
+        let fork = meta.leans_to();
+        // What is missing of its parent before the fork is missing of the branch.
+        if let Some(parent) = parent.filter(|p| p.progress().gaps.iter().any(|g| Gap::from(g).hides(fork))) {
+            replayed.missing = true;
+            if parent.in_part {
+                replayed.unread = Some(format!("volume {} cannot be read up to where it begins", parent.name));
+            }
+            let from_time = meta.durable_time;
+            let gap = GapMeta { from_seq: fork, from_time, to_seq: None, to_time: 0, initial: false };
+            replayed.progress.gaps.insert(0, gap);
+        }
         Ok(Arc::new(Volume::new(meta, history, replayed)))
     }
 }
@@ -80,6 +99,12 @@ impl Volumes for Registry {
         };
         if let Some(volume) = volumes.iter().find(|v| v.id == hello.volume) {
             claim()?;
+            if volume.fork().is_some_and(|f| f.leans()) {
+                return Err(SessionError::Volume(format!(
+                    "{} is a branch: promote it before an agent goes on with it",
+                    volume.name
+                )));
+            }
             let size = volume.progress().size();
             if size != hello.size && hello.newest < SIZE_VERSION {
                 return Err(SessionError::Volume(format!(
@@ -101,7 +126,7 @@ impl Volumes for Registry {
         let meta = VolumeMeta::new(hello.volume, hello.name.clone(), hello.size);
         let added = self.shared.vault.edit(|m| m.volumes.push(meta.clone()));
         added.map_err(StoreError::from)?;
-        let volume = self.open(&meta).map_err(|e| SessionError::Failed(e.to_string()))?;
+        let volume = self.open(&meta, &volumes).map_err(|e| SessionError::Failed(e.to_string()))?;
         tracing::info!("volume {}: registered, {} bytes", volume.name, hello.size);
         volumes.push(Arc::clone(&volume));
         Ok(volume)

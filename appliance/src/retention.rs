@@ -10,7 +10,7 @@ use crate::ingest::volume::Volume;
 use crate::store::StoreError;
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::manifest::{PointMeta, VolumeMeta};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What a policy keeps and lets go.
 #[derive(Debug, Clone)]
@@ -99,7 +99,8 @@ impl Appliance {
             *before.entry(*segment).or_default() += blocks;
         }
         let mut all: HashMap<u32, u64> = HashMap::new();
-        self.registry.all().iter().for_each(|v| v.history.count_segments(&mut all));
+        let mut seen = HashSet::new();
+        self.registry.all().iter().for_each(|v| v.history.count_segments(&mut all, &mut seen));
         let metas = self.shared.vault.read(|m| m.segments.clone());
         let lengths: HashMap<u32, u64> = metas.iter().map(|m| (m.number, self.segment_bytes(m))).collect();
         let mut freed = Freed::default();
@@ -115,10 +116,9 @@ impl Appliance {
         Ok(freed)
     }
 
-    /// Seqs that stay readable besides points: none.
-    #[expect(clippy::unused_self, clippy::missing_const_for_fn, reason = "where others that pin say so")]
-    fn pins(&self, _volume: &Volume) -> Vec<u64> {
-        Vec::new()
+    /// Seqs that stay readable besides points: where branches begin.
+    fn pins(&self, volume: &Volume) -> Vec<u64> {
+        self.shared.vault.read(|m| m.fork_seqs(&volume.id).collect())
     }
 
     /// Where the window of a volume is wanted to begin, and where it would: it never grows backwards.

@@ -8,7 +8,7 @@
 use crate::cache::write_all_back;
 use crate::generate::{Shape, VOLUME, content};
 use afterimage_mgmt::client::ControlClient;
-use afterimage_mgmt::protocol::StoreStatus;
+use afterimage_mgmt::protocol::{Access, StoreStatus};
 use afterimage_mgmt::when::When;
 use afterimage_nbd::Address;
 use afterimage_nbd::client::Client;
@@ -192,7 +192,8 @@ fn open(plan: &Plan, daemon: &Daemon, seq: u64, way: Way) -> f64 {
         let mut control = ControlClient::connect(daemon.data()).expect("connect to the daemon");
         start = Instant::now();
         let position = control.resolve(VOLUME, &When::Seq(seq)).expect("find the point");
-        let guard = control.export(VOLUME, &When::Seq(position.seq), false, &listener).expect("open the point");
+        let guard =
+            control.export(VOLUME, &When::Seq(position.seq), Access::Moment, &listener).expect("open the point");
         let client = first_bytes(&socket, offset).expect("connect to the point");
         let took = start.elapsed();
         drop((client, guard));

@@ -28,6 +28,7 @@
 //! | [`figures`] | medians, quantities as text |
 //! | [`report`] | JSON and the tables of docs/performance.md |
 
+pub mod branch;
 pub mod cache;
 pub mod cold;
 pub mod figures;

@@ -2,7 +2,7 @@
 
 use afterimage_benches::report::{self, Machine, Results};
 use afterimage_benches::usage::{self, Cores};
-use afterimage_benches::{cold, generate, growth, history, image, ingest, lag, outage, plot, write_path};
+use afterimage_benches::{branch, cold, generate, growth, history, image, ingest, lag, outage, plot, write_path};
 use afterimage_tests::binary;
 use afterimage_tests::tool::tool;
 use clap::{Parser, ValueEnum};
@@ -97,13 +97,15 @@ enum Part {
     Lag,
     /// Many volumes on one agent
     Growth,
+    /// Reads and writes of a branch, in pairs with qemu-nbd on a qcow2 overlay
+    Branch,
     /// Everything but the outage
     All,
 }
 
 impl Part {
     fn includes(self, part: Part) -> bool {
-        self == part || (self == Part::All && !matches!(part, Part::Outage | Part::Cold | Part::Levels))
+        self == part || (self == Part::All && !matches!(part, Part::Outage | Part::Cold | Part::Levels | Part::Branch))
     }
 }
 
@@ -128,6 +130,7 @@ fn main() {
         cold: Vec::new(),
         lag: None,
         growth: Vec::new(),
+        branch: Vec::new(),
     };
     let mut tables = Vec::new();
     if options.part.includes(Part::WritePath) {
@@ -153,6 +156,9 @@ fn main() {
     }
     if options.part.includes(Part::Growth) {
         tables.push(("growth", measure_growth(&options, &dir, &mut results)));
+    }
+    if options.part.includes(Part::Branch) {
+        tables.push(("branch", measure_branch(&options, &dir, &mut results)));
     }
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&results).expect("results are JSON");
@@ -277,6 +283,18 @@ fn measure_growth(options: &Options, dir: &Path, results: &mut Results) -> Strin
     };
     results.growth = growth::measure(&plan, |run| eprintln!("{run:?}"));
     growth::table(&plan, &results.growth)
+}
+
+fn measure_branch(options: &Options, dir: &Path, results: &mut Results) -> String {
+    let scratch = tempfile::Builder::new().prefix("branch-").tempdir_in(dir).expect("make a folder");
+    let plan = branch::Plan {
+        dir: scratch.path().to_owned(),
+        size: options.disk_mib << 20,
+        seconds: options.seconds,
+        rounds: options.rounds,
+    };
+    results.branch = branch::measure(&plan, |pair| eprintln!("{pair:?}"));
+    branch::table(&plan, &results.branch)
 }
 
 fn measure_ingest(options: &Options, dir: &Path, results: &mut Results) -> String {

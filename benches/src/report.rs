@@ -1,7 +1,7 @@
 //! The results: one JSON file, and the tables of docs/performance.md.
 
 use crate::figures::{figure, median, spread};
-use crate::{growth, history, ingest, lag, outage, write_path};
+use crate::{branch, growth, history, ingest, lag, outage, write_path};
 use afterimage_tests::tool::tool;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -46,6 +46,8 @@ pub struct Results {
     pub lag: Option<lag::Results>,
     /// Many volumes.
     pub growth: Vec<growth::Run>,
+    /// A branch in pairs with an overlay.
+    pub branch: Vec<branch::Pair>,
 }
 
 impl Machine {

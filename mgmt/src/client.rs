@@ -4,8 +4,8 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REPLY, write_line};
 use crate::protocol::{
-    CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position, Reply, Request,
-    SizeChange, Status, VERSION,
+    Access, BranchAsk, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position,
+    Reply, Request, SizeChange, Status, VERSION,
 };
 use crate::retention::{PointAction, Retention, RetentionChange};
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
@@ -230,12 +230,12 @@ impl ControlClient {
     /// If a moment cannot be chosen.
     pub fn diff(
         &mut self,
-        volume: &str,
-        from: &When,
-        to: &When,
+        (base, from): (Option<&str>, &When),
+        (volume, to): (&str, &When),
         mut each: impl FnMut(u64, u64),
     ) -> Result<DiffEnd, ClientError> {
-        self.send(Request::Diff { volume: volume.to_owned(), from: from.clone(), to: to.clone() })?;
+        let (volume, base) = (volume.to_owned(), base.map(str::to_owned));
+        self.send(Request::Diff { volume, base, from: from.clone(), to: to.clone() })?;
         loop {
             let (value, more) = self.receive_value()?;
             if !more {
@@ -244,6 +244,14 @@ impl ControlClient {
             let part: Extents = serde_json::from_value(value).map_err(ClientError::Answer)?;
             part.extents.iter().for_each(|(offset, len)| each(*offset, *len));
         }
+    }
+
+    /// See [`BranchAsk`].
+    ///
+    /// # Errors
+    /// What the appliance says.
+    pub fn branch<T: serde::de::DeserializeOwned>(&mut self, ask: BranchAsk) -> Result<T, ClientError> {
+        self.call(Request::Branch { ask })
     }
 
     /// See [`Request::Verify`]. `each` gets the progress.
@@ -270,8 +278,9 @@ impl ControlClient {
     ///
     /// # Errors
     /// If the moment cannot be opened.
-    pub fn nbd(mut self, volume: &str, at: &When, writable: bool) -> Result<(Position, UnixStream), ClientError> {
-        let position = self.call(Request::Nbd { volume: volume.to_owned(), at: at.clone(), writable })?;
+    pub fn nbd(mut self, volume: &str, at: &When, access: Access) -> Result<(Position, UnixStream), ClientError> {
+        let (volume, (writable, branch)) = (volume.to_owned(), access.flags());
+        let position = self.call(Request::Nbd { volume, at: at.clone(), writable, branch })?;
         // The server speaks first in NBD, and waits for this byte so that nothing of it is in our buffer.
         let Some(mut stream) = self.lines.into_inner() else { return Err(ClientError::Closed) };
         stream.write_all(b"G")?;
@@ -288,10 +297,11 @@ impl ControlClient {
         mut self,
         volume: &str,
         at: &When,
-        writable: bool,
+        access: Access,
         listener: &UnixListener,
     ) -> Result<(Position, ExportGuard), ClientError> {
-        self.send(Request::Export { volume: volume.to_owned(), at: at.clone(), writable })?;
+        let (volume, (writable, branch)) = (volume.to_owned(), access.flags());
+        self.send(Request::Export { volume, at: at.clone(), writable, branch })?;
         self.receive_value()?;
         fdpass::send(&self.stream, listener.as_fd())?;
         let (position, _) = self.receive()?;

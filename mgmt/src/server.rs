@@ -4,8 +4,8 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REQUEST, write_line};
 use crate::protocol::{
-    Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position, Reply, Request,
-    SizeChange, Status, VERSION,
+    Access, BranchAsk, Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList,
+    Position, Reply, Request, SizeChange, Status, VERSION,
 };
 use crate::retention::{PointAction, Retention, RetentionChange};
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
@@ -116,11 +116,23 @@ pub trait Site: Send + Sync + 'static {
     /// As [`When::resolve`].
     fn resolve(&self, volume: &str, at: &When) -> Result<Position, Failure>;
 
-    /// Ranges (offset, length) that may differ between two moments, in order.
+    /// Ranges (offset, length) that may differ between two moments, of one volume or of two, in order.
     ///
     /// # Errors
     /// As [`When::resolve`], or if the store cannot be read.
-    fn diff(&self, volume: &str, from: &When, to: &When) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure>;
+    fn diff(&self, from: (&str, &When), to: (&str, &When)) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure>;
+
+    /// What there is to do with branches.
+    ///
+    /// # Errors
+    /// [`Code::OtherRole`] if the history is elsewhere; otherwise what the appliance says.
+    fn branch(&self, ask: &BranchAsk) -> Result<serde_json::Value, Failure> {
+        let _ = ask;
+        Err(Failure::new(
+            Code::OtherRole,
+            "branches are with the appliance: run the command with --data of `afterimage appliance`",
+        ))
+    }
 
     /// Compares disk and newest history while the guest goes on. `each` hears of the progress and ends it with `false`.
     ///
@@ -145,11 +157,11 @@ pub trait Site: Send + Sync + 'static {
         Err(Failure::new(Code::OtherRole, "this is not mgmt: run the command with --data of `afterimage mgmt`"))
     }
 
-    /// Opens a volume as it was, to be served.
+    /// Opens a volume as it was, or a branch, to be served.
     ///
     /// # Errors
     /// As [`When::resolve`], or if the store cannot be read.
-    fn open(&self, volume: &str, at: &When, writable: bool) -> Result<(Position, Box<dyn Opened>), Failure>;
+    fn open(&self, volume: &str, at: &When, access: Access) -> Result<(Position, Box<dyn Opened>), Failure>;
 }
 
 /// A volume as it was, ready to be served over NBD. Dropping it closes it.
@@ -325,17 +337,21 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
             Ok(Request::Attach { volume, options }) => finish(&stream, site.attach(&volume, &options))?,
             Ok(Request::Detach { what }) => finish(&stream, site.detach(&what))?,
             Ok(Request::Resolve { volume, at }) => finish(&stream, site.resolve(&volume, &at))?,
-            Ok(Request::Diff { volume, from, to }) => diff(&stream, site.diff(&volume, &from, &to))?,
+            Ok(Request::Diff { volume, base, from, to }) => {
+                let base = base.as_deref().unwrap_or(&volume);
+                diff(&stream, site.diff((base, &from), (&volume, &to)))?;
+            }
+            Ok(Request::Branch { ask }) => finish(&stream, site.branch(&ask))?,
             Ok(Request::Verify { volume, options }) => verify(&stream, site, &volume, &options)?,
             Ok(Request::Watch { interval_ms }) => {
                 return watch(&stream, shared, site, Duration::from_millis(interval_ms).max(MIN_INTERVAL));
             }
             Ok(Request::Mgmt { ask }) => finish(&stream, site.mgmt(&caller(&stream), &ask))?,
-            Ok(Request::Nbd { volume, at, writable }) => {
-                return hand_over(&stream, lines, site.open(&volume, &at, writable));
+            Ok(Request::Nbd { volume, at, writable, branch }) => {
+                return hand_over(&stream, lines, site.open(&volume, &at, Access::of(writable, branch)));
             }
-            Ok(Request::Export { volume, at, writable }) => {
-                return export(&stream, lines, site.open(&volume, &at, writable));
+            Ok(Request::Export { volume, at, writable, branch }) => {
+                return export(&stream, lines, site.open(&volume, &at, Access::of(writable, branch)));
             }
         }
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::client::{ClientError, ControlClient};
-use crate::protocol::{GapInfo, Role, State, VolumeStatus, Window};
+use crate::protocol::{Access, GapInfo, Role, State, VolumeStatus, Window};
 use crate::units::Time;
 use std::io::{BufRead, BufReader, Write};
 use std::sync::atomic::AtomicUsize;
@@ -117,13 +117,13 @@ impl Site for Toy {
         Ok(Position { volume: volume.to_owned(), seq: 8, time: None, size: 1 << 20 })
     }
 
-    fn diff(&self, volume: &str, _from: &When, _to: &When) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure> {
+    fn diff(&self, _: (&str, &When), (volume, _): (&str, &When)) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure> {
         known(volume)?;
         let extents = (0..10_000u64).map(|i| (i * 8192, 4096)).collect();
-        Ok((DiffEnd { volume: volume.to_owned(), from: 3, to: 8 }, extents))
+        Ok((DiffEnd { base: None, volume: volume.to_owned(), from: 3, to: 8 }, extents))
     }
 
-    fn open(&self, volume: &str, at: &When, _writable: bool) -> Result<(Position, Box<dyn Opened>), Failure> {
+    fn open(&self, volume: &str, at: &When, _access: Access) -> Result<(Position, Box<dyn Opened>), Failure> {
         let position = self.resolve(volume, at)?;
         self.opened.fetch_add(1, Ordering::SeqCst);
         Ok((position, Box::new(ToyOpened(Arc::clone(&self.opened)))))
@@ -161,7 +161,7 @@ fn a_client_gets_its_answers_one_after_the_other() {
     let Err(ClientError::Refused(failure)) = c.points("e") else { panic!("an unknown volume") };
     assert_eq!((failure.code, &*failure.message), (Code::NotFound, "there is no volume 'e'"));
     let mut got = Vec::new();
-    let end = c.diff("d", &When::Seq(3), &When::Latest, |o, l| got.push((o, l))).unwrap();
+    let end = c.diff((None, &When::Seq(3)), ("d", &When::Latest), |o, l| got.push((o, l))).unwrap();
     assert_eq!((end.to, got.len(), got[9999]), (8, 10_000, (9999 * 8192, 4096)));
     assert_eq!(c.resolve("d", &When::Latest).unwrap().seq, 8, "the connection is still good");
 }
@@ -169,7 +169,8 @@ fn a_client_gets_its_answers_one_after_the_other() {
 #[test]
 fn a_connection_becomes_nbd_without_losing_a_byte() {
     let (dir, _server, opened) = start();
-    let (position, mut stream) = ControlClient::connect(dir.path()).unwrap().nbd("d", &When::Latest, false).unwrap();
+    let (position, mut stream) =
+        ControlClient::connect(dir.path()).unwrap().nbd("d", &When::Latest, Access::Moment).unwrap();
     assert_eq!(position.seq, 8);
     let mut greeting = [0; 8];
     stream.read_exact(&mut greeting).unwrap();
@@ -185,7 +186,7 @@ fn an_export_lives_as_long_as_its_connection() {
     let path = dir.path().join("export.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let client = ControlClient::connect(dir.path()).unwrap();
-    let (_, guard) = client.export("d", &When::Seq(5), true, &listener).unwrap();
+    let (_, guard) = client.export("d", &When::Seq(5), Access::Scratch, &listener).unwrap();
     drop(listener);
     let mut greeting = String::new();
     UnixStream::connect(&path).unwrap().read_to_string(&mut greeting).unwrap();
@@ -195,7 +196,7 @@ fn an_export_lives_as_long_as_its_connection() {
 
     let listener = UnixListener::bind(dir.path().join("second.sock")).unwrap();
     let client = ControlClient::connect(dir.path()).unwrap();
-    let (_, guard) = client.export("d", &When::Latest, false, &listener).unwrap();
+    let (_, guard) = client.export("d", &When::Latest, Access::Branch, &listener).unwrap();
     server.stop();
     assert_eq!(guard.connection().read(&mut [0]).unwrap(), 0, "the command sees that the daemon went away");
     becomes_zero(&opened);

@@ -65,6 +65,8 @@ pub enum Command {
     /// Recovery points
     #[command(subcommand)]
     Point(PointCommand),
+    /// Second futures of a volume: make, serve, compare, promote and drop them
+    Branch(crate::branch::BranchArgs),
     /// Serve a volume as it was over NBD, until interrupted
     Export(ExportArgs),
     /// Make a block device of this machine of a volume, or of a volume as it was
@@ -710,6 +712,9 @@ pub struct DiffArgs {
     pub data: DataArgs,
     /// The volume
     pub volume: String,
+    /// The volume that the earlier moment is of, if it is another one
+    #[arg(long, value_name = "VOLUME")]
+    pub base: Option<String>,
     /// The earlier moment
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     pub from: When,

@@ -6,6 +6,7 @@
 use crate::problem::Problem;
 use crate::{show, signals};
 use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::protocol::Access;
 use afterimage_mgmt::when::When;
 use crossbeam::channel::{bounded, select};
 use std::fs::Permissions;
@@ -22,8 +23,8 @@ pub struct Options {
     pub volume: String,
     /// The moment.
     pub at: When,
-    /// Whether writes are taken, to be forgotten.
-    pub writable: bool,
+    /// As what.
+    pub access: Access,
     /// The socket.
     pub listen: PathBuf,
 }
@@ -70,12 +71,19 @@ pub fn export(data: &Path, options: &Options) -> Result<(), Problem> {
     // Resolved first, so that a bad moment leaves no socket behind even for an instant.
     let position = control.resolve(&options.volume, &options.at)?;
     let (listener, file) = bind(&options.listen)?;
-    let (_, guard) = control.export(&options.volume, &When::Seq(position.seq), options.writable, &listener)?;
+    let (_, guard) = control.export(&options.volume, &When::Seq(position.seq), options.access, &listener)?;
     drop(listener);
     let uri = afterimage_nbd::Address::Unix(file.0.clone()).uri(&options.volume);
     let at = position.time.map_or_else(String::new, |t| format!(" ({})", t.short()));
-    let how = if options.writable { "writable, changes are dropped at the end" } else { "read-only" };
-    show::put(&format!("{} as it was after write @{}{at}, {how}:\n{uri}\n", options.volume, position.seq))?;
+    let what = match options.access {
+        Access::Branch => format!("{}, read and written, now at @{}{at}", options.volume, position.seq),
+        Access::Moment => format!("{} as it was after write @{}{at}, read-only", options.volume, position.seq),
+        Access::Scratch => {
+            let text = "writable, changes are dropped at the end";
+            format!("{} as it was after write @{}{at}, {text}", options.volume, position.seq)
+        }
+    };
+    show::put(&format!("{what}:\n{uri}\n"))?;
     let mut connection = guard.connection().try_clone()?;
     let (send, gone) = bounded::<io::Result<usize>>(1);
     thread::Builder::new().name("watch".to_owned()).spawn(move || send.send(connection.read(&mut [0])))?;

@@ -5,7 +5,7 @@
 
 use crate::problem::Problem;
 use afterimage_mgmt::client::ControlClient;
-use afterimage_mgmt::protocol::Position;
+use afterimage_mgmt::protocol::{Access, Position};
 use afterimage_mgmt::when::When;
 use afterimage_nbd::client::{Client, ClientError, Command, Options};
 use std::collections::{HashMap, VecDeque};
@@ -46,7 +46,7 @@ impl Image {
     /// If nothing runs there, or the moment cannot be opened.
     pub fn open(data: &Path, volume: &str, at: &When) -> Result<(Position, Image), Problem> {
         let open = |at: &When| -> Result<(Position, Client), Problem> {
-            let (position, stream) = ControlClient::connect(data)?.nbd(volume, at, false)?;
+            let (position, stream) = ControlClient::connect(data)?.nbd(volume, at, Access::Moment)?;
             Ok((position, Client::over(OwnedFd::from(stream), volume, &Options::default())?))
         };
         let (position, first) = open(at)?;

@@ -24,6 +24,7 @@
 pub mod app;
 pub mod attach;
 pub mod attached;
+pub mod branch;
 pub mod check;
 pub mod cli;
 pub mod cmd;

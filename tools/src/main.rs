@@ -7,9 +7,10 @@ use afterimage::cli::{
 use afterimage::cmd::retention;
 use afterimage::problem::Problem;
 use afterimage::{
-    attach, check, demo, dump, export, failover, join, mgmt, remote, restore, roles, show, target, up, verify,
+    attach, branch, check, demo, dump, export, failover, join, mgmt, remote, restore, roles, show, target, up, verify,
 };
 use afterimage_mgmt::attach::{AttachOptions, Front};
+use afterimage_mgmt::protocol::Access;
 use afterimage_mgmt::retention::PointAction;
 use afterimage_mgmt::verify::VerifyOptions;
 use afterimage_nbd::Address;
@@ -53,7 +54,7 @@ fn run(command: Command) -> Result<(), Problem> {
             let Address::Unix(listen) = a.listen else {
                 return Err(Problem::usage("an export is served at a unix socket: write --listen unix:PATH"));
             };
-            let options = export::Options { volume: a.volume, at: a.at, writable: a.writable, listen };
+            let options = export::Options { volume: a.volume, at: a.at, access: Access::of(a.writable, false), listen };
             export::export(&folder(a.data)?, &options)
         }
         Command::Attach(a) => {
@@ -72,7 +73,8 @@ fn run(command: Command) -> Result<(), Problem> {
             eprintln!("{}", restore::restore(&folder(a.data)?, &options)?);
             Ok(())
         }
-        Command::Diff(a) => show::diff(&folder(a.data)?, &a.volume, &a.from, &a.to, a.json),
+        Command::Branch(args) => branch::run(args),
+        Command::Diff(a) => show::diff(&folder(a.data)?, (a.base.as_deref(), &a.from), (&a.volume, &a.to), a.json),
         Command::Wait(a) => show::wait(&folder(a.data)?, &a.volume, a.goal, a.timeout),
         Command::Verify(a) => {
             let options = VerifyOptions { range: a.range, repair: a.repair, rate: a.rate };

@@ -268,6 +268,8 @@ pub fn create_point(data: &Path, volume: &str, name: &str, app: bool, json: bool
 
 #[derive(Serialize)]
 struct DiffJson {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<String>,
     volume: String,
     from: u64,
     to: u64,
@@ -285,13 +287,20 @@ struct ExtentJson {
 ///
 /// # Errors
 /// If a moment cannot be chosen.
-pub fn diff(data: &Path, volume: &str, from: &When, to: &When, json: bool) -> Result<(), Problem> {
+pub fn diff(data: &Path, from: (Option<&str>, &When), to: (&str, &When), json: bool) -> Result<(), Problem> {
     let mut extents = Vec::new();
-    let end = ControlClient::connect(data)?
-        .diff(volume, from, to, |offset, length| extents.push(ExtentJson { offset, length }))?;
+    let end =
+        ControlClient::connect(data)?.diff(from, to, |offset, length| extents.push(ExtentJson { offset, length }))?;
     let changed_bytes = extents.iter().map(|e| e.length).sum();
     if json {
-        return put_json(&DiffJson { volume: end.volume, from: end.from, to: end.to, changed_bytes, extents });
+        return put_json(&DiffJson {
+            base: end.base,
+            volume: end.volume,
+            from: end.from,
+            to: end.to,
+            changed_bytes,
+            extents,
+        });
     }
     let mut out = String::new();
     for e in &extents {
@@ -299,9 +308,10 @@ pub fn diff(data: &Path, volume: &str, from: &When, to: &When, json: bool) -> Re
     }
     let _ = writeln!(
         out,
-        "{} between @{} and @{}: {} in {} extents",
-        end.volume,
+        "{}@{} and {}@{}: {} in {} extents",
+        end.base.as_deref().map_or_else(|| format!("{} between ", end.volume), |b| format!("{b} ")),
         end.from,
+        end.base.as_ref().map_or_else(String::new, |_| format!("{} ", end.volume)),
         end.to,
         format_size(changed_bytes),
         extents.len()

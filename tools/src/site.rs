@@ -3,6 +3,7 @@
 //! A process with one role answers what that role knows; for the rest it says which other process to ask.
 
 mod app;
+mod branches;
 mod devices;
 mod figures;
 mod kept;
@@ -20,8 +21,8 @@ use afterimage_appliance::Appliance;
 use afterimage_base::block::BlockDevice;
 use afterimage_mgmt::attach::{AttachOptions, Attached, Detached};
 use afterimage_mgmt::protocol::{
-    Code, CompareBegun, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, SizeChange, State, Status,
-    VERSION, VolumeStatus,
+    Access, BranchAsk, Code, CompareBegun, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, SizeChange,
+    State, Status, VERSION, VolumeStatus,
 };
 use afterimage_mgmt::retention::{PointAction, Retention, RetentionChange};
 use afterimage_mgmt::schedule::{Schedule, Seen};
@@ -330,7 +331,8 @@ impl Site for Local {
             }
             volumes.push(v);
         }
-        for info in &infos {
+        // Branches are shown by `branch ls`, until they stand by themselves.
+        for info in infos.iter().filter(|i| !i.fork.is_some_and(|f| f.leans())) {
             if volumes.iter().all(|v| v.name != info.name)
                 && let Some(appliance) = &appliance
             {
@@ -393,6 +395,10 @@ impl Site for Local {
     }
 
     fn create_point(&self, name: &str, point: &str) -> Result<PointInfo, Failure> {
+        let appliance = lock(&self.appliance).clone();
+        if let Some(appliance) = appliance.filter(|a| a.branch(name).is_ok()) {
+            return branches::point(&appliance, name, point);
+        }
         self.new_name(name, point)?;
         let volume = self.protected(name)?;
         let (seq, time) = volume.create_point(point, false).map_err(|e| match e {
@@ -448,15 +454,21 @@ impl Site for Local {
         self.position(&appliance, volume, at)
     }
 
-    fn diff(&self, volume: &str, from: &When, to: &When) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure> {
+    fn diff(&self, from: (&str, &When), to: (&str, &When)) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure> {
         let appliance = self.appliance()?;
-        let (from, to) = (self.position(&appliance, volume, from)?, self.position(&appliance, volume, to)?);
-        if from.seq > to.seq {
+        let (from, to) = (self.position(&appliance, from.0, from.1)?, self.position(&appliance, to.0, to.1)?);
+        if from.volume == to.volume && from.seq > to.seq {
             let text = format!("--from is @{} and --to @{}: the earlier moment goes first", from.seq, to.seq);
             return Err(Failure::new(Code::BadRequest, text));
         }
-        let extents = appliance.diff(volume, from.seq, to.seq).map_err(|e| failure(Some(e)))?;
-        Ok((DiffEnd { volume: volume.to_owned(), from: from.seq, to: to.seq }, extents))
+        let extents = appliance.diff_of((&from.volume, from.seq), (&to.volume, to.seq));
+        let base = (from.volume != to.volume).then_some(from.volume);
+        let end = DiffEnd { base, volume: to.volume, from: from.seq, to: to.seq };
+        Ok((end, extents.map_err(|e| failure(Some(e)))?))
+    }
+
+    fn branch(&self, ask: &BranchAsk) -> Result<serde_json::Value, Failure> {
+        self.of_branches(ask)
     }
 
     fn verify(
@@ -469,16 +481,19 @@ impl Site for Local {
         crate::verify::serve(&volume, options, each)
     }
 
-    fn open(&self, volume: &str, at: &When, writable: bool) -> Result<(Position, Box<dyn Opened>), Failure> {
+    fn open(&self, volume: &str, at: &When, access: Access) -> Result<(Position, Box<dyn Opened>), Failure> {
         let appliance = self.appliance()?;
         let position = self.position(&appliance, volume, at)?;
-        let device = if writable {
-            appliance.open_scratch(volume, position.seq)
-        } else {
-            appliance.open_at(volume, position.seq)
+        let device = match access {
+            Access::Moment => appliance.open_at(volume, position.seq),
+            Access::Scratch => appliance.open_scratch(volume, position.seq),
+            Access::Branch => appliance.open_branch(volume),
         };
         let device = device.map_err(|e| failure(Some(e)))?;
-        let description = format!("{volume} as it was after write @{}", position.seq);
+        let description = match access {
+            Access::Branch => format!("{volume}, a branch"),
+            _ => format!("{volume} as it was after write @{}", position.seq),
+        };
         let export = Export { name: volume.to_owned(), description, device };
         Ok((position, Box::new(Past { table: ExportTable::single(export), stop: self.stop.clone() })))
     }

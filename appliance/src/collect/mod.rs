@@ -17,7 +17,8 @@
 //! Segments with blocks that landed unreduced, because their sessions had no time ([`Pressure`](crate::ingest::pressure::Pressure)),
 //! count as sparse while nothing presses: copying compresses.
 //!
-//! The window moves in the manifest before anything is dropped, so a seq that can be chosen can be read. References are
+//! The window moves in the manifest before anything is dropped, so a seq that can be chosen can be read. Where a branch begins
+//! stays readable, too: branches are made in the manifest, and only at what can be chosen then. References are
 //! counted over all layers in force, memory tables, and the layers that open views hold (I10): a segment that an open
 //! export needs stays until the export is closed and a later round finds it without references. A segment is looked at only
 //! if the round before has seen it full already, so that no batch under way can know it but through the index. What lies in the
@@ -38,7 +39,7 @@ use crate::store::scan::Scan;
 use crate::store::{StoreError, file_name};
 use afterimage_base::clock::Clock;
 use afterimage_format::BLOCK_SIZE;
-use afterimage_format::manifest::{PointMeta, SegmentMeta, SegmentState, VolumeMeta};
+use afterimage_format::manifest::{ForkMeta, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta};
 use afterimage_format::segment::Codec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -176,6 +177,13 @@ fn passed_over<T>(volume: &Volume, result: Result<T, CollectError>) -> Result<Op
     Ok(None)
 }
 
+/// First seq of a volume's window, and the seqs at which branches of it begin.
+fn window_of(m: &Manifest, volume: &Volume) -> (u64, Vec<u64>) {
+    let forks =
+        if afterimage_base::world::broken("branch-unpinned") { Vec::new() } else { m.fork_seqs(&volume.id).collect() };
+    (m.volume(&volume.id).map_or(0, |v| v.first_seq), forks)
+}
+
 /// The first seq of a window that begins at `start`.
 pub(crate) fn window_at(volume: &Volume, start: u64) -> Result<u64, HistoryError> {
     let history = &volume.history;
@@ -282,8 +290,9 @@ impl Collector {
             let Some(keep) = passed_over(volume, kept)? else { continue };
             // Merging lets go of what is in files: what the window has left behind in memory is written to one first. A
             // volume of few large writes fills the disk long before its memory.
+            let leans_to = volume.fork().filter(ForkMeta::leans).map_or(0, |f| f.seq);
             let in_files =
-                volume.history.layers().iter().rev().find(|l| !l.in_memory()).map_or(0, |l| l.meta().last_seq);
+                volume.history.layers().iter().rev().find(|l| !l.in_memory()).map_or(leans_to, |l| l.meta().last_seq);
             if keep.window() > in_files + 1 {
                 round.step(Step::Flush)?;
                 let flushed = volume.flush(round.shared).map_err(CollectError::from);
@@ -428,11 +437,11 @@ impl Round<'_> {
     fn retain(&self, volume: &Volume, start: u64, policy: &Policy) -> Result<Keep, CollectError> {
         let history = &volume.history;
         let window = if policy.hold { 0 } else { window_at(volume, start).map_err(of_volume(volume))? };
-        let first = self.shared.vault.read(|m| m.volume(&volume.id).map_or(0, |v| v.first_seq));
+        let (first, mut forks) = self.shared.vault.read(|m| window_of(m, volume));
         let progress = volume.progress();
         // By the window that is wanted: where it has become wider, points that it would have kept stay.
         let points = refs(policy, window.min(progress.seq), &progress.points);
-        let Plan { keep, dropped } = plan(window, first, progress.seq, &points, &[]);
+        let Plan { mut keep, dropped } = plan(window, first, progress.seq, &points, &forks);
         let dropped: BTreeSet<u64> = dropped.into_iter().collect();
         if keep.window() == first && dropped.is_empty() {
             return Ok(keep);
@@ -441,6 +450,9 @@ impl Round<'_> {
         self.step(Step::Window)?;
         let goes = |seq: u64| dropped.contains(&seq);
         self.shared.vault.edit(|m| {
+            // A branch begins only where the window of the manifest allows it, so all that will are known when it moves.
+            forks = window_of(m, volume).1;
+            keep = plan(window, first, progress.seq, &points, &forks).keep;
             if let Some(v) = m.volumes.iter_mut().find(|v| v.id == volume.id) {
                 (v.first_seq, v.first_time) = (keep.window(), time);
                 let mut known = Progress::of(v);
@@ -479,9 +491,9 @@ impl Round<'_> {
 
     /// References to segments, those of open views included.
     fn count(&self) -> HashMap<u32, u64> {
-        let mut counts = HashMap::new();
+        let (mut counts, mut seen) = (HashMap::new(), HashSet::new());
         for volume in self.volumes {
-            volume.history.count_segments(&mut counts);
+            volume.history.count_segments(&mut counts, &mut seen);
         }
         counts
     }

@@ -26,7 +26,7 @@
 
 use super::copy::Manner;
 use super::gather::Live;
-use super::{CollectError, Round, Step, of_volume};
+use super::{CollectError, Round, Step, of_volume, window_of};
 use crate::history::Keep;
 use crate::history::compact::Relocation;
 use crate::history::retention::{PointRef, plan};
@@ -218,11 +218,11 @@ fn order<T>(
 impl Round<'_> {
     /// What is kept of a volume, as the manifest has it.
     fn kept(&self, volume: &Volume) -> Keep {
-        let first = self.shared.vault.read(|m| m.volume(&volume.id).map_or(0, |v| v.first_seq));
+        let (first, forks) = self.shared.vault.read(|m| window_of(m, volume));
         let progress = volume.progress();
         // What retention lets go is not among them any more.
         let points: Vec<PointRef> = progress.points.iter().map(|p| PointRef { seq: p.seq, stays: true }).collect();
-        plan(first, first, progress.seq, &points, &[]).keep
+        plan(first, first, progress.seq, &points, &forks).keep
     }
 }
 

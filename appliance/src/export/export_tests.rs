@@ -1,4 +1,4 @@
-//! Points and overlays against images in memory.
+//! Points against images in memory.
 
 use super::*;
 use crate::history::model_tests::config;
@@ -6,6 +6,7 @@ use crate::history::{Run, VolumeHistory};
 use crate::store::{BlockSource, StoreError};
 use afterimage_format::place::Place;
 use proptest::prelude::*;
+use std::path::Path;
 use std::sync::Arc;
 
 /// No multiple of the grid.
@@ -85,31 +86,6 @@ proptest! {
         let (device, image) = point(dir.path(), &ops);
         check_device(&device, &image, &ranges);
         check_device(&device, &image, &[(0, SIZE), (SIZE - 1, 1), (4095, 2)]);
-    }
-
-    #[test]
-    fn an_overlay_takes_writes_of_any_alignment(
-        ops in ops(), ranges in ranges(),
-        writes in proptest::collection::vec((0..SIZE, 1u64..20_000, proptest::option::of(1u8..)), 1..40),
-    ) {
-        let dir = tempfile::tempdir().unwrap();
-        let (base, mut image) = point(dir.path(), &ops);
-        let device = ScratchDevice::new(base, dir.path()).unwrap();
-        for (offset, len, fill) in writes {
-            let len = len.min(SIZE - offset);
-            image[range(offset, len)].fill(fill.unwrap_or(0));
-            match fill {
-                Some(fill) => device.write_at(offset, &vec![fill; usize::try_from(len).unwrap()]).unwrap(),
-                None => device.zero_at(offset, len).unwrap(),
-            }
-        }
-        check_device(&device, &image, &ranges);
-        check_device(&device, &image, &[(0, SIZE)]);
-        device.zero_at(0, SIZE).unwrap();
-        check_device(&device, &vec![0; image.len()], &[(0, SIZE)]);
-        prop_assert_eq!(device.block_status(0, SIZE, 8).unwrap().len(), 1);
-        drop(device);
-        prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
     }
 }
 

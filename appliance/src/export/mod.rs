@@ -5,17 +5,14 @@
 //! | [`point`] | the device, read-only |
 //! | [`parallel`] | reads of one connection on several threads |
 //! | [`ahead`] | reading ahead |
-//! | [`scratch`] | the same with an overlay that takes writes and is gone when the device is |
 //! | `open` | opening them, and what changed between two seqs, by the volume's name |
 
 pub mod ahead;
 mod open;
 pub mod parallel;
 pub mod point;
-pub mod scratch;
 
 pub use point::PointDevice;
-pub use scratch::ScratchDevice;
 
 /// Whole grid blocks of a device of `size` bytes; the last one may reach past its end.
 #[must_use]

@@ -1,7 +1,7 @@
 //! Opening a volume at a seq, by name.
 
 use super::parallel::Parallel;
-use super::{PointDevice, ScratchDevice, blocks_of};
+use super::{PointDevice, blocks_of};
 use crate::appliance::{Appliance, ApplianceError};
 use crate::history::{HistoryError, View, diff};
 use crate::ingest::volume::Volume;
@@ -30,7 +30,7 @@ impl Appliance {
         Ok(PointDevice::new(&volume.name, view, source, size))
     }
 
-    fn parallel(&self, device: Arc<dyn SimpleDevice>) -> Arc<dyn BlockDevice> {
+    pub(crate) fn parallel(&self, device: Arc<dyn SimpleDevice>) -> Arc<dyn BlockDevice> {
         Arc::new(Parallel::new(device, Arc::clone(&self.reads), Arc::clone(&self.ahead)))
     }
 
@@ -42,29 +42,26 @@ impl Appliance {
         Ok(self.parallel(Arc::new(self.point_device(volume, seq)?)))
     }
 
-    /// The same with an overlay that takes writes and is gone when the device is dropped.
-    ///
-    /// # Errors
-    /// As [`Appliance::open_at`], or the overlay cannot be made.
-    pub fn open_scratch(&self, volume: &str, seq: u64) -> Result<Arc<dyn BlockDevice>, ApplianceError> {
-        let base = self.point_device(volume, seq)?;
-        let made = ScratchDevice::new(base, self.shared.vault.dir());
-        let device = made.map_err(|e| ApplianceError::System("a file for what is written to the export", e))?;
-        Ok(self.parallel(Arc::new(device)))
-    }
-
     /// Ranges of the volume in bytes (offset, length) that differ between two seqs, in order. Where it has bytes at one
     /// of them only, they are compared with zeroes.
     ///
     /// # Errors
     /// As [`Appliance::open_at`].
     pub fn diff(&self, volume: &str, from: u64, to: u64) -> Result<Vec<Changed>, ApplianceError> {
-        let (_, a) = self.view_of(volume, from)?;
-        let (volume, b) = self.view_of(volume, to)?;
-        let progress = volume.progress();
-        let size = progress.size_at(from).max(progress.size_at(to));
+        self.diff_of((volume, from), (volume, to))
+    }
+
+    /// The same of two volumes: a branch and what it began on, or two branches. What they have in common is not looked at.
+    ///
+    /// # Errors
+    /// As [`Appliance::open_at`].
+    pub fn diff_of(&self, from: (&str, u64), to: (&str, u64)) -> Result<Vec<Changed>, ApplianceError> {
+        let (of, a) = self.view_of(from.0, from.1)?;
+        let (volume, b) = self.view_of(to.0, to.1)?;
+        let common = self.common((&of, from.1), (&volume, to.1));
+        let size = of.progress().size_at(from.1).max(volume.progress().size_at(to.1));
         let mut out = Vec::new();
-        let collected = diff::changed(&a, &b, blocks_of(size), |start, end| {
+        let collected = diff::changed(&a, &b, (common, blocks_of(size)), |start, end| {
             let (start, end) = (start << BLOCK_SHIFT, (end << BLOCK_SHIFT).min(size));
             out.push((start, end - start));
             true

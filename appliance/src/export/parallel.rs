@@ -47,8 +47,23 @@ struct Work {
     /// For devices that take no writes.
     ahead: Option<Ahead>,
     jobs: Mutex<VecDeque<Job>>,
+    finished: Arc<Finished>,
+}
+
+/// Completions that others than the queue's thread have made. Apart from the device: who makes one may be a thread that the
+/// device waits for when it is dropped.
+struct Finished {
     done: Mutex<Vec<Completion>>,
     event: Event,
+}
+
+impl Finished {
+    fn push(&self, completion: Completion) {
+        let mut done = lock(&self.done);
+        done.push(completion);
+        // Under the lock: whoever has emptied the list is not woken for what it has seen.
+        self.event.ring();
+    }
 }
 
 impl Work {
@@ -69,10 +84,7 @@ impl Work {
 
     fn help(&self) {
         if let Some(completion) = self.step() {
-            let mut done = lock(&self.done);
-            done.push(completion);
-            // Under the lock: whoever has emptied the list is not woken for what it has seen.
-            self.event.ring();
+            self.finished.push(completion);
         } else if let Some(ahead) = &self.ahead {
             ahead.load_one();
         }
@@ -200,8 +212,7 @@ impl BlockDevice for Parallel {
             device: Arc::clone(&self.device),
             ahead: read_only.then(|| Ahead::new(Arc::clone(&self.device), Arc::clone(&self.budget))),
             jobs: Mutex::default(),
-            done: Mutex::default(),
-            event: Event::new()?,
+            finished: Arc::new(Finished { done: Mutex::default(), event: Event::new()? }),
         });
         Ok(Box::new(ParallelQueue { work, pool: Arc::clone(&self.pool), ended: Vec::new(), in_flight: 0, wanted: 0 }))
     }
@@ -221,6 +232,29 @@ struct ParallelQueue {
     wanted: usize,
 }
 
+impl ParallelQueue {
+    /// Serves what is no read. Making it durable may take its time, in which others go on.
+    fn write(&mut self, tag: u64, request: Request<'_>) -> Submitted {
+        let (request, durable) = match request {
+            Request::Flush => (None, true),
+            Request::Write { offset, data, fua } => (Some(Request::Write { offset, data, fua: false }), fua),
+            Request::Trim { offset, len, fua } => (Some(Request::Trim { offset, len, fua: false }), fua),
+            Request::WriteZeroes { offset, len, fua, no_hole, fast } => {
+                (Some(Request::WriteZeroes { offset, len, fua: false, no_hole, fast }), fua)
+            }
+            other => (Some(other), false),
+        };
+        let (result, buf) = request.map_or((Ok(()), None), |r| run_simple(&*self.work.device, r));
+        if result.is_err() || !durable || self.work.ahead.is_some() {
+            return Submitted::Done(Completion { tag, result, buf });
+        }
+        self.in_flight += 1;
+        let finished = Arc::clone(&self.work.finished);
+        self.work.device.flush_then(Box::new(move |result| finished.push(Completion { tag, result, buf: None })));
+        Submitted::Pending
+    }
+}
+
 impl Queue for ParallelQueue {
     fn submit(&mut self, tag: u64, request: Request<'_>) -> Submitted {
         match request {
@@ -232,10 +266,7 @@ impl Queue for ParallelQueue {
                 self.in_flight += 1;
                 Submitted::Pending
             }
-            other => {
-                let (result, buf) = run_simple(&*self.work.device, other);
-                Submitted::Done(Completion { tag, result, buf })
-            }
+            other => self.write(tag, other),
         }
     }
 
@@ -256,13 +287,13 @@ impl Queue for ParallelQueue {
         let before = out.len();
         out.append(&mut self.ended);
         // Cleared first: what comes in between leaves the event readable.
-        self.work.event.clear();
-        out.append(&mut lock(&self.work.done));
+        self.work.finished.event.clear();
+        out.append(&mut lock(&self.work.finished.done));
         self.in_flight -= out.len() - before;
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.work.event.fd())
+        Some(self.work.finished.event.fd())
     }
 
     fn in_flight(&self) -> usize {
@@ -277,7 +308,7 @@ impl Drop for ParallelQueue {
         while self.in_flight() != 0 {
             self.reap(&mut out);
             if self.in_flight() != 0 {
-                self.work.event.wait(DROP_TICK);
+                self.work.finished.event.wait(DROP_TICK);
             }
         }
         if let Some(ahead) = &self.work.ahead {

@@ -4,7 +4,7 @@
 //! A read of one block is one look-up and one frame. Block status walks through runs of the layers and never block by
 //! block, so an empty disk of any size is described at once.
 
-use crate::history::View;
+use crate::history::{HistoryError, View};
 use crate::store::BlockSource;
 use afterimage_base::block::{BlockError, Extent, Geometry};
 use afterimage_base::simple::SimpleDevice;
@@ -157,22 +157,30 @@ impl SimpleDevice for PointDevice {
 
     fn block_status(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>, BlockError> {
         self.geometry().check(offset, len)?;
-        let stop = offset + len;
-        let mut cursor =
-            self.view.cursor(offset >> BLOCK_SHIFT, stop.div_ceil(BLOCK_SIZE as u64)).map_err(|e| self.failed(&e))?;
-        let (mut extents, mut at): (Vec<Extent>, u64) = (Vec::new(), offset);
-        for _ in 0..MAX_RUNS {
-            let Some(run) = cursor.next_run().map_err(|e| self.failed(&e))? else { break };
-            let end = run.end.saturating_mul(BLOCK_SIZE as u64).min(stop);
-            let (len, zero) = (end - at, run.place.is_zero());
-            let full = extents.len() >= max.max(1);
-            match extents.last_mut() {
-                Some(e) if e.zero == zero => e.len += len,
-                _ if full => break,
-                _ => extents.push(Extent { len, zero, hole: zero }),
-            }
-            at = end;
-        }
-        Ok(extents)
+        extents(&self.view, (offset, len), max).map_err(|e| self.failed(&e))
     }
 }
+
+/// What a view holds in `len` bytes from `offset`, in at most `max` extents.
+pub(crate) fn extents(view: &View, (offset, len): (u64, u64), max: usize) -> Result<Vec<Extent>, HistoryError> {
+    let stop = offset + len;
+    let mut cursor = view.cursor(offset >> BLOCK_SHIFT, stop.div_ceil(BLOCK_SIZE as u64))?;
+    let (mut extents, mut at): (Vec<Extent>, u64) = (Vec::new(), offset);
+    for _ in 0..MAX_RUNS {
+        let Some(run) = cursor.next_run()? else { break };
+        let end = run.end.saturating_mul(BLOCK_SIZE as u64).min(stop);
+        let (len, zero) = (end - at, run.place.is_zero());
+        let full = extents.len() >= max.max(1);
+        match extents.last_mut() {
+            Some(e) if e.zero == zero => e.len += len,
+            _ if full => break,
+            _ => extents.push(Extent { len, zero, hole: zero }),
+        }
+        at = end;
+    }
+    Ok(extents)
+}
+
+#[cfg(test)]
+#[path = "export_tests.rs"]
+mod tests;

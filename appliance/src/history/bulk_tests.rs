@@ -121,7 +121,7 @@ fn ten_million_versions() {
     let (a, b) = (history.view(COUNT - 1000).unwrap(), history.view(COUNT).unwrap());
     let start = Instant::now();
     let mut extents = 0;
-    diff::changed(&a, &b, BLOCKS, |_, _| {
+    diff::changed(&a, &b, (a.seq().min(b.seq()), BLOCKS), |_, _| {
         extents += 1;
         true
     })

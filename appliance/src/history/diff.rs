@@ -1,29 +1,29 @@
-//! What changed between two seqs.
+//! What differs between two views.
 //!
-//! Only blocks of which a layer has a version between the two are looked at, so the cost is that of what was
-//! written in between and not that of the disk.
+//! Two views have a history in common up to some seq: of one volume the older of the two, of a volume and its branch the fork,
+//! or the view of the volume if that is older. Only blocks of which a layer of either has a version behind that are looked
+//! at, so the cost is that of what was written since and not that of the disk.
 
 use super::HistoryError;
 use super::cursor::SeqCursor;
-use super::view::{View, ViewCursor};
+use super::view::{Seen, View, ViewCursor};
 
 /// Calls `each` with (first block, block behind the last) for every range of blocks below `blocks` that differs between the
-/// two views of one volume, in order and joined where they touch, until it answers `false`. A block rewritten with the
-/// same content counts as changed only if it was stored again elsewhere.
+/// two views, which have everything up to the seq `common` in common, in order and joined where they touch, until it
+/// answers `false`. A block rewritten with the same content counts as changed only if it was stored again elsewhere.
 ///
 /// # Errors
 /// [`HistoryError`] if a layer cannot be read or is damaged.
 pub fn changed(
     from: &View,
     to: &View,
-    blocks: u64,
+    (common, blocks): (u64, u64),
     mut each: impl FnMut(u64, u64) -> bool,
 ) -> Result<(), HistoryError> {
-    let (older, newer) = if from.seq() <= to.seq() { (from, to) } else { (to, from) };
-    let mut candidates = Candidates::new(older, newer)?;
+    let mut candidates = Candidates::new(from, to, common)?;
     let mut pending: Option<(u64, u64)> = None;
     while let Some((start, end)) = candidates.next(blocks)? {
-        let mut pair = Pair { a: older.cursor(start, end)?, b: newer.cursor(start, end)? };
+        let mut pair = Pair { a: from.cursor(start, end)?, b: to.cursor(start, end)? };
         let mut go_on = true;
         pair.differences(|s, e| match &mut pending {
             Some(p) if p.1 == s => p.1 = e,
@@ -43,17 +43,17 @@ pub fn changed(
     Ok(())
 }
 
-/// Ranges that have a version in between, joined while they touch.
+/// Ranges that have a version since, joined while they touch.
 struct Candidates<'a> {
     cursors: Vec<SeqCursor<'a>>,
     at: u64,
 }
 
 impl<'a> Candidates<'a> {
-    fn new(older: &View, newer: &'a View) -> Result<Self, HistoryError> {
-        let (after, seq) = (older.seq(), newer.seq());
-        let between = newer.layers().iter().filter(|l| l.meta().last_seq > after);
-        let cursors = between.map(|l| SeqCursor::changed(l, after, seq, 0)).collect::<Result<_, _>>()?;
+    fn new(a: &'a View, b: &'a View, common: u64) -> Result<Self, HistoryError> {
+        let behind = |s: &&Seen| s.layer.meta().last_seq.min(s.upto) > common;
+        let since = a.layers().iter().chain(b.layers()).filter(behind);
+        let cursors = since.map(|s| SeqCursor::changed(&s.layer, common, s.upto, 0)).collect::<Result<_, _>>()?;
         Ok(Self { cursors, at: 0 })
     }
 

@@ -1,6 +1,6 @@
 //! A map from disjoint ranges of blocks to values.
 //!
-//! Used for the newest places of the memory table and for the overlay of a writable export.
+//! Used for the newest places of the memory table and for what is under way on a branch.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,16 @@ pub trait Span: Copy + PartialEq {
 }
 
 /// Disjoint ranges of blocks with a value each.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct IntervalMap<V> {
     /// From first block to (block behind the last, value of the first).
     ranges: BTreeMap<u64, (u64, V)>,
+}
+
+impl<V> Default for IntervalMap<V> {
+    fn default() -> Self {
+        Self { ranges: BTreeMap::new() }
+    }
 }
 
 impl<V: Span> IntervalMap<V> {

@@ -10,7 +10,8 @@
 //! |---|---|
 //! | [`volume`] | [`VolumeHistory`]: the one owner of a volume's layers |
 //! | [`view`] | the volume at one seq |
-//! | [`diff`] | what changed between two seqs |
+//! | [`base`] | what lies below the layers of a branch |
+//! | [`diff`] | what differs between two views |
 //! | [`timeline`] | from a wish (seq, time, latest) to a seq that is a valid image, or an error that says what is |
 //! | [`retention`], [`thin`], [`preview`] | what is kept |
 //! | [`memtable`], [`interval`] | the newest records |
@@ -29,6 +30,7 @@ mod damage_tests;
 #[cfg(test)]
 pub(crate) mod model_tests;
 
+pub mod base;
 pub mod build;
 pub mod cache;
 pub mod compact;
@@ -51,6 +53,7 @@ use afterimage_format::place::Place;
 use std::path::PathBuf;
 use thiserror::Error;
 
+pub use base::Base;
 pub use cache::PageCache;
 pub use retention::{Keep, Pace};
 pub use view::View;
@@ -159,6 +162,9 @@ pub enum HistoryError {
     /// The work was told to stop.
     #[error("stopped before the end")]
     Stopped,
+    /// The volume is there no more.
+    #[error("it has just been dropped")]
+    Retired,
 }
 
 impl HistoryError {

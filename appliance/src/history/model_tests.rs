@@ -228,7 +228,7 @@ impl<'a> Bench<'a> {
             let (a, b) = (self.history.view(*from).unwrap(), self.history.view(*to).unwrap());
             let mut found = HashSet::new();
             let mut last = None;
-            diff::changed(&a, &b, BLOCKS + 20, |s, e| {
+            diff::changed(&a, &b, (a.seq().min(b.seq()), BLOCKS + 20), |s, e| {
                 assert!(last.is_none_or(|l| s > l) && e > s, "in order and joined");
                 last = Some(e);
                 found.extend(s..e);
@@ -287,7 +287,7 @@ fn a_view_goes_on_reading_what_is_merged_and_moved_away() {
         bench.run(Step::Relocate { segment: 1 });
     }
     let mut counts = std::collections::HashMap::new();
-    bench.history.count_segments(&mut counts);
+    bench.history.count_segments(&mut counts, &mut std::collections::HashSet::new());
     assert!(counts.contains_key(&1), "what open views need is counted (I10)");
     for (view, model) in &views {
         for block in 0..12 {
@@ -296,7 +296,7 @@ fn a_view_goes_on_reading_what_is_merged_and_moved_away() {
     }
     drop(views);
     counts.clear();
-    bench.history.count_segments(&mut counts);
+    bench.history.count_segments(&mut counts, &mut std::collections::HashSet::new());
     assert!(!counts.contains_key(&1), "what nothing needs is not counted");
 }
 

@@ -9,12 +9,19 @@ use super::layer::Layer;
 use afterimage_format::place::Place;
 use std::sync::Arc;
 
+/// A layer, and the newest seq in it that counts: what a branch sees of its parent ends at the fork.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) layer: Arc<Layer>,
+    pub(crate) upto: u64,
+}
+
 /// A volume at one seq.
 #[derive(Debug)]
 pub struct View {
     seq: u64,
     /// Newest first.
-    layers: Vec<Arc<Layer>>,
+    layers: Vec<Seen>,
 }
 
 /// Blocks `start..end` have the places `place`, `place` + 1 slot, ... or are all zero.
@@ -32,8 +39,15 @@ impl View {
     /// A view at `seq` of `layers` (oldest first), of which those that begin at or behind it are left out.
     #[must_use]
     pub(crate) fn new(seq: u64, layers: &[Arc<Layer>]) -> Self {
-        let layers = layers.iter().rev().filter(|l| l.meta().after_seq < seq && l.meta().tokens > 0).cloned().collect();
-        Self { seq, layers }
+        let mut view = Self { seq, layers: Vec::with_capacity(layers.len()) };
+        view.put_below(seq, layers);
+        view
+    }
+
+    /// Puts what `layers` (oldest first) know at `upto` below everything that is there.
+    pub(crate) fn put_below(&mut self, upto: u64, layers: &[Arc<Layer>]) {
+        let seen = layers.iter().rev().filter(|l| l.meta().after_seq < upto && l.meta().tokens > 0);
+        self.layers.extend(seen.map(|layer| Seen { layer: Arc::clone(layer), upto }));
     }
 
     /// The seq.
@@ -44,7 +58,7 @@ impl View {
 
     /// The layers that it reads, newest first.
     #[must_use]
-    pub fn layers(&self) -> &[Arc<Layer>] {
+    pub(crate) fn layers(&self) -> &[Seen] {
         &self.layers
     }
 
@@ -53,8 +67,8 @@ impl View {
     /// # Errors
     /// [`HistoryError`] if a layer cannot be read or is damaged.
     pub fn lookup(&self, block: u64) -> Result<Place, HistoryError> {
-        for layer in &self.layers {
-            if let Some(place) = layer.lookup(block, self.seq)? {
+        for Seen { layer, upto } in &self.layers {
+            if let Some(place) = layer.lookup(block, *upto)? {
                 return Ok(place);
             }
         }
@@ -82,8 +96,8 @@ impl View {
     /// # Errors
     /// [`HistoryError`] if a layer cannot be read or is damaged.
     pub fn cursor(&self, start: u64, end: u64) -> Result<ViewCursor<'_>, HistoryError> {
-        let overlaps = |l: &&Arc<Layer>| l.meta().first_block < end && l.meta().end_block > start;
-        let cursors = self.layers.iter().filter(overlaps).map(|l| SeqCursor::new(l, self.seq, start));
+        let overlaps = |s: &&Seen| s.layer.meta().first_block < end && s.layer.meta().end_block > start;
+        let cursors = self.layers.iter().filter(overlaps).map(|s| SeqCursor::new(&s.layer, s.upto, start));
         Ok(ViewCursor { cursors: cursors.collect::<Result<_, _>>()?, at: start, end })
     }
 }

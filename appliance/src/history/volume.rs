@@ -1,5 +1,6 @@
 //! The one owner of a volume's layers.
 
+use super::base::Base;
 use super::build::{FileSink, LayerBuilder, MemorySink, Range};
 use super::cache::PageCache;
 use super::compact::{Relocation, Rules, merge};
@@ -10,10 +11,11 @@ use super::retention::Keep;
 use super::view::View;
 use super::{HistoryError, LayerKeys, Run};
 use crate::store::{IoHook, IoOp};
+use afterimage_base::world;
 use afterimage_base::world::sync::Condvar;
 use afterimage_format::layer::LayerMeta;
 use afterimage_format::place::Place;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -41,21 +43,24 @@ impl HistoryConfig {
     }
 }
 
-#[derive(Debug)]
-struct State {
-    table: MemTable,
+pub(super) struct State {
+    pub(super) table: MemTable,
     /// Oldest first; those in memory are the newest.
-    layers: Vec<Arc<Layer>>,
+    pub(super) layers: Vec<Arc<Layer>>,
     views: Vec<Weak<View>>,
+    /// For a branch: what its layers do not know.
+    pub(super) base: Option<Base>,
+    /// It was dropped: no view of it is opened any more.
+    retired: bool,
 }
 
 /// The history of one volume.
 pub struct VolumeHistory {
-    dir: PathBuf,
-    volume: [u8; 16],
-    config: HistoryConfig,
+    pub(super) dir: PathBuf,
+    pub(super) volume: [u8; 16],
+    pub(super) config: HistoryConfig,
     state: Mutex<State>,
-    permit: Arc<Permit>,
+    pub(super) permit: Arc<Permit>,
 }
 
 /// New layers, waiting for the manifest. One per volume at a time: another flush, merge or relocation of the volume
@@ -68,6 +73,8 @@ pub struct HistoryEdit {
     pub layered_to: u64,
     /// Numbers of neighbours that give way, and the layer that takes their place.
     replaced: Vec<(Vec<u64>, Arc<Layer>)>,
+    /// The layer that takes the place of the base.
+    grounded: Option<Arc<Layer>>,
     permit: PermitGuard,
 }
 
@@ -78,15 +85,15 @@ impl std::fmt::Debug for HistoryEdit {
 }
 
 #[derive(Default)]
-struct Permit {
+pub(super) struct Permit {
     taken: Mutex<bool>,
     freed: Condvar,
 }
 
-struct PermitGuard(Arc<Permit>);
+pub(super) struct PermitGuard(Arc<Permit>);
 
 impl Permit {
-    fn take(self: &Arc<Self>) -> PermitGuard {
+    pub(super) fn take(self: &Arc<Self>) -> PermitGuard {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         while *taken {
             taken = self.freed.wait(&self.taken, taken);
@@ -115,8 +122,22 @@ impl VolumeHistory {
         metas: &[LayerMeta],
         config: HistoryConfig,
     ) -> Result<Arc<Self>, HistoryError> {
+        Self::open_on(None, dir, volume, metas, config)
+    }
+
+    /// The same for a branch, which has its `base` below its own layers.
+    ///
+    /// # Errors
+    /// As [`VolumeHistory::open`].
+    pub fn open_on(
+        base: Option<Base>,
+        dir: &Path,
+        volume: [u8; 16],
+        metas: &[LayerMeta],
+        config: HistoryConfig,
+    ) -> Result<Arc<Self>, HistoryError> {
         let mut layers: Vec<Arc<Layer>> = Vec::with_capacity(metas.len());
-        let mut last_seq = 0;
+        let mut last_seq = base.as_ref().map_or(0, |b| b.seq);
         for meta in metas {
             if meta.after_seq != last_seq {
                 return Err(HistoryError::Disjoint { ends: last_seq, begins: meta.after_seq });
@@ -125,7 +146,7 @@ impl VolumeHistory {
             let opened = Layer::open(dir, &volume, meta, &*config.keys, &config.cache);
             layers.push(opened.unwrap_or_else(|e| Layer::lost(meta, &e, &config.cache)));
         }
-        let mut last_time = 0;
+        let mut last_time = base.as_ref().map_or(0, Base::time);
         for layer in layers.iter().rev() {
             // A damaged timeline is found again by whoever asks for a time.
             if let Ok(Some((_, time))) = layer.record_where(|_, _| true) {
@@ -134,11 +155,11 @@ impl VolumeHistory {
             }
         }
         let table = MemTable::new(last_seq, last_time);
-        let state = Mutex::new(State { table, layers, views: Vec::new() });
+        let state = Mutex::new(State { table, layers, views: Vec::new(), base, retired: false });
         Ok(Arc::new(Self { dir: dir.to_path_buf(), volume, config, state, permit: Arc::default() }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -156,7 +177,7 @@ impl VolumeHistory {
     }
 
     /// Turns the memory table into a layer in memory, and joins it with those before it that are not much larger.
-    fn freeze(&self, state: &mut State) -> Result<(), HistoryError> {
+    pub(super) fn freeze(&self, state: &mut State) -> Result<(), HistoryError> {
         if state.table.is_empty() {
             return Ok(());
         }
@@ -193,7 +214,7 @@ impl VolumeHistory {
         let view = {
             let state = self.state();
             state.table.pieces(block, block.saturating_add(count), |s, e, p| pieces.push((s, e, p)));
-            pieces.iter().any(|p| p.2.is_none()).then(|| View::new(u64::MAX, &state.layers))
+            pieces.iter().any(|p| p.2.is_none()).then(|| View::of(u64::MAX, &state)).transpose()?
         };
         for (start, end, place) in pieces {
             match (place, &view) {
@@ -214,10 +235,13 @@ impl VolumeHistory {
         if seq > newest {
             return Err(HistoryError::Future { seq, newest });
         }
+        if state.retired {
+            return Err(HistoryError::Retired);
+        }
         if state.table.records().first().is_some_and(|r| r.0 <= seq) {
             self.freeze(&mut state)?;
         }
-        let view = Arc::new(View::new(seq, &state.layers));
+        let view = Arc::new(View::of(seq, &state)?);
         state.views.retain(|v| v.strong_count() > 0);
         state.views.push(Arc::downgrade(&view));
         Ok(view)
@@ -260,7 +284,7 @@ impl VolumeHistory {
     /// # Errors
     /// [`HistoryError`] if a layer cannot be read or is damaged.
     pub fn record_at_time(&self, time: u64) -> Result<Option<(u64, u64)>, HistoryError> {
-        self.record_where(|_, t| t <= time)
+        self.record_where(&|_, t| t <= time)
     }
 
     /// The newest record at or before `seq`, as (seq, time).
@@ -268,25 +292,26 @@ impl VolumeHistory {
     /// # Errors
     /// [`HistoryError`] if a layer cannot be read or is damaged.
     pub fn record_at_seq(&self, seq: u64) -> Result<Option<(u64, u64)>, HistoryError> {
-        self.record_where(|s, _| s <= seq)
+        self.record_where(&|s, _| s <= seq)
     }
 
-    fn record_where(&self, good: impl Fn(u64, u64) -> bool) -> Result<Option<(u64, u64)>, HistoryError> {
-        let layers = {
+    /// The newest record for which `good` holds; it must hold for a beginning of all records.
+    pub(super) fn record_where(&self, good: &dyn Fn(u64, u64) -> bool) -> Result<Option<(u64, u64)>, HistoryError> {
+        let (layers, base) = {
             let state = self.state();
             let records = state.table.records();
             if let Some(at) = records.partition_point(|r| good(r.0, r.1)).checked_sub(1) {
                 return Ok(Some(records[at]));
             }
-            state.layers.clone()
+            (state.layers.clone(), state.base.clone())
         };
         for layer in layers.iter().rev().filter(|l| l.broken().is_none()) {
-            let found = layer.record_where(&good)?;
+            let found = layer.record_where(good)?;
             if found.is_some() {
                 return Ok(found);
             }
         }
-        Ok(None)
+        base.map_or(Ok(None), |base| base.record_where(good))
     }
 
     /// Writes what is only in memory to a layer file. `None` if there is nothing.
@@ -308,7 +333,7 @@ impl VolumeHistory {
         Ok(Some(self.edit(permit, vec![(memory, layer)])))
     }
 
-    fn write(&self, inputs: &[Arc<Layer>], rules: &Rules<'_>) -> Result<Arc<Layer>, HistoryError> {
+    pub(super) fn write(&self, inputs: &[Arc<Layer>], rules: &Rules<'_>) -> Result<Arc<Layer>, HistoryError> {
         self.ask(IoOp::WriteLayer, "write a layer in")?;
         let mut builder = LayerBuilder::new(FileSink::create(&self.dir, &self.volume, &*self.config.keys)?);
         merge(inputs, rules, &mut builder)?;
@@ -316,7 +341,7 @@ impl VolumeHistory {
         builder.into_layer(range_of(inputs, rules.keep.window()), &self.config.cache)
     }
 
-    fn ask(&self, op: IoOp, what: &'static str) -> Result<(), HistoryError> {
+    pub(super) fn ask(&self, op: IoOp, what: &'static str) -> Result<(), HistoryError> {
         let asked = self.config.hook.as_ref().map_or(Ok(()), |h| h(op));
         asked.map_err(|source| HistoryError::Io { path: self.dir.clone(), what, source })
     }
@@ -336,7 +361,23 @@ impl VolumeHistory {
         let files = layers.iter().take_while(|l| !l.in_memory());
         let layers: Vec<LayerMeta> = files.map(|l| l.meta().clone()).collect();
         let layered_to = layers.last().map_or(0, |l| l.last_seq);
-        HistoryEdit { layers, layered_to, replaced, permit }
+        HistoryEdit { layers, layered_to, replaced, grounded: None, permit }
+    }
+
+    /// The edit that puts `layer` below all others, in the place of the base.
+    pub(super) fn edit_of_ground(&self, permit: PermitGuard, layer: Arc<Layer>) -> HistoryEdit {
+        let own = self.state().layers.clone();
+        let files = std::iter::once(&layer).chain(own.iter().take_while(|l| !l.in_memory()));
+        let layers: Vec<LayerMeta> = files.map(|l| l.meta().clone()).collect();
+        let layered_to = layers.last().map_or(0, |l| l.last_seq);
+        HistoryEdit { layers, layered_to, replaced: Vec::new(), grounded: Some(layer), permit }
+    }
+
+    /// The layers in files, and whether there is nothing below them: then what is zero in the oldest need not be said.
+    fn files(&self) -> (Vec<Arc<Layer>>, bool) {
+        let state = self.state();
+        let files = state.layers.iter().filter(|l| !l.in_memory()).cloned().collect();
+        (files, state.base.is_none() || world::broken("branch-bottom"))
     }
 
     /// Merges some neighbouring layers, if any are due. What no seq of `keep` can see is dropped. `stop` ends
@@ -346,10 +387,10 @@ impl VolumeHistory {
     /// [`HistoryError`]; nothing has changed then.
     pub fn merge_step(&self, keep: &Keep, stop: &AtomicBool) -> Result<Option<HistoryEdit>, HistoryError> {
         let permit = self.permit.take();
-        let files: Vec<Arc<Layer>> = self.state().layers.iter().filter(|l| !l.in_memory()).cloned().collect();
+        let (files, grounded) = self.files();
         let sizes: Vec<Size> = files.iter().map(|l| size_of(l)).collect();
         let Some(range) = policy::choose(&sizes, self.config.fan_out, keep.window()) else { return Ok(None) };
-        let rules = Rules { keep, moved: None, bottom: range.start == 0, stop };
+        let rules = Rules { keep, moved: None, bottom: range.start == 0 && grounded, stop };
         let inputs = files.get(range).unwrap_or_default().to_vec();
         let layer = self.write(&inputs, &rules)?;
         Ok(Some(self.edit(permit, vec![(inputs, layer)])))
@@ -366,11 +407,11 @@ impl VolumeHistory {
         stop: &AtomicBool,
     ) -> Result<Option<HistoryEdit>, HistoryError> {
         let permit = self.permit.take();
-        let files: Vec<Arc<Layer>> = self.state().layers.iter().filter(|l| !l.in_memory()).cloned().collect();
+        let (files, grounded) = self.files();
         let mut replaced = Vec::new();
         for (i, layer) in files.into_iter().enumerate().filter(|(_, l)| moved.touches(l)) {
             let inputs = vec![layer];
-            let new = self.write(&inputs, &Rules { keep, moved: Some(moved), bottom: i == 0, stop });
+            let new = self.write(&inputs, &Rules { keep, moved: Some(moved), bottom: i == 0 && grounded, stop });
             match new {
                 Ok(new) => replaced.push((inputs, new)),
                 Err(e) => {
@@ -387,6 +428,10 @@ impl VolumeHistory {
     pub fn applied(&self, edit: HistoryEdit) {
         let old = {
             let mut state = self.state();
+            if let Some(layer) = edit.grounded {
+                state.layers.insert(0, layer);
+                state.base = None;
+            }
             splice(&mut state.layers, &edit.replaced)
         };
         remove(old.iter().map(|l| &**l));
@@ -399,7 +444,7 @@ impl VolumeHistory {
         let state = self.state();
         let views: Vec<Arc<View>> = state.views.iter().filter_map(Weak::upgrade).collect();
         let mut all: HashMap<u64, Arc<Layer>> = HashMap::new();
-        let held = views.iter().flat_map(|v| v.layers());
+        let held = views.iter().flat_map(|v| v.layers()).map(|s| &s.layer);
         for layer in state.layers.iter().chain(held) {
             all.insert(layer.number(), Arc::clone(layer));
         }
@@ -408,19 +453,35 @@ impl VolumeHistory {
     }
 
     /// Adds to `counts` how many blocks of each segment history and open views refer to (a block twice if two
-    /// versions are placed there): the answer is 0 exactly if nothing refers to the segment.
-    pub fn count_segments(&self, counts: &mut HashMap<u32, u64>) {
+    /// versions are placed there): the answer is 0 exactly if nothing refers to the segment. Layers that are among `seen` are
+    /// left out: a branch and its parent may hold the same.
+    pub fn count_segments(&self, counts: &mut HashMap<u32, u64>, seen: &mut HashSet<u64>) {
         {
             let state = self.state();
             for run in state.table.runs().iter().filter(|r| !r.place.is_zero()) {
                 *counts.entry(run.place.segment()).or_default() += run.count;
             }
         }
-        for layer in self.live_layers() {
+        for layer in self.live_layers().iter().filter(|l| seen.insert(l.number())) {
             for (segment, blocks) in layer.segments() {
                 *counts.entry(*segment).or_default() += blocks;
             }
         }
+    }
+
+    /// Lets no view be opened any more, or again; `false` if some are open, and then nothing has changed.
+    pub(crate) fn retire(&self, retired: bool) -> bool {
+        let mut state = self.state();
+        if state.views.iter().any(|v| v.strong_count() > 0) {
+            return false;
+        }
+        state.retired = retired;
+        true
+    }
+
+    /// Removes the files of a history that was retired, when the manifest does not name them any more.
+    pub(crate) fn remove_files(&self) {
+        remove(self.layers().iter().map(|l| &**l));
     }
 
     /// Seqs at which views are open.

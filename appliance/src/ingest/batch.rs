@@ -5,6 +5,7 @@
 
 use super::SessionError;
 use crate::history::Run;
+use crate::history::interval::{IntervalMap, Span};
 use crate::reduce::block::{Fingerprinter, is_zero};
 use crate::reduce::frame::Scratch;
 use crate::reduce::pool::Task;
@@ -64,8 +65,20 @@ pub struct Batch {
     pub pieces: Vec<Piece>,
     fixed: Vec<u8>,
     blocks: Vec<Source>,
+    /// Where the newest version of each block is, in a batch that is read while it is under way.
+    index: IntervalMap<Held>,
     /// Bytes that its writes cover.
     pub logical: u64,
+}
+
+/// What a batch holds of a range of blocks: zeroes, or its own blocks from this one on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held(Option<usize>);
+
+impl Span for Held {
+    fn shifted(self, by: u64) -> Self {
+        Held(self.0.map(|i| i + usize::try_from(by).unwrap_or(0)))
+    }
 }
 
 /// What a block holds.
@@ -107,6 +120,7 @@ impl Batch {
         self.pieces.clear();
         self.fixed.clear();
         self.blocks.clear();
+        self.index = IntervalMap::new();
         (self.parsed, self.logical) = (0, 0);
     }
 
@@ -139,11 +153,59 @@ impl Batch {
     /// The newest version of `block` in this batch.
     #[must_use]
     pub fn newest(&self, block: u64) -> Option<Newest<'_>> {
+        if !self.index.is_empty() {
+            let mut found = None;
+            self.index.pieces(block, block + 1, |_, _, held| found = held);
+            return found.map(|Held(at)| at.map_or(Newest::Zero, |at| Newest::Bytes(self.block(at))));
+        }
         let hit = |p: &&Piece| p.block <= block && block - p.block < p.count;
         self.pieces.iter().rev().find(hit).map(|p| match p.first {
             None => Newest::Zero,
             Some(first) => Newest::Bytes(self.block(first + usize::try_from(block - p.block).unwrap_or(0))),
         })
+    }
+
+    /// Calls `each` with (first block, block behind the last, what they hold) for the pieces that make up `start..end`, in order; what
+    /// the batch does not know has `None`. Only for batches made with [`Batch::append`].
+    pub fn pieces_of(&self, start: u64, end: u64, mut each: impl FnMut(u64, u64, Option<Newest<'_>>)) {
+        self.index.pieces(start, end, |s, e, held| match held {
+            None => each(s, e, None),
+            Some(Held(None)) => each(s, e, Some(Newest::Zero)),
+            Some(Held(Some(at))) => {
+                (s..e).zip(at..).for_each(|(b, at)| each(b, b + 1, Some(Newest::Bytes(self.block(at)))))
+            }
+        });
+    }
+
+    /// Appends a record that this process makes: the next in `cursor`'s order, at `now`. What it writes, or its name, is `payload`.
+    ///
+    /// # Errors
+    /// If a partial block cannot be completed; nothing is appended then.
+    pub fn append(
+        &mut self,
+        (kind, offset, len): (Kind, u64, u64),
+        payload: &[u8],
+        (cursor, now): (&mut Cursor, u64),
+        before: &dyn Before,
+    ) -> Result<u64, SessionError> {
+        let (saved, logical) = (*cursor, self.logical);
+        let ends = (self.body.len(), self.pieces.len(), self.fixed.len(), self.blocks.len());
+        let record = Record { kind, flags: 0, seq: cursor.seq + 1, offset, len, time: now, payload_hash: 0, place: 0 };
+        cursor.admit(&record)?;
+        self.body.extend_from_slice(payload);
+        if let Err(e) = self.push(record, ends.0..self.body.len(), cursor, cursor.size, before) {
+            (*cursor, self.logical) = (saved, logical);
+            self.body.truncate(ends.0);
+            self.pieces.truncate(ends.1);
+            self.fixed.truncate(ends.2);
+            self.blocks.truncate(ends.3);
+            return Err(e);
+        }
+        self.parsed = self.body.len();
+        for piece in &self.pieces[ends.1..] {
+            self.index.set(piece.block, piece.block + piece.count, Held(piece.first));
+        }
+        Ok(record.seq)
     }
 
     /// Cuts the body into records from where it stopped last time. Stops early, with `true`, when the batch has

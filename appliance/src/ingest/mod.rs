@@ -16,6 +16,7 @@
 //! | [`listen`] | accepting connections |
 //! | [`secure`] | TLS, and who a peer is |
 //! | [`session`] | handshake, receiving, keep-alive |
+//! | `stages` | what comes behind receiving |
 //! | [`batch`] | records cut into blocks |
 //! | [`plan`] | the dedupe stage |
 //! | [`pressure`] | when there is no time to reduce |
@@ -32,6 +33,7 @@ pub mod pressure;
 pub mod replay;
 pub mod secure;
 pub mod session;
+pub(crate) mod stages;
 pub mod volume;
 pub mod write;
 

@@ -1,30 +1,23 @@
 //! A session: handshake, receiving, keep-alive.
 
-use super::batch::{Batch, Before, Cursor, HashTask, Newest};
+use super::batch::{Batch, Cursor};
 use super::compare::{Asked, Comparer, QUEUE};
-use super::plan::{Plan, Planner};
-use super::pressure::{PRESSED_FROM, PRESSED_UNTIL, Pressed};
 use super::secure::Greet;
+use super::stages::{Received, Stages, UnderWay, lock};
 use super::volume::{SessionTurn, Volume};
-use super::write::{BatchWriter, Planned};
-use super::{Flight, SessionError, Shared};
-use crate::reduce::pool::Ticket;
-use crate::store::BlockSource;
+use super::{SessionError, Shared};
 use afterimage_base::world;
 use afterimage_base::world::channel::{Receiver, Sender, bounded};
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread;
-use afterimage_format::BLOCK_SIZE;
 use afterimage_format::compare::{HashQuery, Hashes};
-use afterimage_format::place::Place;
 use afterimage_format::record::MAX_VOLUME;
 use afterimage_format::wire::{
     Ack, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
 };
-use std::collections::VecDeque;
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a peer may take for its whole Hello, however steadily it sends.
@@ -41,8 +34,6 @@ pub const TICK: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 2 });
 const GATHER: Duration = Duration::from_millis(2);
 /// Largest body of a batch: what one message may have.
 const MAX_BATCH: usize = MAX_BODY;
-/// Batches whose memory is kept for reuse.
-const SPARE: usize = 3;
 
 /// A connection, whatever carries it. Reads give up after [`TICK`], writes after [`WRITE_LIMIT`].
 pub struct Connection {
@@ -258,79 +249,6 @@ impl Input<'_> {
     }
 }
 
-/// A batch between receiving and dedupe.
-struct Received {
-    hashes: Arc<HashTask>,
-    ticket: Ticket,
-    flight: Flight,
-}
-
-/// What the stages of a session share.
-struct Stages<'a> {
-    shared: &'a Shared,
-    volume: &'a Volume,
-    out: &'a Out,
-    interrupt: &'a (dyn Fn() + Send + Sync),
-    end: Mutex<Option<SessionError>>,
-    under_way: Mutex<VecDeque<Arc<Batch>>>,
-    spare: Mutex<Vec<Batch>>,
-    granted: AtomicU64,
-    /// The agent's ring is filling up: what comes is reduced later.
-    pressed: Mutex<Option<Pressed>>,
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Stages<'_> {
-    /// Learns how full the agent's ring is.
-    fn heard_of(&self, fill: Fill) {
-        let mut pressed = lock(&self.pressed);
-        match (fill.sixteenths(), pressed.is_some()) {
-            (PRESSED_FROM.., false) => {
-                *pressed = Some(self.shared.pressure.press());
-                tracing::info!("volume {}: the agent's ring fills up; what comes is reduced later", self.volume.name);
-            }
-            (..PRESSED_UNTIL, true) => *pressed = None,
-            _ => {}
-        }
-    }
-
-    /// The first reason to end is the one that counts.
-    fn fail(&self, e: SessionError) {
-        lock(&self.end).get_or_insert(e);
-        (self.interrupt)();
-    }
-}
-
-impl Before for Stages<'_> {
-    fn newest(&self, block: u64, out: &mut [u8]) -> Result<(), SessionError> {
-        // First the batches under way, then history: what is in neither the one moment is in the other the next.
-        let under_way: Vec<Arc<Batch>> = lock(&self.under_way).iter().rev().cloned().collect();
-        for batch in &under_way {
-            match batch.newest(block) {
-                None => {}
-                Some(Newest::Zero) => {
-                    out.fill(0);
-                    return Ok(());
-                }
-                Some(Newest::Bytes(bytes)) => {
-                    out.copy_from_slice(bytes);
-                    return Ok(());
-                }
-            }
-        }
-        let mut places = Vec::new();
-        // Keeps collection from removing the block between the look-up and the read.
-        let _flight = self.shared.flights.start();
-        self.volume.history.newest(block, 1, &mut places)?;
-        let place = places.first().map_or(Place::ZERO, |p| p.1);
-        self.shared.store.read_blocks(&[place], out)?;
-        Ok(())
-    }
-}
-
 fn run(
     shared: &Shared,
     volume: &Arc<Volume>,
@@ -348,17 +266,16 @@ fn run(
         return SessionError::Failed(why);
     }
     let progress = volume.progress();
-    let stages = Stages {
-        shared,
-        volume,
-        out: input.out,
-        interrupt: &**interrupt,
-        end: Mutex::default(),
-        under_way: Mutex::default(),
-        spare: Mutex::default(),
-        granted: AtomicU64::new(shared.credit_now()),
-        pressed: Mutex::default(),
+    let (out, granted) = (input.out, AtomicU64::new(shared.credit_now()));
+    let durable_bytes = AtomicU64::new(0);
+    let under_way = UnderWay::default();
+    let acknowledge = |durable: u64, bytes: usize| {
+        let done = durable_bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        let credit = done + shared.credit_now();
+        let credit = granted.fetch_max(credit, Ordering::AcqRel).max(credit);
+        send(out, MessageType::Ack, &Ack { durable, credit }.encode())
     };
+    let stages = Stages::new((shared, volume), &under_way, &**interrupt, &acknowledge);
     let lost = volume.forked && progress.ring == [0; 16];
     // The handshake has found that there is one in common.
     let version = hello.newest.min(VERSION);
@@ -367,31 +284,33 @@ fn run(
         ring: progress.ring,
         durable: progress.seq,
         digest: progress.digest,
-        credit: stages.granted.load(Ordering::Relaxed),
+        credit: granted.load(Ordering::Relaxed),
     };
-    if let Err(e) = send(stages.out, MessageType::Welcome, &welcome.encode()) {
+    if let Err(e) = send(out, MessageType::Welcome, &welcome.encode()) {
         return e;
     }
     tracing::info!("volume {}: session begins behind seq {}", volume.name, progress.seq);
     let forked = lost || (progress.seq > 0 && progress.ring != hello.ring);
     let cursor = Cursor { seq: progress.seq, time: progress.time, forked, size: progress.size() };
-    let (to_dedupe, from_receive) = bounded(1);
-    let (to_write, from_dedupe) = bounded(1);
-    // More than can be between the two stages, so that telling what is done never waits.
-    let (to_forget, from_write) = bounded(16);
     // Version 1 has no queries.
     let (to_compare, queries) = if version >= HASH_VERSION { Some(bounded(QUEUE)).unzip() } else { (None, None) };
     thread::scope(|s| {
-        let started = s
-            .spawn("dedupe", || dedupe(&stages, from_receive, to_write, &from_write))
-            .and_then(|_| s.spawn("write", || write(&stages, hello.ring, from_dedupe, to_forget)))
-            .and_then(|_| queries.map(|queries| s.spawn("compare", || compare(&stages, queries))).transpose());
-        if let Err(e) = started {
-            lock(&stages.end).get_or_insert(SessionError::Connection(format!("no thread for it: {e}")));
-        } else if let Err(e) = receive(&stages, input, (cursor, hello.size), &to_dedupe, to_compare.as_ref()) {
-            lock(&stages.end).get_or_insert(e);
+        let started = stages.start(s, hello.ring).and_then(|next| {
+            queries.map(|queries| s.spawn("compare", || compare(&stages, out, queries))).transpose()?;
+            Ok(next)
+        });
+        let session = Session { stages: &stages, granted: &granted, hello_size: hello.size };
+        match started {
+            Err(e) => {
+                lock(&stages.end).get_or_insert(SessionError::Connection(format!("no thread for it: {e}")));
+            }
+            Ok(next) => {
+                if let Err(e) = receive(&session, input, cursor, &next, to_compare.as_ref()) {
+                    lock(&stages.end).get_or_insert(e);
+                }
+            }
         }
-        drop((to_dedupe, to_compare));
+        drop(to_compare);
     });
     if lock(&stages.end).as_ref().is_some_and(|e| matches!(e, SessionError::Full(_) | SessionError::Failed(_))) {
         volume.leave_segment(shared);
@@ -408,15 +327,24 @@ fn ended(stages: &Stages<'_>, turn: &SessionTurn<'_>) -> SessionError {
     }
 }
 
+/// What the receiving stage knows.
+struct Session<'a> {
+    stages: &'a Stages<'a>,
+    /// Bytes that the agent may have sent.
+    granted: &'a AtomicU64,
+    hello_size: u64,
+}
+
 /// The receiving stage.
 fn receive(
-    stages: &Stages<'_>,
+    session: &Session<'_>,
     mut input: Input<'_>,
-    (mut cursor, hello_size): (Cursor, u64),
+    mut cursor: Cursor,
     next: &Sender<Received>,
     compare: Option<&Sender<Asked>>,
 ) -> Result<(), SessionError> {
-    let mut batch = Batch::default();
+    let (stages, mut batch) = (session.stages, Batch::default());
+    let recent = stages.recent();
     let mut received = 0u64;
     loop {
         let header = match input.header(SILENCE_LIMIT, true) {
@@ -431,14 +359,14 @@ fn receive(
         match header.kind {
             MessageType::Data => {
                 received += len as u64;
-                if received > stages.granted.load(Ordering::Acquire) {
+                if received > session.granted.load(Ordering::Acquire) {
                     return Err(SessionError::Malformed("the agent sent more than its credit".into()));
                 }
                 if batch.body.len() + len > MAX_BATCH {
                     hand_over(stages, &mut batch, next)?;
                 }
                 input.body(len, &mut batch.body, SILENCE_LIMIT)?;
-                while batch.parse(&mut cursor, stages)? {
+                while batch.parse(&mut cursor, &recent)? {
                     let rest = batch.body.split_off(batch.parsed);
                     hand_over(stages, &mut batch, next)?;
                     batch.body.extend_from_slice(&rest);
@@ -453,7 +381,7 @@ fn receive(
                 let mut body = Vec::new();
                 input.body(len, &mut body, SILENCE_LIMIT)?;
                 let fill = header.verify(&body).and_then(|()| Fill::decode(&body));
-                stages.heard_of(fill.map_err(|e| SessionError::Malformed(e.to_string()))?);
+                stages.heard_of(fill.map_err(|e| SessionError::Malformed(e.to_string()))?.sixteenths());
                 continue;
             }
             MessageType::Ping | MessageType::Pong | MessageType::Bye | MessageType::Refuse | MessageType::HashQuery
@@ -466,9 +394,9 @@ fn receive(
         input.body(len, &mut body, SILENCE_LIMIT)?;
         header.verify(&body).map_err(|e| SessionError::Malformed(e.to_string()))?;
         match header.kind {
-            MessageType::Ping => send(stages.out, MessageType::Pong, &body)?,
+            MessageType::Ping => send(input.out, MessageType::Pong, &body)?,
             MessageType::Bye | MessageType::Refuse => return Err(SessionError::Gone),
-            MessageType::HashQuery => ask(&body, [cursor.size, hello_size], compare)?,
+            MessageType::HashQuery => ask(&body, [cursor.size, session.hello_size], compare)?,
             _ => {}
         }
     }
@@ -488,102 +416,25 @@ fn ask(body: &[u8], sizes: [u64; 2], compare: Option<&Sender<Asked>>) -> Result<
 }
 
 /// Answers queries until the session ends.
-fn compare(stages: &Stages<'_>, queries: Receiver<Asked>) {
+fn compare(stages: &Stages<'_>, out: &Out, queries: Receiver<Asked>) {
     let mut comparer = Comparer::new(stages.shared, stages.volume);
     for asked in queries.iter() {
         if lock(&stages.end).is_some() {
             return;
         }
         let answer = Hashes { id: asked.id(), told: comparer.answer(&asked) };
-        if let Err(e) = send(stages.out, MessageType::Hashes, &answer.encode()) {
+        if let Err(e) = send(out, MessageType::Hashes, &answer.encode()) {
             return stages.fail(e);
         }
     }
 }
 
-/// Gives the batch to the next stage, its hashing started, and makes `batch` an empty one.
+/// Gives the batch to the next stage and makes `batch` an empty one.
 fn hand_over(stages: &Stages<'_>, batch: &mut Batch, next: &Sender<Received>) -> Result<(), SessionError> {
     if batch.records.is_empty() {
         return Ok(());
     }
-    let empty = lock(&stages.spare).pop().unwrap_or_default();
-    let full = Arc::new(std::mem::replace(batch, empty));
-    lock(&stages.under_way).push_back(Arc::clone(&full));
-    let flight = stages.shared.flights.start();
-    let hashes = HashTask::new(full, stages.shared.fingerprinter.clone());
-    let ticket = stages.shared.pool.start(&hashes, hashes.parts());
-    // The stage behind ends only with a reason of its own.
-    next.send(Received { hashes, ticket, flight }).map_err(|_| SessionError::Gone)
+    let full = Arc::new(std::mem::replace(batch, stages.empty()));
+    stages.under_way.push(Arc::clone(&full));
+    stages.hand_over(full, next)
 }
-
-/// The dedupe stage.
-fn dedupe(stages: &Stages<'_>, batches: Receiver<Received>, next: Sender<Planned>, done: &Receiver<Arc<Plan>>) {
-    let mut planner = Planner::new(stages.shared, stages.volume);
-    let unreduced = || lock(&stages.pressed).is_some();
-    for Received { hashes, ticket, flight } in batches.iter() {
-        for plan in done.try_iter() {
-            planner.finished(&plan);
-            recycle(stages, plan);
-        }
-        let planned = if ticket.wait() {
-            planner.plan(&hashes, unreduced())
-        } else {
-            Err(crate::store::StoreError::Worker.into())
-        };
-        match planned {
-            Ok((plan, ticket)) => {
-                if next.send(Planned { plan, ticket, flight }).is_err() {
-                    return;
-                }
-            }
-            Err(e) => {
-                // What was planned before and is not yet written goes on; then the segment is left.
-                drop(next);
-                stages.fail(e);
-                return;
-            }
-        }
-    }
-}
-
-fn recycle(stages: &Stages<'_>, plan: Arc<Plan>) {
-    let batch = Arc::into_inner(plan).and_then(|p| Arc::into_inner(p.batch));
-    if let Some(mut batch) = batch {
-        batch.clear();
-        let mut spare = lock(&stages.spare);
-        if spare.len() < SPARE {
-            spare.push(batch);
-        }
-    }
-}
-
-/// The writing stage.
-fn write(stages: &Stages<'_>, ring: [u8; 16], batches: Receiver<Planned>, done: Sender<Arc<Plan>>) {
-    let mut durable_bytes = 0;
-    let mut writer = match BatchWriter::new(stages.shared, stages.volume, ring) {
-        Ok(w) => w,
-        Err(e) => return stages.fail(e),
-    };
-    let mut connected = true;
-    for Planned { plan, ticket, flight } in batches.iter() {
-        if let Err(e) = writer.write(&plan, &ticket) {
-            return stages.fail(e);
-        }
-        lock(&stages.under_way).pop_front();
-        durable_bytes += plan.batch.body.len() as u64;
-        let credit = durable_bytes + stages.shared.credit_now();
-        let credit = stages.granted.fetch_max(credit, Ordering::AcqRel).max(credit);
-        let durable = plan.batch.records.last().map_or(0, |r| r.record.seq);
-        // First the dedupe stage is told to forget the batch, and then collection may go on: a batch that
-        // comes later finds the new blocks of this one in the index only, or not at all.
-        drop(done.try_send(plan));
-        drop(flight);
-        // Received is received: what an agent that went away had sent is still written.
-        if connected && let Err(e) = send(stages.out, MessageType::Ack, &Ack { durable, credit }.encode()) {
-            connected = false;
-            stages.fail(e);
-        }
-    }
-}
-
-const _: () = assert!(BLOCK_SIZE == 4096);

@@ -8,7 +8,9 @@ use crate::store::{StoreError, file_name};
 use crate::vault::VaultError;
 use afterimage_base::world::channel::Receiver;
 use afterimage_base::world::sync::Condvar;
-use afterimage_format::manifest::{GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, SizeMeta, VolumeMeta};
+use afterimage_format::manifest::{
+    ForkKind, ForkMeta, GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, SizeMeta, VolumeMeta,
+};
 use afterimage_format::record::{FLAG_AUTO, FLAG_INITIAL, FLAG_NOTE, Kind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -172,6 +174,7 @@ pub struct Volume {
     /// Its history.
     pub history: Arc<VolumeHistory>,
     progress: Mutex<Progress>,
+    fork: Mutex<Option<ForkMeta>>,
     /// The last records were found damaged at start: the agent has to begin a gap.
     pub forked: bool,
     /// Some of its history could not be read at start: what it refers to is not known.
@@ -228,6 +231,7 @@ impl Volume {
             id: meta.id,
             name: meta.name.clone(),
             progress: Mutex::new(progress),
+            fork: Mutex::new(meta.fork),
             forked,
             in_part: history.damage().is_some() || unread.is_some(),
             history,
@@ -243,6 +247,19 @@ impl Volume {
     #[must_use]
     pub fn progress(&self) -> Progress {
         lock(&self.progress).clone()
+    }
+
+    /// Where it began, if it is a branch.
+    #[must_use]
+    pub fn fork(&self) -> Option<ForkMeta> {
+        *lock(&self.fork)
+    }
+
+    /// What it has become, once the manifest says so.
+    pub(crate) fn set_fork_kind(&self, kind: ForkKind) {
+        if let Some(fork) = &mut *lock(&self.fork) {
+            fork.kind = kind;
+        }
     }
 
     /// Changes the catalogue of points and gaps, as retention does; the next flush makes it durable.

@@ -35,6 +35,11 @@ pub trait SimpleDevice: Send + Sync + 'static {
     /// As [`BlockError`] says.
     fn flush(&self) -> Result<(), BlockError>;
 
+    /// Makes completed writes durable and calls `then` when that is done: at once, or later from another thread.
+    fn flush_then(&self, then: Box<dyn FnOnce(Result<(), BlockError>) + Send>) {
+        then(self.flush());
+    }
+
     /// See [`BlockDevice::block_status`].
     ///
     /// # Errors

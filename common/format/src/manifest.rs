@@ -12,7 +12,7 @@
 //! The body is the fields of [`Manifest`] in the order in which they stand there: numbers as LEB128, ids and
 //! checksums as they are, texts with a `u16` length before them, lists with their length before them. In version 1 a volume has
 //! a number of no meaning behind `layered_to`, and no `sizes`; before version 3 a point has only its first four fields, and a volume
-//! no `retention`. A segment or layer file
+//! no `retention` and no `fork`. A segment or layer file
 //! that no manifest names is rubbish. Data is durable before the layer that names it, and the layer before the manifest.
 
 use crate::codec::{DecodeError, Reader, Writer};
@@ -22,9 +22,11 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// First four bytes of a manifest.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIM1");
-/// The version written. Version 1, without sizes and with a number that nobody used, and version 2, without retention, are read too.
+/// The version written. Version 1, without sizes and with a number that nobody used, and version 2, without retention and branches,
+/// are read too.
 pub const VERSION: u32 = 3;
 const FIRST_VERSION: u32 = 1;
+/// Retention of each volume, notes of points, branches.
 const RETENTION_VERSION: u32 = 3;
 /// Bytes before the body.
 pub const HEADER_LEN: usize = 24;
@@ -155,6 +157,39 @@ pub struct SizeMeta {
     pub size: u64,
 }
 
+/// What a branch has become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ForkKind {
+    /// A branch: what its layers do not know is as in its parent at the fork.
+    Branch = 1,
+    /// The same for what a writable export takes: a start drops it.
+    Scratch = 2,
+    /// It was promoted: its layers know everything, and the parent is only where it came from.
+    Promoted = 3,
+}
+
+/// Where a branch began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForkMeta {
+    /// Id of the volume that it is a branch of.
+    pub parent: [u8; 16],
+    /// The last seq that is the parent's. The branch's own begin behind it.
+    pub seq: u64,
+    /// When it was made, in nanoseconds since 1970.
+    pub created: u64,
+    /// What it is now.
+    pub kind: ForkKind,
+}
+
+impl ForkMeta {
+    /// Whether the branch reads through to its parent.
+    #[must_use]
+    pub const fn leans(&self) -> bool {
+        !matches!(self.kind, ForkKind::Promoted)
+    }
+}
+
 /// A volume and its history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeMeta {
@@ -190,6 +225,8 @@ pub struct VolumeMeta {
     pub sizes: Vec<SizeMeta>,
     /// What is kept; `None` for what the appliance keeps of volumes of which nobody has said more.
     pub retention: Option<RetentionMeta>,
+    /// For a branch, where it began. Its parent stands before it in the manifest.
+    pub fork: Option<ForkMeta>,
 }
 
 impl VolumeMeta {
@@ -213,7 +250,14 @@ impl VolumeMeta {
             gaps: Vec::new(),
             sizes: Vec::new(),
             retention: None,
+            fork: None,
         }
+    }
+
+    /// Up to which seq other layers than its own answer: the first of its own begins behind it.
+    #[must_use]
+    pub fn leans_to(&self) -> u64 {
+        self.fork.filter(ForkMeta::leans).map_or(0, |f| f.seq)
     }
 }
 
@@ -304,6 +348,12 @@ impl Manifest {
     #[must_use]
     pub fn volume(&self, id: &[u8; 16]) -> Option<&VolumeMeta> {
         self.volumes.iter().find(|v| v.id == *id)
+    }
+
+    /// The seqs of a volume at which branches begin that read through to it: they stay readable whatever the window says (I10).
+    pub fn fork_seqs<'a>(&'a self, id: &'a [u8; 16]) -> impl Iterator<Item = u64> + 'a {
+        let forks = self.volumes.iter().filter_map(|v| v.fork);
+        forks.filter(|f| f.leans() && f.parent == *id).map(|f| f.seq)
     }
 }
 
@@ -420,6 +470,12 @@ fn put_volume(b: &mut Vec<u8>, v: &VolumeMeta) {
         }
         b.push(u8::from(r.hold));
     }
+    b.push(v.fork.map_or(0, |f| f.kind as u8));
+    if let Some(f) = &v.fork {
+        b.extend_from_slice(&f.parent);
+        b.put_varint(f.seq);
+        b.put_varint(f.created);
+    }
 }
 
 fn point(r: &mut Reader<'_>, version: u32) -> Result<PointMeta, DecodeError> {
@@ -443,6 +499,17 @@ fn retention(r: &mut Reader<'_>) -> Result<Option<RetentionMeta>, DecodeError> {
         monthly: narrow(r.varint()?, "monthly")?,
         hold: r.u8()? != 0,
     }))
+}
+
+fn fork(r: &mut Reader<'_>) -> Result<Option<ForkMeta>, DecodeError> {
+    let kind = match r.u8()? {
+        0 => return Ok(None),
+        1 => ForkKind::Branch,
+        2 => ForkKind::Scratch,
+        3 => ForkKind::Promoted,
+        v => return Err(DecodeError::Field { what: WHAT, field: "fork", value: u64::from(v) }),
+    };
+    Ok(Some(ForkMeta { parent: r.array()?, seq: r.varint()?, created: r.varint()?, kind }))
 }
 
 fn volume(r: &mut Reader<'_>, version: u32) -> Result<VolumeMeta, DecodeError> {
@@ -481,6 +548,7 @@ fn volume(r: &mut Reader<'_>, version: u32) -> Result<VolumeMeta, DecodeError> {
             Vec::new()
         },
         retention: if version >= RETENTION_VERSION { retention(r)? } else { None },
+        fork: if version >= RETENTION_VERSION { fork(r)? } else { None },
     })
 }
 

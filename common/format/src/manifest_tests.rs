@@ -11,6 +11,9 @@ fn sample() -> Manifest {
     v.points[0].note = "{}".into();
     (v.points[0].seen, v.points[0].pinned) = (1_600_000_007, true);
     v.retention = Some(RetentionMeta { hourly: 24, monthly: 12, hold: true, ..RetentionMeta::window(86_400) });
+    let mut branch = VolumeMeta::new([10; 16], "disk/trial".into(), 2 << 30);
+    (branch.durable_seq, branch.layered_to) = (45, 45);
+    branch.fork = Some(ForkMeta { parent: [9; 16], seq: 45, created: 1_800_000_000, kind: ForkKind::Branch });
     Manifest {
         vault: [1; 16],
         edition: 5,
@@ -21,7 +24,7 @@ fn sample() -> Manifest {
             SegmentMeta { number: 1, volume: [9; 16], state: SegmentState::Sealed, length: 4096, last_seq: 50 },
             SegmentMeta { number: 2, volume: [9; 16], state: SegmentState::Open, length: 0, last_seq: 0 },
         ],
-        volumes: vec![v],
+        volumes: vec![v, branch],
     }
 }
 
@@ -47,7 +50,7 @@ fn golden_bytes() {
     let hex: String = m.encode().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(
         hex,
-        "41494d310300000039000000000000006c9ad1c54b4c62e2010101010101010101010101010101010500080808080808\
+        "41494d310300000039000000000000000f638ab6b19636f5010101010101010101010101010101010500080808080808\
          080808080808080808080301020909090909090909090909090909090900000000"
     );
 }
@@ -55,6 +58,7 @@ fn golden_bytes() {
 /// A manifest of an older version, with the volume's last fields cut off and those of its point.
 fn older(version: u32, end: usize, change: impl FnOnce(&mut Vec<u8>)) -> (Manifest, Vec<u8>) {
     let mut m = sample();
+    m.volumes.truncate(1);
     m.volumes[0].retention = None;
     m.volumes[0].points[0] = PointMeta::new("before upgrade".into(), 40, 1_600_000_000, false);
     if version == 1 {
@@ -79,14 +83,31 @@ fn older(version: u32, end: usize, change: impl FnOnce(&mut Vec<u8>)) -> (Manife
 /// Vaults of older versions open.
 #[test]
 fn older_versions_are_read() {
-    let (m, old) = older(1, 2, |body| {
+    let (m, old) = older(1, 3, |body| {
         // Behind `layered_to` stood a number; behind the gaps nothing.
         let layered = body.windows(3).rposition(|w| w == [70, 0, 1]).unwrap();
         body.insert(layered + 1, 1);
     });
     assert_eq!(Manifest::decode(&old), Ok(m));
-    let (m, old) = older(2, 1, |_| ());
+    let (m, old) = older(2, 2, |_| ());
     assert_eq!(Manifest::decode(&old), Ok(m));
+}
+
+#[test]
+fn a_branch_pins_where_it_began_until_it_is_promoted() {
+    let mut m = sample();
+    assert_eq!(m.fork_seqs(&[9; 16]).collect::<Vec<_>>(), [45]);
+    assert_eq!((m.volumes[0].leans_to(), m.volumes[1].leans_to()), (0, 45));
+    m.volumes[1].fork.as_mut().unwrap().kind = ForkKind::Promoted;
+    assert_eq!((m.fork_seqs(&[9; 16]).count(), m.volumes[1].leans_to()), (0, 0));
+}
+
+/// The bytes of a branch behind those of the volume before it.
+#[test]
+fn golden_bytes_of_a_fork() {
+    let bytes = sample().encode();
+    let hex: String = bytes[bytes.len() - 24..].iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hex, "0001090909090909090909090909090909092d80a4a7da06");
 }
 
 #[test]

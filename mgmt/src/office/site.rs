@@ -3,8 +3,8 @@
 use super::Office;
 use crate::catalogue::{CatalogueError, NewToken};
 use crate::protocol::{
-    Ca, Certified, Code, CompareBegun, DiffEnd, Failure, Members, MgmtAsk, PointInfo, PointList, Position, RevokeDone,
-    Role, SizeChange, Status, TokenMade, VERSION,
+    Access, Ca, Certified, Code, CompareBegun, DiffEnd, Failure, Members, MgmtAsk, PointInfo, PointList, Position,
+    RevokeDone, Role, SizeChange, Status, TokenMade, VERSION,
 };
 use crate::server::{Opened, Site};
 use crate::units::Time;
@@ -198,11 +198,11 @@ impl Site for Desk {
         not_here()
     }
 
-    fn diff(&self, _volume: &str, _from: &When, _to: &When) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure> {
+    fn diff(&self, _from: (&str, &When), _to: (&str, &When)) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure> {
         not_here()
     }
 
-    fn open(&self, _volume: &str, _at: &When, _writable: bool) -> Result<(Position, Box<dyn Opened>), Failure> {
+    fn open(&self, _volume: &str, _at: &When, _access: Access) -> Result<(Position, Box<dyn Opened>), Failure> {
         not_here()
     }
 }

@@ -3,7 +3,9 @@
 use afterimage_format::commit::{BlockRun, CommitBuilder};
 use afterimage_format::layer::index::TimelineBuilder;
 use afterimage_format::layer::page::PageBuilder;
-use afterimage_format::manifest::{GapMeta, KeyWrap, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta};
+use afterimage_format::manifest::{
+    ForkKind, ForkMeta, GapMeta, KeyWrap, Manifest, PointMeta, SegmentMeta, SegmentState, VolumeMeta,
+};
 use afterimage_format::place::Place;
 use afterimage_format::record::{Kind, Record};
 use afterimage_format::ring::RingHeader;
@@ -207,6 +209,8 @@ fn manifest() -> Vec<u8> {
     let mut volume = VolumeMeta::new([7; 16], "disk".into(), 1 << 20);
     volume.points = vec![PointMeta::new("one".into(), 3, 5, true)];
     volume.gaps = vec![GapMeta { from_seq: 1, from_time: 1, to_seq: Some(2), to_time: 3, initial: true }];
+    let mut branch = VolumeMeta::new([8; 16], "disk/b".into(), 1 << 20);
+    branch.fork = Some(ForkMeta { parent: [7; 16], seq: 3, created: 5, kind: ForkKind::Branch });
     let segment = SegmentMeta { number: 1, volume: [7; 16], state: SegmentState::Sealed, length: 4096, last_seq: 9 };
     let manifest = Manifest {
         vault: [1; 16],
@@ -215,7 +219,7 @@ fn manifest() -> Vec<u8> {
         key_check: [2; 16],
         next_segment: 2,
         segments: vec![segment],
-        volumes: vec![volume],
+        volumes: vec![volume, branch],
     };
     let mut bytes = manifest.encode();
     bytes[0] = 0;

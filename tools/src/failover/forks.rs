@@ -1,9 +1,10 @@
-//! Disks of test failovers: writable exports of the running process. What is written to one is kept in memory and forgotten at its end,
+//! Disks of test failovers: writable exports of the running process. What is written to one is a branch that is dropped at its end,
 //! and it ends with the job's process, however that ends; so nothing has to be dropped.
 
 use afterimage_mgmt::client::{ControlClient, ExportGuard};
 use afterimage_mgmt::failover::job::Fork;
 use afterimage_mgmt::failover::source::{DiskSource, Served};
+use afterimage_mgmt::protocol::Access;
 use afterimage_mgmt::target::qemu::DiskPlace;
 use afterimage_mgmt::when::When;
 use afterimage_nbd::Address;
@@ -57,7 +58,8 @@ impl DiskSource for Exports {
         };
         let listener = bind().map_err(|e| format!("{}: {e}", socket.display()))?;
         let control = ControlClient::connect(&self.data).map_err(text)?;
-        let (_, guard) = control.export(&fork.volume, &When::Seq(fork.seq), true, &listener).map_err(text)?;
+        let (_, guard) =
+            control.export(&fork.volume, &When::Seq(fork.seq), Access::Scratch, &listener).map_err(text)?;
         let gone = Arc::new(AtomicBool::new(false));
         let connection = guard.connection().try_clone().map_err(text)?;
         let told = Arc::clone(&gone);

@@ -41,6 +41,12 @@ impl Local {
             let id = format!("{name} {}", path.display());
             return Ok(Shown { device, id, seq: None });
         }
+        if let Ok(appliance) = self.appliance()
+            && let Ok(branch) = appliance.branch(volume)
+        {
+            let device = appliance.open_branch(volume).map_err(|e| failure(Some(e)))?;
+            return Ok(Shown { device, id: uuid(branch.id), seq: None });
+        }
         let volume = self.protected(volume)?;
         Ok(Shown { device: volume.device(), id: uuid(volume.id()), seq: None })
     }

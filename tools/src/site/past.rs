@@ -1,7 +1,7 @@
 //! The past of a volume: which moments can be chosen, and serving one of them.
 
 use afterimage_appliance::history::timeline::{Wish, WishError};
-use afterimage_appliance::{Appliance, ApplianceError};
+use afterimage_appliance::{Appliance, ApplianceError, BranchError};
 use afterimage_mgmt::protocol::{Code, Failure};
 use afterimage_mgmt::server::Opened;
 use afterimage_mgmt::units::Time;
@@ -50,6 +50,11 @@ pub(super) fn failure(error: Option<ApplianceError>) -> Failure {
         ApplianceError::When(_, WishError::InGap { .. }) => Code::Gap,
         ApplianceError::When(_, WishError::BeforeFirst { .. }) => Code::NotReady,
         ApplianceError::When(..) => Code::OutsideWindow,
+        ApplianceError::Branch(_, BranchError::Name) => Code::BadRequest,
+        ApplianceError::Branch(_, BranchError::None) => Code::NotFound,
+        ApplianceError::Branch(_, BranchError::Gone) => Code::OutsideWindow,
+        ApplianceError::Branch(_, BranchError::Ended(_) | BranchError::Failed(_)) => Code::Failed,
+        ApplianceError::Branch(..) => Code::Conflict,
         _ => Code::Failed,
     };
     Failure::new(code, error.to_string())

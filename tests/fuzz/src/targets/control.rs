@@ -3,7 +3,7 @@
 use super::wires::Wires;
 use crate::place;
 use afterimage_mgmt::protocol::{
-    Code, CompareBegun, DiffEnd, Failure, PointInfo, PointList, Position, SizeChange, Status,
+    Access, Code, CompareBegun, DiffEnd, Failure, PointInfo, PointList, Position, SizeChange, Status,
 };
 use afterimage_mgmt::server::{ControlServer, Opened, Site};
 use afterimage_mgmt::when::When;
@@ -53,11 +53,11 @@ impl Site for Little {
         Ok(position(volume))
     }
 
-    fn diff(&self, volume: &str, _: &When, _: &When) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure> {
-        Ok((DiffEnd { volume: volume.into(), from: 1, to: 2 }, vec![(0, 4096)]))
+    fn diff(&self, _: (&str, &When), (volume, _): (&str, &When)) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure> {
+        Ok((DiffEnd { base: None, volume: volume.into(), from: 1, to: 2 }, vec![(0, 4096)]))
     }
 
-    fn open(&self, volume: &str, _: &When, _: bool) -> Result<(Position, Box<dyn Opened>), Failure> {
+    fn open(&self, volume: &str, _: &When, _: Access) -> Result<(Position, Box<dyn Opened>), Failure> {
         Ok((position(volume), Box::new(Nothing)))
     }
 }

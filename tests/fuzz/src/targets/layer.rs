@@ -11,7 +11,7 @@ use afterimage_format::layer::index::{Fence, Index, TimeFence};
 use afterimage_format::layer::page::Walker;
 use afterimage_format::layer::{FOOTER_LEN, HEADER_LEN, LayerHeader, LayerMeta, PAGE_HEADER_LEN, PageKind, TAG_LEN};
 use afterimage_format::place::Place;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -146,7 +146,7 @@ fn history(folder: &Path, meta: &LayerMeta, input: &mut Input<'_>) -> Result<(),
         drop(view.resolve(input.number(), 1 + input.number() % 100_000, &mut out));
         drop(view.lookup(input.number()));
     }
-    drop(diff::changed(&first, &last, 1 << 40, |_, _| true));
+    drop(diff::changed(&first, &last, (first.seq(), 1 << 40), |_, _| true));
     drop((first, last));
     if let Some(edit) = history.flush()? {
         history.applied(edit);
@@ -155,6 +155,6 @@ fn history(folder: &Path, meta: &LayerMeta, input: &mut Input<'_>) -> Result<(),
         history.applied(edit);
     }
     let mut counts = HashMap::new();
-    history.count_segments(&mut counts);
+    history.count_segments(&mut counts, &mut HashSet::new());
     Ok(())
 }

@@ -40,7 +40,7 @@ chmod 755 "$root/usr/bin/afterimage"
 install -m 644 "$here"/systemd/*.service "$root/lib/systemd/system/"
 install -m 644 "$here/debian/sysusers.conf" "$root/usr/lib/sysusers.d/afterimage.conf"
 install -m 644 "$repo"/examples/*.toml "$doc/examples/"
-install -m 644 "$repo"/docs/cli.md "$repo"/docs/trouble.md "$repo"/docs/status-json.md "$repo"/docs/{api,metrics,security}.md "$repo"/docs/openapi.json "$doc/"
+install -m 644 "$repo"/docs/cli.md "$repo"/docs/trouble.md "$repo"/docs/status-json.md "$repo"/docs/{api,metrics,points,security}.md "$repo"/docs/openapi.json "$doc/"
 install -m 644 "$here"/prometheus/afterimage.rules.yml "$here"/grafana/afterimage.json "$doc/examples/"
 # The configuration: the examples, without the example's disk.
 install -d -m 750 "$root/etc/afterimage"

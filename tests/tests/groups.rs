@@ -36,7 +36,7 @@ impl Chain {
         while !stop.load(Ordering::Relaxed) {
             let next = count + 1;
             let disk = self.disk(next);
-            let mut block = vec![0; BLOCK as usize];
+            let mut block = [0; 4096];
             block[..8].copy_from_slice(&next.to_le_bytes());
             let address = Address::Unix(sockets[disk / disks].clone());
             let client = &mut clients[disk];

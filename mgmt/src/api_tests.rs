@@ -62,7 +62,7 @@ impl Site {
         let mgmt = self.port.addresses()[0].clone();
         join::join(&folder, &join::Wish { mgmt: &mgmt, token: &token, role, host: &format!("{name}.host") }).unwrap();
         let trust = Trust::load(&folder).unwrap().unwrap();
-        Session::with_duties(trust, Some(Arc::clone(fake) as Arc<dyn Duties>)).unwrap()
+        Session::with_duties(trust, Some(Arc::clone(fake) as Arc<dyn Duties>), None).unwrap()
     }
 }
 

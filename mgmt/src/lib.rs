@@ -15,6 +15,7 @@
 //! | [`target`] | where machines run after a failover: QEMU on this host |
 //! | [`failover`] | test failovers: jobs that survive a kill, or leave nothing |
 //! | [`lines`], [`fdpass`] | its lines and its file descriptors |
+//! | [`groups`] | groups of machines, and the barriers that make their points |
 //! | [`schedule`] | when automatic points are due |
 //! | [`authority`], [`catalogue`] | mgmt's CA, and what it knows |
 //! | [`office`] | mgmt's port 20004 |
@@ -30,6 +31,7 @@ pub mod catalogue;
 pub mod client;
 pub mod failover;
 pub mod fdpass;
+pub mod groups;
 pub mod lines;
 pub mod members;
 pub mod metrics;

@@ -23,6 +23,7 @@ pub mod daemon;
 pub mod data;
 pub mod ext4;
 pub mod guest;
+pub mod herd;
 pub mod lab;
 pub mod pair;
 pub mod peer;

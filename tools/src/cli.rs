@@ -60,6 +60,8 @@ pub enum Command {
     /// What takes a while, and how it goes
     #[command(subcommand)]
     Job(JobCommand),
+    /// Groups of machines that share recovery points
+    Group(crate::group::GroupArgs),
     /// Show what each volume is doing
     Status(StatusArgs),
     /// Recovery points

@@ -14,6 +14,7 @@ use crate::duty::Duty;
 use crate::failover::janitor::Janitor;
 use crate::problem::Problem;
 use crate::site::{About, Local, Served, Taker};
+use afterimage_agent::barrier::Barriers;
 use afterimage_agent::{
     Agent, AgentConfig, CacheMode, Connector, ForeignWrite, PlainDisk, RecoveryReport, VolumeConfig, connector,
     secure_connector,
@@ -26,7 +27,7 @@ use afterimage_mgmt::protocol::{Role, Status};
 use afterimage_mgmt::server::{ControlServer, Site};
 use afterimage_nbd::{Export, ExportTable, Limits, Listen, Server};
 use afterimage_trust::Trust;
-use afterimage_trust::session::{Duties, Session};
+use afterimage_trust::session::{Attendant, Duties, Session};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -195,7 +196,9 @@ pub struct Daemon {
     control: ControlServer,
     _janitor: Janitor,
     /// With mgmt.
-    _sessions: Vec<Session>,
+    sessions: Vec<Session>,
+    /// This machine's part in barriers.
+    barriers: Option<Arc<Barriers>>,
     /// Last, so that the folder's lock is given back when all is over.
     data: DataDir,
 }
@@ -299,7 +302,7 @@ fn serve(listen: Vec<Listen>, served: &[Served], tls: afterimage_nbd::Tls) -> Re
 
 fn session(trust: &Arc<Trust>, duty: &Arc<Duty>) -> Result<Session, Problem> {
     let duties = Some(Arc::clone(duty) as Arc<dyn Duties>);
-    Session::with_duties(Arc::clone(trust), duties).map_err(|e| Problem::failed(e.to_string()))
+    Session::with_duties(Arc::clone(trust), duties, None).map_err(|e| Problem::failed(e.to_string()))
 }
 
 impl Daemon {
@@ -324,6 +327,7 @@ impl Daemon {
         }
         let appliance = settings.appliance.map(|s| start_appliance(&data, s)).transpose()?;
         let (mut agent, mut served, mut server, mut taker) = (None, Vec::new(), None, None);
+        let (mut barriers, mut of_agent) = (None, None);
         if let Some(AgentSettings {
             disks,
             listen,
@@ -350,7 +354,7 @@ impl Daemon {
                 Reach::Secure { endpoint, trust } => {
                     about.appliance = Some(endpoint.to_string());
                     match &trust {
-                        Ok(trust) => sessions.push(session(&trust.0, &duty)?),
+                        Ok(trust) => of_agent = Some(Arc::clone(&trust.0)),
                         Err(e) => tracing::error!("the disks are served, and nothing reaches the appliance: {e}"),
                     }
                     Some(secure_connector(endpoint, trust.map(|t| t.0)))
@@ -360,6 +364,15 @@ impl Daemon {
                 None => served = open_plain(disks)?,
                 Some(to) => {
                     let (opened, volumes) = open_protected(&data, disks, (sync_rate, foreign, resize), to)?;
+                    // When all volumes are there: a barrier marks all of them.
+                    if let Some(trust) = of_agent {
+                        let part = Arc::new(Barriers::start(&opened)?);
+                        barriers = Some(Arc::clone(&part));
+                        let part: Arc<dyn Attendant> = part;
+                        let duties = Some(Arc::clone(&duty) as Arc<dyn Duties>);
+                        let session = Session::with_duties(trust, duties, Some(part));
+                        sessions.push(session.map_err(|e| Problem::failed(e.to_string()))?);
+                    }
                     (agent, served) = (Some(opened), volumes);
                 }
             }
@@ -389,7 +402,7 @@ impl Daemon {
         let control = ControlServer::start(&control, Arc::clone(&site) as Arc<dyn Site>)
             .map_err(|e| Problem::failed(format!("{}: {e}", control.display())))?;
         let janitor = Janitor::start(data.path())?;
-        Ok(Daemon { site, agent, server, control, _janitor: janitor, _sessions: sessions, data })
+        Ok(Daemon { site, agent, server, control, _janitor: janitor, sessions, barriers, data })
     }
 
     /// What `status` shows.
@@ -421,9 +434,11 @@ impl Daemon {
     /// Stops in order. True if the appliance has everything.
     #[must_use]
     pub fn stop(self) -> bool {
-        let Daemon { site, agent, server, mut control, _janitor: janitor, _sessions, data } = self;
+        let Daemon { site, agent, server, mut control, _janitor: janitor, sessions, barriers, data } = self;
         drop(janitor);
         site.finish_app_points(APP_GRACE);
+        // No barrier from here on.
+        drop((sessions, barriers));
         site.stop_serving();
         // Whoever uses a device that is left waits until the next process goes on with it: nothing holds that up. What the
         // appliance lacks stays in the journal.

@@ -36,6 +36,7 @@ pub mod dump;
 pub mod duty;
 pub mod export;
 pub mod failover;
+pub mod group;
 pub mod image;
 pub mod join;
 pub mod load;

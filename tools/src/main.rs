@@ -7,7 +7,7 @@ use afterimage::cli::{
 use afterimage::cmd::retention;
 use afterimage::problem::Problem;
 use afterimage::{
-    attach, branch, check, demo, dump, export, failover, join, mgmt, remote, restore, roles, show, target, up, verify,
+    attach, branch, check, demo, dump, export, failover, group, join, mgmt, remote, restore, roles, show, target, up, verify,
 };
 use afterimage_mgmt::attach::{AttachOptions, Front};
 use afterimage_mgmt::protocol::Access;
@@ -36,6 +36,7 @@ fn run(command: Command) -> Result<(), Problem> {
         Command::Event(command) => remote::event(command),
         Command::Job(command) => remote::job(command),
         Command::Mgmt(args) => mgmt::run(args),
+        Command::Group(args) => group::run(args),
         Command::Agent(args) => roles::agent(args),
         Command::Appliance(args) => roles::appliance(args),
         Command::Status(a) => {

@@ -14,6 +14,7 @@ use afterimage_mgmt::api::types::{ApiToken, ApiTokenMade, NewApiToken};
 use afterimage_mgmt::api::{Api, DEFAULT_API_PORT, openapi};
 use afterimage_mgmt::catalogue::AuditRow;
 use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::groups::Groups;
 use afterimage_mgmt::office::{Desk, Office, Port};
 use afterimage_mgmt::protocol::{Ca, Certified, Members, MgmtAsk, RevokeDone, TokenMade};
 use afterimage_mgmt::server::{ControlServer, Site};
@@ -67,11 +68,13 @@ pub fn run(args: MgmtArgs) -> Result<(), Problem> {
     }
     let failed = |e: &dyn std::fmt::Display| Problem::failed(e.to_string());
     let office = Arc::new(Office::open(data.path(), life).map_err(|e| failed(&e))?);
+    // Before anybody comes, so that nothing that members say is missed.
+    let groups = Arc::new(Groups::start(Arc::clone(&office))?);
     let port = Port::open(&office, &listen)?;
     let addresses: Vec<String> = port.addresses().iter().map(ToString::to_string).collect();
     let names = if args.api_names.is_empty() { file.api_names } else { args.api_names };
     let api = open_api(&office, if args.api.is_empty() { &file.api } else { &args.api }, names)?;
-    let desk = Desk::new(Arc::clone(&office), data.path().to_owned(), addresses.clone());
+    let desk = Desk::new(Arc::clone(&office), Arc::clone(&groups), data.path().to_owned(), addresses.clone());
     let control = data.path().join("control.sock");
     let control = ControlServer::start(&control, Arc::new(desk) as Arc<dyn Site>)
         .map_err(|e| Problem::failed(format!("{}: {e}", control.display())))?;
@@ -88,7 +91,7 @@ pub fn run(args: MgmtArgs) -> Result<(), Problem> {
     let signal = signals.recv().map_err(|_| Problem::failed("the signal thread has ended"))?;
     notify::notify("STOPPING=1");
     tracing::info!("{signal}: stopping");
-    drop((control, api, port));
+    drop((control, api, groups, port));
     Ok(())
 }
 

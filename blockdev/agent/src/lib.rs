@@ -17,6 +17,7 @@
 //! | [`verify`] | comparing disk and newest history without stopping the guest |
 //! | `sender`, `session` | the thread that sends the ring to the appliance |
 //! | [`connect`] | how the appliance is reached |
+//! | [`barrier`] | this machine's part in the barriers of its group |
 //! | [`app`] | app-consistent points: scripts, freeze, thaw |
 //! | [`volume`], [`agent`] | opening, recovery, points, status, stop |
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run in the real world"))]
@@ -26,6 +27,7 @@ mod ages;
 pub mod api;
 pub mod app;
 mod asker;
+pub mod barrier;
 mod breaks;
 mod compare;
 pub mod connect;

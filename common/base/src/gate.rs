@@ -5,9 +5,11 @@
 //! the gate opens no writer can take a seq, so a marker appended now has all earlier writes before it and all
 //! later ones behind it.
 
+use crate::world;
 use crate::world::sync::Condvar;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 const CLOSED: u64 = 1 << 63;
 
@@ -73,6 +75,30 @@ impl Gate {
         drop(guard);
         Hold(self)
     }
+
+    /// As [`close`](Self::close), but not for longer than until `limit`: then the gate is as it was, and the answer `None`.
+    pub fn close_until(&self, limit: Instant) -> Option<Hold<'_>> {
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.word.load(Ordering::Acquire) & CLOSED != 0 {
+            let left = limit.saturating_duration_since(world::now());
+            if left.is_zero() {
+                return None;
+            }
+            guard = self.changed.wait_timeout(&self.lock, guard, left);
+        }
+        self.word.fetch_or(CLOSED, Ordering::AcqRel);
+        while self.word.load(Ordering::Acquire) != CLOSED {
+            let left = limit.saturating_duration_since(world::now());
+            if left.is_zero() {
+                drop(guard);
+                drop(Hold(self));
+                return None;
+            }
+            guard = self.changed.wait_timeout(&self.lock, guard, left);
+        }
+        drop(guard);
+        Some(Hold(self))
+    }
 }
 
 impl Drop for Pass<'_> {
@@ -95,6 +121,20 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicBool;
     use std::thread;
+
+    #[test]
+    fn who_waits_too_long_for_a_gate_leaves_it_open() {
+        use std::time::Duration;
+        let (gate, soon) = (Gate::new(), || Instant::now() + Duration::from_millis(20));
+        let pass = gate.enter();
+        assert!(gate.close_until(soon()).is_none());
+        drop(pass);
+        drop(gate.enter());
+        let hold = gate.close_until(soon());
+        assert!(hold.is_some() && gate.close_until(soon()).is_none());
+        drop(hold);
+        drop(gate.enter());
+    }
 
     #[test]
     fn nobody_is_inside_while_it_is_held() {

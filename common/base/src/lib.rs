@@ -6,12 +6,14 @@
 //! | [`simple`] | the same for devices that answer at once, and a blocking caller |
 //! | [`buf`] | page-aligned buffers |
 //! | [`clock`] | time as an injected thing |
+//! | [`barrier`] | barriers across machines, as state machines |
 //! | [`gate`] | the gate that a barrier closes |
 //! | [`crashsafe`] | files that are whole or not there |
 //! | [`net`] | stream sockets between the roles, unix or TCP |
 //! | [`qemu`] | QEMU's machine protocol and guest agent |
 //! | [`world`] | time, threads, chance and files, so that a simulation can own them |
 
+pub mod barrier;
 pub mod block;
 pub mod buf;
 pub mod clock;

@@ -13,15 +13,19 @@
 //! ([`Kind::Ask`], [`Kind::Answer`]). What these three carry is JSON, of the same shapes as `--json` prints: it is for people and for
 //! the catalogue, readers leave out fields that they do not know, and nothing of the write path depends on it.
 //!
-//! Kinds from [`FIRST_GROUP_KIND`] on are kept for barriers and groups; version 1 has none of them. Versions are agreed
+//! Kinds from [`FIRST_GROUP_KIND`] on are those of barriers ([`group`]); versions before 3 have none of them. Versions are agreed
 //! on in Hello and Welcome, so a kind that is not known is an error, never skipped.
+
+pub mod group;
 
 use crate::codec::{DecodeError, Reader, Writer};
 
 /// Newest version spoken.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The version from which on members report, and are asked.
 pub const REPORTS: u16 = 2;
+/// First version with barriers.
+pub const GROUPS_SINCE: u16 = 3;
 /// Oldest version spoken.
 pub const OLDEST_VERSION: u16 = 1;
 /// Where mgmt listens if nothing else is said.
@@ -32,7 +36,7 @@ pub const ALPN_JOIN: &[u8] = b"afterimage-join/1";
 pub const ALPN_SESSION: &[u8] = b"afterimage-coordination/1";
 /// Bytes of a header.
 pub const HEADER_LEN: usize = 8;
-/// First of the kinds that are kept for barriers and groups.
+/// First of the kinds of barriers.
 pub const FIRST_GROUP_KIND: u16 = 0x100;
 /// Longest body: a list of revoked certificates.
 pub const MAX_BODY: usize = 1 << 20;
@@ -81,10 +85,24 @@ pub enum Kind {
     Ask = 14,
     /// [`Asked`] with the number of the question, to mgmt.
     Answer = 15,
+    /// [`group::Prepare`], from mgmt.
+    Prepare = 0x100,
+    /// [`group::Held`], to mgmt.
+    Held = 0x101,
+    /// [`group::NotHeld`], to mgmt.
+    NotHeld = 0x102,
+    /// [`group::Named`], from mgmt.
+    Release = 0x103,
+    /// [`group::Released`], to mgmt.
+    Released = 0x104,
+    /// [`group::Held`], from mgmt: markers to be watched.
+    Watch = 0x105,
+    /// [`group::Settled`], to mgmt.
+    Settled = 0x106,
 }
 
 impl Kind {
-    const ALL: [Kind; 15] = [
+    const ALL: [Kind; 22] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Ping,
@@ -100,7 +118,20 @@ impl Kind {
         Kind::Report,
         Kind::Ask,
         Kind::Answer,
+        Kind::Prepare,
+        Kind::Held,
+        Kind::NotHeld,
+        Kind::Release,
+        Kind::Released,
+        Kind::Watch,
+        Kind::Settled,
     ];
+
+    /// Whether it is one of barriers, of which versions before [`GROUPS_SINCE`] know nothing.
+    #[must_use]
+    pub const fn is_of_groups(self) -> bool {
+        self as u16 >= FIRST_GROUP_KIND
+    }
 }
 
 /// What stands before a body.
@@ -468,7 +499,7 @@ mod tests {
         };
         assert_eq!(header(11, 0, 100), Ok(Header { kind: Kind::Join, len: 100 }));
         assert!(header(11, 1, 100).is_err() && header(11, 0, u32::MAX).is_err());
-        assert!(header(0, 0, 0).is_err() && header(16, 0, 0).is_err() && header(FIRST_GROUP_KIND, 0, 0).is_err());
+        assert!(header(0, 0, 0).is_err() && header(16, 0, 0).is_err() && header(FIRST_GROUP_KIND + 7, 0, 0).is_err());
         let mut many = Revocations::default().encode();
         many[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(Revocations::decode(&many).is_err());

@@ -68,7 +68,8 @@ pub enum Kind {
     Gap = 4,
     /// The gap is closed: every prefix that ends at this seq or later is valid again.
     SyncEnd = 5,
-    /// Nothing: a seq that was taken by a writer that died before it published its record. No effect.
+    /// Nothing: a seq that was taken by a writer that died before it published its record, or the marker of a barrier, of which mgmt
+    /// keeps the seq. No effect.
     Void = 6,
     /// From this seq on the volume has `len` bytes. What lies beyond a smaller size is dropped: when the volume
     /// grows again it reads as zeroes there, as all that is new does. A size that the volume has already changes

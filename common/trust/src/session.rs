@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_LAST: Duration = Duration::from_secs(30);
 /// A session that lasted so long was none of those that fail at once.
-const GOOD_SESSION: Duration = Duration::from_secs(60);
+const GOOD_SESSION: Duration = Duration::from_secs(5);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const SEND_LIMIT: Duration = Duration::from_secs(10);
 /// How often a session looks at the clock and whether it should stop.
@@ -38,6 +38,24 @@ const REPORT_EVERY: Duration = Duration::from_secs(2);
 const RENEW_AGAIN: Duration = Duration::from_secs(60);
 /// From so little time left on, the log says every day that a certificate will expire.
 const WARN_BEFORE: i64 = 60 * 86_400;
+
+/// Sends a message of groups.
+pub type Outbox = Box<dyn FnMut(Kind, &[u8]) -> io::Result<()> + Send>;
+
+/// Who takes part in what mgmt coordinates, over the session. Called by the session's thread, so nothing here may block.
+pub trait Attendant: Send + Sync {
+    /// A session has begun whose mgmt knows of groups.
+    fn begin(&self, out: Outbox);
+
+    /// A message of groups has come.
+    ///
+    /// # Errors
+    /// If it makes no sense; the session ends.
+    fn take(&self, kind: Kind, body: &[u8]) -> io::Result<()>;
+
+    /// The session has ended.
+    fn end(&self);
+}
 
 /// How the session stands.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +71,7 @@ struct Shared {
     duties: Option<Arc<dyn Duties>>,
     stop: AtomicBool,
     state: Mutex<State>,
+    attendant: Option<Arc<dyn Attendant>>,
 }
 
 impl Shared {
@@ -96,17 +115,22 @@ impl Session {
     /// # Errors
     /// If its address is none, or the system refuses a thread.
     pub fn start(trust: Arc<Trust>) -> Result<Session, TrustError> {
-        Self::with_duties(trust, None)
+        Self::with_duties(trust, None, None)
     }
 
-    /// The same, of a member that reports and can be asked.
+    /// The same, of a member that reports and can be asked, and of one that takes part in groups.
     ///
     /// # Errors
     /// As [`Session::start`].
-    pub fn with_duties(trust: Arc<Trust>, duties: Option<Arc<dyn Duties>>) -> Result<Session, TrustError> {
+    pub fn with_duties(
+        trust: Arc<Trust>,
+        duties: Option<Arc<dyn Duties>>,
+        attendant: Option<Arc<dyn Attendant>>,
+    ) -> Result<Session, TrustError> {
         let address = trust.credentials().mgmt.clone();
         let mgmt: Endpoint = address.parse().map_err(|e| TrustError::Refused(format!("mgmt: {e}")))?;
-        let shared = Arc::new(Shared { trust, duties, stop: AtomicBool::new(false), state: Mutex::default() });
+        let shared =
+            Arc::new(Shared { trust, duties, stop: AtomicBool::new(false), state: Mutex::default(), attendant });
         let of_thread = Arc::clone(&shared);
         let thread = thread::Builder::new().name("mgmt".to_owned()).spawn(move || keep(&of_thread, &mgmt))?;
         Ok(Session { shared, thread: Some(thread) })
@@ -149,7 +173,7 @@ fn keep(shared: &Shared, mgmt: &Endpoint) {
             tracing::warn!("mgmt at {mgmt}: {why}; protection goes on without it");
         }
         shared.state().trouble = Some(why);
-        if began.elapsed() > GOOD_SESSION {
+        if was.connected && began.elapsed() > GOOD_SESSION {
             backoff = BACKOFF_FIRST;
         }
         if !shared.rest(jitter(backoff)) {
@@ -217,8 +241,14 @@ fn attend(shared: &Shared, mgmt: &Endpoint) -> io::Result<()> {
     tracing::info!("mgmt at {mgmt}: connected");
     *shared.state() = State { connected: true, trouble: None };
     let duties = shared.duties.clone().filter(|_| welcome.version >= coord::REPORTS);
+    let attendant = shared.attendant.as_deref().filter(|_| welcome.version >= coord::GROUPS_SINCE);
+    if let Some(attendant) = attendant {
+        let mut out = writer.clone();
+        attendant.begin(Box::new(move |kind, body| send(&mut out, kind, body)));
+    }
     let result = Talk {
         shared,
+        attendant,
         desk: duties.map(Desk::new),
         inbox,
         writer: writer.clone(),
@@ -227,6 +257,9 @@ fn attend(shared: &Shared, mgmt: &Endpoint) -> io::Result<()> {
         tried: None,
     }
     .run();
+    if let Some(attendant) = attendant {
+        attendant.end();
+    }
     writer.goodbye();
     writer.close();
     result
@@ -244,6 +277,7 @@ struct Talk<'a> {
     shared: &'a Shared,
     /// Reports and answers, if both sides know of them.
     desk: Option<Desk>,
+    attendant: Option<&'a dyn Attendant>,
     inbox: Inbox,
     writer: TlsWriter,
     /// Keep-alive.
@@ -316,6 +350,10 @@ impl Talk<'_> {
                 Ok(())
             }
             Kind::Refuse => Err(refused(body)),
+            Kind::Prepare | Kind::Release | Kind::Watch => match self.attendant {
+                Some(attendant) => attendant.take(kind, body),
+                None => Err(bad("it sent a message of groups, and this host has no part in them")),
+            },
             _ => Err(bad("it sent a message that is not its to send")),
         }
     }

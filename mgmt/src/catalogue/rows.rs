@@ -127,7 +127,7 @@ fn columns(role: Role) -> &'static str {
     if role == Role::Agent { "id, name, host, vault, created, revoked" } else { "id, name, host, id, created, revoked" }
 }
 
-fn find(db: &Connection, role: Role, by: &str, value: &str) -> Result<Option<Member>, CatalogueError> {
+pub(super) fn find(db: &Connection, role: Role, by: &str, value: &str) -> Result<Option<Member>, CatalogueError> {
     let sql = format!("SELECT {} FROM {} WHERE {by} = ?1", columns(role), table(role)?);
     Ok(db.query_row(&sql, [value], |row| member(role, row)).optional()?)
 }

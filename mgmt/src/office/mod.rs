@@ -16,6 +16,7 @@ pub use site::Desk;
 
 use crate::authority::{Authority, LIFE, Subject};
 use crate::catalogue::{Catalogue, CatalogueError};
+use crate::groups::Hub;
 use crate::reports::Reports;
 use afterimage_base::world::sync::Event;
 use afterimage_format::coord::{Asked, Join, Revocations};
@@ -79,6 +80,18 @@ pub struct Office {
     pub reports: Reports,
     questions: AtomicU64,
     guests: Mutex<BTreeMap<u64, Guest>>,
+    /// Where barriers and sessions meet.
+    pub hub: Hub,
+}
+
+/// A number for this life, greater than those of all before: also when a copy of the catalogue was put back.
+fn begin_epoch(catalogue: &Catalogue) -> Result<u64, CatalogueError> {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let clock = u64::try_from(clock.as_millis()).unwrap_or(0);
+    let before: u64 = catalogue.setting("epoch")?.and_then(|t| t.parse().ok()).unwrap_or(0);
+    let epoch = clock.max(before + 1);
+    catalogue.set_epoch(epoch)?;
+    Ok(epoch)
 }
 
 impl Office {
@@ -128,13 +141,25 @@ impl Office {
             }
         };
         let identity = Identity { role: Role::Mgmt, id, vault: Uuid::nil() };
+        let hub = Hub::new(begin_epoch(&catalogue)?);
         let (own, guests) = (Mutex::default(), Mutex::default());
         let cut_off = catalogue.record(|book| book.jobs_were_cut_off())?;
         if cut_off > 0 {
             tracing::warn!("{cut_off} jobs had not ended when mgmt did last time");
         }
         let (web, reports, questions) = (Mutex::default(), Reports::default(), AtomicU64::new(0));
-        Ok(Office { catalogue, authority, life: life.unwrap_or(LIFE), identity, own, web, reports, questions, guests })
+        Ok(Office {
+            catalogue,
+            authority,
+            life: life.unwrap_or(LIFE),
+            identity,
+            own,
+            web,
+            reports,
+            questions,
+            guests,
+            hub,
+        })
     }
 
     fn guests(&self) -> MutexGuard<'_, BTreeMap<u64, Guest>> {

@@ -135,6 +135,7 @@ impl Drop for Seat<'_> {
     fn drop(&mut self) {
         self.office.guests().remove(&self.number);
         self.office.left(&self.identity, &self.name);
+        self.office.hub.left(self.number);
     }
 }
 
@@ -185,6 +186,10 @@ fn attend(
     office.arrived(&identity, &name, address);
     tracing::info!("{identity} '{name}' at {address}: session begins, program {}", hello.program.escape_debug());
     inbox.most = if version >= coord::REPORTS { coord::MAX_BODY } else { coord::MAX_FIRST_BODY };
+    if identity.role == Role::Agent && welcome.version >= coord::GROUPS_SINCE {
+        office.hub.arrived(number, identity.id, writer.clone());
+        office.watch_pending(&identity.id);
+    }
     let mut session = Session {
         office,
         number,
@@ -226,15 +231,21 @@ struct Session<'a> {
 impl Session<'_> {
     fn run(&mut self) -> io::Result<()> {
         let mut heard = Instant::now();
+        let mut told = None::<Instant>;
         loop {
-            self.tell()?;
+            // Before it is looked at what it rang for.
+            let rings = self.bell_rings();
             for ask in self.office.questions_for(self.number) {
                 send(self.writer, Kind::Ask, &ask.encode())?;
+            }
+            // Not for each message: a barrier does not wait for the catalogue.
+            if rings || told.is_none_or(|at| at.elapsed() >= TICK) {
+                told = Some(Instant::now());
+                self.tell()?;
             }
             if !self.inbox.has_more() && !self.wait(KEEP_ALIVE * 3)? && heard.elapsed() >= KEEP_ALIVE * 3 {
                 return Err(bad("it was silent too long"));
             }
-            self.bell.clear();
             if !self.inbox.is_readable()? {
                 continue;
             }
@@ -253,9 +264,20 @@ impl Session<'_> {
                 Kind::Report => self.office.reported(&self.identity, &self.name, &body),
                 Kind::Answer => self.office.answered(self.number, Asked::decode(&body).map_err(bad)?),
                 Kind::Bye => return Ok(()),
+                kind if kind.is_of_groups() => self.office.hub.take(self.number, self.identity.id, kind, &body)?,
                 _ => return Err(bad("it sent a message that is not its to send")),
             }
         }
+    }
+
+    /// Whether there may be something to send, since the last time.
+    fn bell_rings(&self) -> bool {
+        let mut fds = [PollFd::new(self.bell.fd(), PollFlags::POLLIN)];
+        let rings = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0);
+        if rings {
+            self.bell.clear();
+        }
+        rings
     }
 
     /// Waits for the peer or the bell; false if neither came.

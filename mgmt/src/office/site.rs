@@ -2,6 +2,7 @@
 
 use super::Office;
 use crate::catalogue::{CatalogueError, NewToken};
+use crate::groups::Groups;
 use crate::protocol::{
     Access, Ca, Certified, Code, CompareBegun, DiffEnd, Failure, Members, MgmtAsk, PointInfo, PointList, Position,
     RevokeDone, Role, SizeChange, Status, TokenMade, VERSION,
@@ -30,6 +31,7 @@ pub struct Desk {
     data: PathBuf,
     listen: Vec<String>,
     started: Time,
+    groups: Arc<Groups>,
 }
 
 fn now() -> Time {
@@ -63,8 +65,8 @@ fn not_here<T>() -> Result<T, Failure> {
 impl Desk {
     /// Of an office that listens at `listen`.
     #[must_use]
-    pub fn new(office: Arc<Office>, data: PathBuf, listen: Vec<String>) -> Desk {
-        Desk { office, data, listen, started: now() }
+    pub fn new(office: Arc<Office>, groups: Arc<Groups>, data: PathBuf, listen: Vec<String>) -> Desk {
+        Desk { office, data, listen, started: now(), groups }
     }
 
     fn create_token(&self, who: &str, ask: NewToken) -> Result<TokenMade, Failure> {
@@ -141,6 +143,7 @@ impl Site for Desk {
     fn mgmt(&self, who: &str, ask: &MgmtAsk) -> Result<serde_json::Value, Failure> {
         match ask {
             MgmtAsk::CreateToken { .. } => serde_json::to_value(self.create_token(who, new_token(ask)?)?),
+            MgmtAsk::Group { order } => return self.groups.answer(who, order),
             MgmtAsk::Members => serde_json::to_value(self.members()?),
             MgmtAsk::Audit { most } => serde_json::to_value(self.office.catalogue.audit((*most).min(10_000))?),
             MgmtAsk::Revoke { what } => serde_json::to_value(self.revoke(who, what)?),

@@ -26,6 +26,12 @@ pub enum MgmtAsk {
         /// How long it lasts.
         ttl_seconds: u64,
     },
+    /// What [`crate::groups::Groups`] does.
+    Group {
+        /// That.
+        #[serde(flatten)]
+        order: crate::groups::GroupAsk,
+    },
     /// [`Members`].
     Members,
     /// The newest lines of the audit log.

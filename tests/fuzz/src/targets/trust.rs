@@ -2,6 +2,7 @@
 
 use super::formats::same;
 use crate::input::Input;
+use afterimage_format::coord::group::{Held, Named, NotHeld, Prepare, Released, Settled};
 use afterimage_format::coord::{
     HEADER_LEN, Header, Hello, Join, Joined, Kind, MAX_BODY, Refuse, Revocations, Welcome, message,
 };
@@ -23,6 +24,12 @@ pub(super) fn coord(bytes: &[u8]) {
         Kind::Join => same(Join::decode(body), |m| Join::decode(&m.encode())),
         Kind::Joined => same(Joined::decode(body), |m| Joined::decode(&m.encode())),
         Kind::Refuse => same(Refuse::decode(body), |m| Refuse::decode(&m.encode())),
+        Kind::Prepare => same(Prepare::decode(body), |m| Prepare::decode(&m.encode())),
+        Kind::Held | Kind::Watch => same(Held::decode(body), |m| Held::decode(&m.encode())),
+        Kind::NotHeld => same(NotHeld::decode(body), |m| NotHeld::decode(&m.encode())),
+        Kind::Release => same(Named::decode(body), |m| Named::decode(&m.encode())),
+        Kind::Released => same(Released::decode(body), |m| Released::decode(&m.encode())),
+        Kind::Settled => same(Settled::decode(body), |m| Settled::decode(&m.encode())),
         _ => {}
     }
 }

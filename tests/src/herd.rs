@@ -1,0 +1,230 @@
+//! Several agents with one appliance and mgmt, all joined, each agent's way to mgmt through a proxy of its own.
+
+use crate::binary::path_of;
+use crate::daemon::{DEADLINE, parse};
+use crate::data;
+use crate::process::Process;
+use crate::proxy::{Proxy, proxy};
+use crate::tool::{Tool, tool};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Bytes of each disk.
+pub const SIZE: u64 = 1 << 20;
+/// The group.
+pub const GROUP: &str = "herd";
+
+/// See the module.
+#[derive(Debug)]
+pub struct Herd {
+    agents: Vec<Option<Process>>,
+    mgmt: Option<Process>,
+    _appliance: Process,
+    /// Agents' ways to mgmt.
+    pub proxies: Vec<Proxy>,
+    disks: usize,
+    /// An environment variable of the agents.
+    broken: bool,
+    wire: u16,
+    port: u16,
+    dir: tempfile::TempDir,
+}
+
+fn afterimage(data: &Path) -> Tool {
+    tool(path_of("afterimage")).env("AFTERIMAGE_DATA", data).env("NO_COLOR", "1")
+}
+
+fn ready(process: &mut Process, data: &Path, what: &str) {
+    let id = u64::from(process.id());
+    process.wait_until(what, || {
+        let done = afterimage(data).args(["status", "--json"]).run_any();
+        done.status.success() && parse(&done)["pid"] == id
+    });
+}
+
+impl Herd {
+    /// So many agents, each with so many disks, in one group with these options. `broken` agents open their gates too early.
+    ///
+    /// # Panics
+    /// If one of them does not come up.
+    #[must_use]
+    pub fn new(agents: usize, disks: usize, options: &[&str], broken: bool) -> Herd {
+        let dir = tempfile::Builder::new().prefix("afterimage-herd-").tempdir().expect("make a folder");
+        let (port, wire) = (data::free_port(), data::free_port());
+        let mgmt = start_mgmt(dir.path(), port);
+        let join = |data: &Path, role: &str, name: &str, port: u16| {
+            let token = afterimage(&dir.path().join("mgmt"))
+                .args(["mgmt", "token", "create", "--role", role, "--name", name])
+                .run();
+            let token = token.stdout.trim().to_owned();
+            afterimage(data).env("AFTERIMAGE_TOKEN", token).args([role, "join", &format!("127.0.0.1:{port}")]).run();
+        };
+        let vault = dir.path().join("appliance");
+        join(&vault, "appliance", "vault", port);
+        let config = dir.path().join("appliance.toml");
+        let text = format!("listen = [\"tcp:127.0.0.1:{wire}\"]\nconnections_per_address = 1000\n");
+        std::fs::write(&config, text).expect("write a configuration file");
+        let command = afterimage(&vault).args(["appliance", "--config"]).arg(&config);
+        let mut appliance = Process::start(command.into_command(), &dir.path().join("appliance.log"));
+        ready(&mut appliance, &vault, "the appliance");
+        let mut herd = Herd {
+            agents: Vec::new(),
+            mgmt: Some(mgmt),
+            _appliance: appliance,
+            proxies: Vec::new(),
+            disks,
+            broken,
+            wire,
+            port,
+            dir,
+        };
+        for i in 0..agents {
+            let proxy = proxy(port, i as u64 + 1);
+            let token = herd.mgmt_cli(&["mgmt", "token", "create", "--name", &format!("m{i}")]).run();
+            let token = token.stdout.trim().to_owned();
+            let address = format!("127.0.0.1:{}", proxy.port);
+            afterimage(&herd.data(i)).env("AFTERIMAGE_TOKEN", token).args(["agent", "join", &address]).run();
+            herd.proxies.push(proxy);
+            for d in 0..disks {
+                data::sparse(&herd.image(i * disks + d), SIZE);
+            }
+            herd.agents.push(None);
+            herd.start_agent(i);
+        }
+        let names: Vec<String> = (0..agents).map(|i| format!("m{i}")).collect();
+        herd.mgmt_cli(&["group", "create", GROUP]).args(&names).args(options).run();
+        for i in 0..agents {
+            let end = Instant::now() + DEADLINE;
+            while !herd.is_live(i) {
+                assert!(Instant::now() < end, "agent {i} is not live: {}", herd.logs());
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+        }
+        herd
+    }
+
+    /// The folder of an agent, where its NBD socket is, too.
+    #[must_use]
+    pub fn data(&self, agent: usize) -> PathBuf {
+        self.dir.path().join(format!("a{agent}"))
+    }
+
+    fn image(&self, disk: usize) -> PathBuf {
+        self.dir.path().join(format!("d{disk}.raw"))
+    }
+
+    fn is_live(&self, agent: usize) -> bool {
+        let done = afterimage(&self.data(agent)).args(["status", "--json"]).run_any();
+        let volumes = done.status.success().then(|| parse(&done)["volumes"].clone());
+        volumes.is_some_and(|v| v.as_array().is_some_and(|all| all.iter().all(|v| v["state"] == "live")))
+    }
+
+    /// Starts an agent.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start_agent(&mut self, i: usize) {
+        let data = self.data(i);
+        let mut command = afterimage(&data).args(["agent", "--ring", "8MiB", "--point-every", "0"]);
+        command = command.arg("--appliance").arg(format!("tcp:127.0.0.1:{}", self.wire));
+        if self.broken {
+            command = command.env("AFTERIMAGE_BREAK", "no-hold");
+        }
+        for d in 0..self.disks {
+            command = command.arg(self.image(i * self.disks + d));
+        }
+        let mut process = Process::start(command.into_command(), &self.dir.path().join(format!("a{i}.log")));
+        ready(&mut process, &data, "an agent");
+        self.agents[i] = Some(process);
+    }
+
+    /// The process of an agent.
+    ///
+    /// # Panics
+    /// If it is not running.
+    #[must_use]
+    pub fn agent(&self, i: usize) -> &Process {
+        self.agents[i].as_ref().expect("a running agent")
+    }
+
+    /// Kills an agent.
+    ///
+    /// # Panics
+    /// If it is not running.
+    pub fn kill_agent(&mut self, i: usize) {
+        self.agents[i].take().expect("a running agent").kill();
+    }
+
+    /// The process of mgmt.
+    ///
+    /// # Panics
+    /// If it is not running.
+    #[must_use]
+    pub fn mgmt(&self) -> &Process {
+        self.mgmt.as_ref().expect("a running mgmt")
+    }
+
+    /// Kills mgmt.
+    ///
+    /// # Panics
+    /// If it is not running.
+    pub fn kill_mgmt(&mut self) {
+        self.mgmt.take().expect("a running mgmt").kill();
+    }
+
+    /// Starts it again.
+    pub fn start_mgmt(&mut self) {
+        self.mgmt = Some(start_mgmt(self.dir.path(), self.port));
+    }
+
+    /// A command for mgmt.
+    #[must_use]
+    pub fn mgmt_cli(&self, words: &[&str]) -> Tool {
+        afterimage(&self.dir.path().join("mgmt")).args(words)
+    }
+
+    /// All points and gaps of the group.
+    #[must_use]
+    pub fn points(&self) -> Value {
+        parse(&self.mgmt_cli(&["group", "points", GROUP, "--limit", "10000", "--json"]).run())
+    }
+
+    /// The first bytes of a volume as it was at a seq.
+    ///
+    /// # Panics
+    /// If it cannot be restored.
+    #[must_use]
+    pub fn restore(&self, volume: &str, seq: u64) -> Vec<u8> {
+        let to = self.dir.path().join("restored");
+        let at = format!("@{seq}");
+        afterimage(&self.dir.path().join("appliance"))
+            .args(["restore", volume, "--at", &at, "--yes", "--to"])
+            .arg(&to)
+            .run();
+        let bytes = std::fs::read(&to).expect("read a restored image");
+        std::fs::remove_file(&to).expect("remove a restored image");
+        bytes
+    }
+
+    /// What all have printed, for a panic.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let mut names = vec!["mgmt".to_owned(), "appliance".to_owned()];
+        names.extend((0..self.agents.len()).map(|i| format!("a{i}")));
+        let mut out = String::new();
+        for name in names {
+            let text = std::fs::read_to_string(self.dir.path().join(format!("{name}.log"))).unwrap_or_default();
+            out.push_str(&format!("--- {name}\n{}\n", crate::tool::tail(&text)));
+        }
+        out
+    }
+}
+
+fn start_mgmt(dir: &Path, port: u16) -> Process {
+    let data = dir.join("mgmt");
+    let command = afterimage(&data).args(["mgmt", "--listen", &format!("127.0.0.1:{port}")]);
+    let mut process = Process::start(command.into_command(), &dir.join("mgmt.log"));
+    ready(&mut process, &data, "mgmt");
+    process
+}

@@ -161,6 +161,9 @@ fn refused<T: std::fmt::Debug>(result: Result<T, ApiError>, kind: Kind) -> Strin
 #[test]
 fn the_description_is_that_of_the_code() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+    if std::env::var_os("AFTERIMAGE_WRITE_OPENAPI").is_some() {
+        std::fs::write(path, openapi::text()).unwrap();
+    }
     let kept = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         kept == openapi::text(),
@@ -296,6 +299,32 @@ fn who_waits_for_an_event_gets_it_when_it_comes() {
     assert_eq!(news.next, news.events[0].id);
     let none: Events = client.get(&format!("/v1/events?after={}&wait=0", news.next)).unwrap();
     assert_eq!((none.events.len(), none.next), (0, news.next));
+}
+
+#[test]
+fn groups_are_made_changed_and_removed() {
+    let site = Site::new();
+    let client = site.client(ApiRole::Operator);
+    assert_eq!(client.get::<Value>("/v1/groups").unwrap_err().to_string(), "mgmt is starting or stopping: try again");
+    let groups = Arc::new(crate::groups::Groups::start(Arc::clone(&site.office)).unwrap());
+    site.office.set_groups(&groups);
+    let vault = Arc::new(Fake { role: "appliance", ..Fake::default() });
+    let _vault = site.member(Role::Appliance, "vault", &vault);
+    let web = Arc::new(Fake { role: "agent", ..Fake::default() });
+    let _web = site.member(Role::Agent, "web", &web);
+    let new = json!({ "name": "shop", "machines": ["web"], "how": { "every_seconds": 0 } });
+    let made: Value = client.call("POST", "/v1/groups", Some(&new)).unwrap();
+    assert_eq!((&made["group"]["hold_ms"], &made["group"]["members"][0]["name"]), (&json!(100), &json!("web")));
+    refused(client.call::<_, Value>("POST", "/v1/groups", Some(&new)), Kind::Conflict);
+    let set: Value = client.call("PATCH", "/v1/groups/shop", Some(&json!({ "hold_ms": 50 }))).unwrap();
+    assert_eq!((&set["group"]["hold_ms"], &set["group"]["every_seconds"]), (&json!(50), &json!(0)));
+    let left: Value = client.call::<(), _>("DELETE", "/v1/groups/shop/machines/web", None).unwrap();
+    assert_eq!(left["group"]["members"], json!([]));
+    let points: Value = client.get("/v1/groups/shop/points").unwrap();
+    assert_eq!(points["points"], json!([]));
+    refused(client.get::<Value>("/v1/groups/shop/points/x"), Kind::NotFound);
+    client.call::<(), Option<Value>>("DELETE", "/v1/groups/shop", None).unwrap();
+    refused(client.get::<Value>("/v1/groups/shop"), Kind::NotFound);
 }
 
 /// The whole way: members join, report and are asked over their sessions; machines are protected; a mgmt that comes back knows all.

@@ -70,6 +70,7 @@ pub fn run(args: MgmtArgs) -> Result<(), Problem> {
     let office = Arc::new(Office::open(data.path(), life).map_err(|e| failed(&e))?);
     // Before anybody comes, so that nothing that members say is missed.
     let groups = Arc::new(Groups::start(Arc::clone(&office))?);
+    office.set_groups(&groups);
     let port = Port::open(&office, &listen)?;
     let addresses: Vec<String> = port.addresses().iter().map(ToString::to_string).collect();
     let names = if args.api_names.is_empty() { file.api_names } else { args.api_names };

@@ -17,6 +17,7 @@
 
 pub mod client;
 mod events;
+pub mod groups;
 pub mod key;
 mod machines;
 pub mod openapi;

@@ -18,6 +18,7 @@ use crate::office::Office;
 use crate::protocol::{Code, Failure};
 use crate::units::Time;
 use afterimage_base::barrier::Why;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +36,7 @@ const SETTLE: Duration = Duration::from_secs(60);
 const BUSY: Duration = Duration::from_secs(30);
 
 /// A group to be made, or how one is to be from now on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NewGroup {
     /// Its name.
     pub name: String,
@@ -77,7 +78,7 @@ impl std::fmt::Display for NewGroup {
 }
 
 /// A machine of a group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GroupMember {
     /// Its id.
     pub id: String,
@@ -88,7 +89,7 @@ pub struct GroupMember {
 }
 
 /// A group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Group {
     /// Number in the catalogue.
     pub id: i64,
@@ -107,7 +108,7 @@ pub struct Group {
 }
 
 /// How a point stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PointState {
     /// All gates were closed at one instant; not every marker is durable yet, so it is no point yet.
@@ -121,7 +122,7 @@ pub enum PointState {
 }
 
 /// A member that has no part in a point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Missing {
     /// Its name.
     pub machine: String,
@@ -130,7 +131,7 @@ pub struct Missing {
 }
 
 /// Where a point lies in one volume: `--at @SEQ` there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Restorable {
     /// The machine.
     pub machine: String,
@@ -147,7 +148,7 @@ pub struct Restorable {
 }
 
 /// A point of a group, or what became of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Point {
     /// Number in the catalogue.
     pub id: i64,
@@ -172,7 +173,7 @@ pub struct Point {
 }
 
 /// A time in which no point was tried though the interval wanted some.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Gap {
     /// From then,
     pub since: Time,
@@ -183,7 +184,7 @@ pub struct Gap {
 }
 
 /// The points of a group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Points {
     /// The group.
     pub group: String,
@@ -255,7 +256,7 @@ pub enum GroupAsk {
 }
 
 /// A group with figures.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GroupView {
     /// The group.
     pub group: Group,

@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use uuid::Uuid;
@@ -76,6 +76,8 @@ pub struct Office {
     own: Mutex<Option<(Arc<CertifiedKey>, Instant)>>,
     /// The same for the API, and the names under which it is reached.
     web: Mutex<web::Web>,
+    /// What can be done with groups, while it runs.
+    groups: OnceLock<Weak<crate::groups::Groups>>,
     /// How members are, as they say.
     pub reports: Reports,
     questions: AtomicU64,
@@ -155,11 +157,24 @@ impl Office {
             identity,
             own,
             web,
+            groups: OnceLock::new(),
             reports,
             questions,
             guests,
             hub,
         })
+    }
+
+    /// Says who does what is asked of groups.
+    pub fn set_groups(&self, groups: &Arc<crate::groups::Groups>) {
+        // There is one.
+        drop(self.groups.set(Arc::downgrade(groups)));
+    }
+
+    /// What can be done with groups; `None` while mgmt starts or stops.
+    #[must_use]
+    pub fn groups(&self) -> Option<Arc<crate::groups::Groups>> {
+        self.groups.get().and_then(Weak::upgrade)
     }
 
     fn guests(&self) -> MutexGuard<'_, BTreeMap<u64, Guest>> {

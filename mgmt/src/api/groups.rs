@@ -1,0 +1,205 @@
+//! Routes: groups of machines that share recovery points.
+
+use super::problem::{Kind, Problem};
+use super::routes::{Call, Gives, Method, Parameter, Reply, Route, reply, schema};
+use super::types::List;
+use crate::catalogue::ApiRole;
+use crate::groups::{EVERY, GroupView, Groups, HOLD_MS, NewGroup, Point, Points};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Points of an answer if nothing is said, and at most.
+const USUAL: u32 = 100;
+const MOST: u32 = 1000;
+
+/// A group to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GroupRequest {
+    /// Its name.
+    pub name: String,
+    /// Names or ids of its machines.
+    #[serde(default)]
+    pub machines: Vec<String>,
+    /// How it makes points.
+    #[serde(default)]
+    pub how: GroupChange,
+}
+
+/// How a group makes points: what is left out stays, or is as usual.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct GroupChange {
+    /// Seconds between points (60); 0 makes them on demand only.
+    pub every_seconds: Option<u64>,
+    /// How long gates may be closed, in milliseconds (100).
+    pub hold_ms: Option<u32>,
+    /// Whether a point of some of the members is wanted if not all can be had (false).
+    pub partial: Option<bool>,
+}
+
+/// Machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GroupMachines {
+    /// Names or ids.
+    pub machines: Vec<String>,
+}
+
+/// A point to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewPoint {
+    /// Its name.
+    pub name: String,
+}
+
+pub(super) const ROUTES: &[Route] = &[
+    Route {
+        method: Method::Get,
+        path: "/v1/groups",
+        id: "groups",
+        role: ApiRole::Viewer,
+        about: "Groups, with their newest points and how long writes were held",
+        query: &[],
+        takes: None,
+        gives: Gives::Json(200, schema::<List<GroupView>>),
+        run: |call| reply(&List { items: groups(call)?.list()? }),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/groups",
+        id: "create-group",
+        role: ApiRole::Operator,
+        about: "Makes a group",
+        query: &[],
+        takes: Some(schema::<GroupRequest>),
+        gives: Gives::Json(201, schema::<GroupView>),
+        run: create,
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/groups/{group}",
+        id: "group",
+        role: ApiRole::Viewer,
+        about: "A group",
+        query: &[],
+        takes: None,
+        gives: Gives::Json(200, schema::<GroupView>),
+        run: |call| reply(&groups(call)?.show(call.part(0))?),
+    },
+    Route {
+        method: Method::Patch,
+        path: "/v1/groups/{group}",
+        id: "set-group",
+        role: ApiRole::Operator,
+        about: "Changes how a group makes points, from the next one on",
+        query: &[],
+        takes: Some(schema::<GroupChange>),
+        gives: Gives::Json(200, schema::<GroupView>),
+        run: set,
+    },
+    Route {
+        method: Method::Delete,
+        path: "/v1/groups/{group}",
+        id: "remove-group",
+        role: ApiRole::Operator,
+        about: "Removes a group with its points; machines and their history stay",
+        query: &[],
+        takes: None,
+        gives: Gives::Nothing,
+        run: |call| groups(call)?.delete(&call.who, call.part(0)).map(|()| Reply::Nothing).map_err(Problem::from),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/groups/{group}/machines",
+        id: "add-to-group",
+        role: ApiRole::Operator,
+        about: "Adds machines to a group, from the next point on",
+        query: &[],
+        takes: Some(schema::<GroupMachines>),
+        gives: Gives::Json(200, schema::<GroupView>),
+        run: |call| {
+            let more: GroupMachines = call.json()?;
+            reply(&groups(call)?.add(&call.who, call.part(0), &more.machines)?)
+        },
+    },
+    Route {
+        method: Method::Delete,
+        path: "/v1/groups/{group}/machines/{machine}",
+        id: "remove-from-group",
+        role: ApiRole::Operator,
+        about: "Takes a machine out of a group, from the next point on",
+        query: &[],
+        takes: None,
+        gives: Gives::Json(200, schema::<GroupView>),
+        run: |call| reply(&groups(call)?.remove(&call.who, call.part(0), &[call.part(1).to_owned()])?),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/groups/{group}/points",
+        id: "group-points",
+        role: ApiRole::Viewer,
+        about: "The newest points of a group and the gaps between them, the newest last",
+        query: &[Parameter { name: "limit", about: "At most so many (100, at most 1000)", number: true }],
+        takes: None,
+        gives: Gives::Json(200, schema::<Points>),
+        run: points,
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/groups/{group}/points",
+        id: "create-group-point",
+        role: ApiRole::Operator,
+        about: "Makes a point of a group now, and answers when it is durable everywhere",
+        query: &[],
+        takes: Some(schema::<NewPoint>),
+        gives: Gives::Json(201, schema::<Point>),
+        run: |call| {
+            let new: NewPoint = call.json()?;
+            reply(&groups(call)?.point(call.part(0), &new.name)?)
+        },
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/groups/{group}/points/{point}",
+        id: "group-point",
+        role: ApiRole::Viewer,
+        about: "A point of a group: where it lies in each volume, and who is missing",
+        query: &[],
+        takes: None,
+        gives: Gives::Json(200, schema::<Points>),
+        run: |call| reply(&groups(call)?.points(call.part(0), Some(call.part(1)), 1)?),
+    },
+];
+
+fn groups(call: &Call<'_>) -> Result<Arc<Groups>, Problem> {
+    call.office.groups().ok_or_else(|| Problem::new(Kind::Away, "mgmt is starting or stopping: try again"))
+}
+
+fn changed(name: &str, old: (u64, u32, bool), change: &GroupChange) -> NewGroup {
+    NewGroup {
+        name: name.to_owned(),
+        every_seconds: change.every_seconds.unwrap_or(old.0),
+        hold_ms: change.hold_ms.unwrap_or(old.1),
+        partial: change.partial.unwrap_or(old.2),
+    }
+}
+
+fn create(call: &Call<'_>) -> Result<Reply, Problem> {
+    let new: GroupRequest = call.json()?;
+    let group = changed(&new.name, (EVERY, HOLD_MS, false), &new.how);
+    reply(&groups(call)?.create(&call.who, &group, &new.machines)?)
+}
+
+fn set(call: &Call<'_>) -> Result<Reply, Problem> {
+    let (all, name) = (groups(call)?, call.part(0));
+    let old = all.show(name)?.group;
+    reply(&all.set(&call.who, &changed(name, (old.every_seconds, old.hold_ms, old.partial), &call.json()?))?)
+}
+
+fn points(call: &Call<'_>) -> Result<Reply, Problem> {
+    let most = call.number("limit")?.unwrap_or(USUAL).clamp(1, MOST);
+    reply(&groups(call)?.points(call.part(0), None, most)?)
+}

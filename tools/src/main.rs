@@ -7,7 +7,8 @@ use afterimage::cli::{
 use afterimage::cmd::retention;
 use afterimage::problem::Problem;
 use afterimage::{
-    attach, branch, check, demo, dump, export, failover, group, join, mgmt, remote, restore, roles, show, target, up, verify,
+    attach, branch, check, demo, dump, export, failover, group, join, mgmt, remote, restore, roles, show, target, up,
+    verify,
 };
 use afterimage_mgmt::attach::{AttachOptions, Front};
 use afterimage_mgmt::protocol::Access;

@@ -11,10 +11,10 @@ use afterimage_base::world;
 use afterimage_base::world::thread;
 use afterimage_format::codec::DecodeError;
 use afterimage_format::compare::{Hashes, MAX_HASHES_BODY};
-use afterimage_format::record::HEADER_LEN as RECORD_LEN;
+use afterimage_format::record::{FLAG_NOTE, HEADER_LEN as RECORD_LEN, Kind, Record};
 use afterimage_format::wire::{
-    Ack, FILL_VERSION, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse,
-    VERSION, Welcome,
+    Ack, FILL_VERSION, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, NOTE_VERSION,
+    OLDEST_VERSION, Refuse, SIZE_VERSION, VERSION, Welcome,
 };
 use afterimage_journal::{RecordRef, RingError};
 use std::io::{self, IoSlice, Read};
@@ -53,6 +53,8 @@ pub(crate) enum SessionError {
     Decode(#[from] DecodeError),
     #[error("the appliance broke the protocol: {0}")]
     Protocol(&'static str),
+    #[error("the appliance is too old for what the journal holds: update it")]
+    TooOld,
     #[error("the appliance was silent for {} seconds", SILENCE.as_secs())]
     Silent,
     #[error("refused by the appliance: {}", .0.text)]
@@ -82,6 +84,8 @@ struct Writer<'a> {
     spent: u64,
     /// How full the ring was when the appliance was told last, in sixteenths; `None` if it would not understand.
     told: Option<u8>,
+    /// What the appliance speaks.
+    version: u16,
 }
 
 impl Writer<'_> {
@@ -128,7 +132,7 @@ impl Writer<'_> {
 /// Runs one session until it ends. `progress` is set once the appliance has taken something.
 pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) -> Result<(), SessionError> {
     let Connection { mut reader, mut writer, closer } = connection;
-    let mut writer = Writer { out: &mut *writer, spent: 0, told: None };
+    let mut writer = Writer { out: &mut *writer, spent: 0, told: None, version: 0 };
     let (welcome, at) = greet(shared, &mut *reader, &mut writer)?;
     let link = Link {
         credit: AtomicU64::new(welcome.credit),
@@ -142,6 +146,7 @@ pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) 
     };
     shared.asker.begin(welcome.version >= HASH_VERSION);
     writer.told = (welcome.version >= FILL_VERSION).then_some(0);
+    writer.version = welcome.version;
     shared.connected.store(true, Ordering::Release);
     shared.p.bell.ring();
     if at.is_some_and(|at| at >= shared.p.ring.next()) {
@@ -281,6 +286,18 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
     Ok(())
 }
 
+/// The oldest version of the protocol that has such a record. None is made for an appliance that is known to be older, but
+/// it may be known too late, or be put in another's place.
+const fn needs(record: &Record) -> u16 {
+    if matches!(record.kind, Kind::Point) && record.flags & FLAG_NOTE != 0 {
+        NOTE_VERSION
+    } else if record.new_size().is_some() {
+        SIZE_VERSION
+    } else {
+        OLDEST_VERSION
+    }
+}
+
 /// Sends what is published from `next` on and fits batch and credit. Returns the seq after the last sent.
 fn send_batch(shared: &Shared, writer: &mut Writer<'_>, link: &Link, next: u64) -> Result<u64, SessionError> {
     let room = link.credit.load(Ordering::Acquire).saturating_sub(writer.spent);
@@ -288,6 +305,12 @@ fn send_batch(shared: &Shared, writer: &mut Writer<'_>, link: &Link, next: u64) 
     let (mut records, mut len, mut seq) = (Vec::new(), 0, next);
     while records.len() < MAX_RECORDS {
         let Some(record) = shared.p.ring.record(seq).map_err(SessionError::Ring)? else { break };
+        if writer.version < needs(&record.record) {
+            if records.is_empty() {
+                return Err(SessionError::TooOld);
+            }
+            break;
+        }
         let more = RECORD_LEN + record.payload().len();
         if len + more > room {
             break;

@@ -1,5 +1,7 @@
 //! App-consistent points: scripts, a guest agent (a pretended one), kills in the middle; and a real file system in a guest.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use afterimage_tests::daemon::{Daemon, daemon};
 use afterimage_tests::data;
 use afterimage_tests::guest::machine;
@@ -178,7 +180,7 @@ fn a_point_says_how_it_was_made() {
     assert_eq!((&app["steps"][0]["said"], &app["steps"][1]["said"]), (&json!("flushed"), &json!("2 file systems")));
     assert_eq!(bench.agent.heard(), ["asked to freeze", "freeze", "thaw"]);
     assert_eq!(bench.log(), "pre quiet\npost quiet app\n");
-    assert_eq!(bench.points(), [point.clone()], "the appliance keeps all of it");
+    assert_eq!(bench.points(), std::slice::from_ref(&point), "the appliance keeps all of it");
     // Over a kill and a clean stop, and in the list for people.
     for clean in [false, true] {
         if clean {

@@ -324,10 +324,12 @@ fn a_frozen_ext4_needs_no_recovery_and_is_never_left_frozen() {
     let up = "setsid /bin/afterimage up --data /var/data --listen unix:/run --ring 16MiB --point-every 0 \
               --app-file /etc/app.toml disk=/dev/vda >>/run/up.log 2>&1 &";
     let live = "/bin/afterimage status --data /var/data --json | tr -d '\\n' | grep -q '\"state\": *\"live\"'";
-    vm.run(&format!("mkdir -p /var; mke2fs -q -t ext4 /dev/vdb; mkdir -p /var; mount -t ext4 /dev/vdb /var; {up}"));
+    vm.run(&format!(
+        "mkdir -p /var; /sbin/mke2fs -q -t ext4 /dev/vdb; mkdir -p /var; mount -t ext4 /dev/vdb /var; {up}"
+    ));
     vm.wait_until(LONG * 5, &format!("{live} || {{ cat /run/up.log; false; }}"));
     vm.run("/sbin/nbd-client -unix /run/nbd.sock -N disk -timeout 120 /dev/nbd0");
-    vm.run("mke2fs -q -t ext4 /dev/nbd0; mount -t ext4 /dev/nbd0 /mnt; echo one >/mnt/one");
+    vm.run("/sbin/mke2fs -q -t ext4 /dev/nbd0; mount -t ext4 /dev/nbd0 /mnt; echo one >/mnt/one");
     let create = |name: &str, more: &str| {
         format!("/bin/afterimage point create disk --name {name} {more} --json --data /var/data")
     };

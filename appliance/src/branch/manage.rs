@@ -210,6 +210,9 @@ impl Registry {
                 volume.history.retire(false);
                 return Err(StoreError::from(e).into());
             }
+            if let Some(fork) = volume.fork().filter(ForkMeta::leans) {
+                volumes.iter().filter(|v| v.id == fork.parent).for_each(|v| v.history.thin_again());
+            }
             volumes.remove(at)
         };
         volume.close();

@@ -17,7 +17,7 @@ use afterimage_format::layer::LayerMeta;
 use afterimage_format::place::Place;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// How a history works.
@@ -61,6 +61,8 @@ pub struct VolumeHistory {
     pub(super) config: HistoryConfig,
     state: Mutex<State>,
     pub(super) permit: Arc<Permit>,
+    /// Something is kept no more that kept versions from being let go, behind the window.
+    rethin: AtomicBool,
 }
 
 /// New layers, waiting for the manifest. One per volume at a time: another flush, merge or relocation of the volume
@@ -156,7 +158,8 @@ impl VolumeHistory {
         }
         let table = MemTable::new(last_seq, last_time);
         let state = Mutex::new(State { table, layers, views: Vec::new(), base, retired: false });
-        Ok(Arc::new(Self { dir: dir.to_path_buf(), volume, config, state, permit: Arc::default() }))
+        let rethin = AtomicBool::new(false);
+        Ok(Arc::new(Self { dir: dir.to_path_buf(), volume, config, state, permit: Arc::default(), rethin }))
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -380,6 +383,12 @@ impl VolumeHistory {
         (files, state.base.is_none() || world::broken("branch-bottom"))
     }
 
+    /// Something that was kept, and pinned what lies behind the window, is gone: the next [`merge_step`](Self::merge_step) with
+    /// nothing else to do looks through all of that again. A restart forgets it; then merges let go in their time.
+    pub fn thin_again(&self) {
+        self.rethin.store(true, Ordering::Release);
+    }
+
     /// Merges some neighbouring layers, if any are due. What no seq of `keep` can see is dropped. `stop` ends
     /// the work early with [`HistoryError::Stopped`].
     ///
@@ -389,10 +398,16 @@ impl VolumeHistory {
         let permit = self.permit.take();
         let (files, grounded) = self.files();
         let sizes: Vec<Size> = files.iter().map(|l| size_of(l)).collect();
-        let Some(range) = policy::choose(&sizes, self.config.fan_out, keep.window()) else { return Ok(None) };
+        let due = policy::choose(&sizes, self.config.fan_out, keep.window());
+        let thin_again = due.is_none() && self.rethin.load(Ordering::Acquire);
+        let behind = sizes.iter().take_while(|s| s.after_seq < keep.window()).count();
+        let Some(range) = due.or_else(|| (thin_again && behind > 0).then_some(0..behind)) else { return Ok(None) };
         let rules = Rules { keep, moved: None, bottom: range.start == 0 && grounded, stop };
         let inputs = files.get(range).unwrap_or_default().to_vec();
         let layer = self.write(&inputs, &rules)?;
+        if thin_again {
+            self.rethin.store(false, Ordering::Release);
+        }
         Ok(Some(self.edit(permit, vec![(inputs, layer)])))
     }
 

@@ -175,7 +175,10 @@ pub struct Replayed {
 /// Whether an error says that records are gone, and not merely that they cannot be read now.
 fn is_loss(e: &StoreError) -> bool {
     match e {
-        StoreError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        // Also a file that ends too early.
+        StoreError::Io { source, .. } => {
+            matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::UnexpectedEof)
+        }
         e => matches!(e, StoreError::Damaged { .. }),
     }
 }

@@ -137,7 +137,8 @@ impl Story {
         if !self.lab.up(Host::Appliance) {
             self.examine_disk(Host::Appliance);
             match self.lab.start_appliance() {
-                None | Some(Ok(())) => {}
+                None => {}
+                Some(Ok(())) => self.nothing_is_lost(),
                 Some(Err(e)) => self.refused(Host::Appliance, &e),
             }
             // Right behind a start it shows what was vouched for without being durable.
@@ -166,6 +167,14 @@ impl Story {
         let refused = lock(&self.lab.board).refused.take();
         if let Some(e) = refused {
             self.refused(Host::Agent, &e);
+        }
+    }
+
+    /// What the appliance has acknowledged it finds again, unless its disk was told to forget it (I5).
+    fn nothing_is_lost(&self) {
+        let lost = self.lab.ask(|_, a| a.started.damaged_volumes.clone()).unwrap_or_default();
+        if !lost.is_empty() && !self.ill[Host::Appliance as usize] && !self.damaged {
+            crate::fail(&format!("I5: the appliance lacks records of {lost:?} that it had acknowledged"));
         }
     }
 

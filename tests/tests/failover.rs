@@ -206,7 +206,8 @@ fn the_command_and_the_daemon_may_die_and_a_time_to_live_ends() {
     wait("the job ends", || job(&daemon)["phase"] == "ended");
     daemon.start();
     daemon.wait_live(DISK);
-    assert!(job(&daemon)["trouble"].as_str().unwrap().contains("has ended"), "{}", job(&daemon));
+    let ended = job(&daemon);
+    assert!(ended["trouble"].as_str().is_some_and(|t| t.contains("has ended")), "{ended}");
     assert_eq!(processes_in(&daemon.data().join("failover")), Vec::<PathBuf>::new());
     assert!(daemon.stop().success(), "{}", daemon.log());
 }

@@ -41,7 +41,7 @@ fn the_same_seed_gives_the_same_trace() {
 }
 
 /// A rule that is broken, and within how many seeds that must be seen.
-const BREAKS: [(&str, &str); 14] = [
+const BREAKS: [(&str, &str); 13] = [
     // I1
     ("no-range-lock", "60"),
     ("sync-unlocked", "300"),

@@ -208,7 +208,7 @@ impl Volume {
             size: shared.core.disk.size(),
             state: shown,
             state_since: state.since,
-            reason: reason(&state, shown, p.reason()).or_else(|| p.intent.as_ref().and_then(Intent::trouble)),
+            reason: reason(&state, shown, p.reason(), p.intent.as_ref().and_then(Intent::trouble)),
             seq_acked,
             seq_durable,
             lag_seconds: self.lag(&state, seq_durable, seq_acked),
@@ -343,7 +343,8 @@ impl Volume {
     }
 }
 
-fn reason(state: &State, shown: VolumeState, closed: Option<String>) -> Option<String> {
+/// `intent` is what is wrong with the write-intent map: like trouble of the disk it goes before why a gap began.
+fn reason(state: &State, shown: VolumeState, closed: Option<String>, intent: Option<String>) -> Option<String> {
     let cuts = (state.cuts >= MANY_CUTS).then(|| {
         format!(
             "the ring was full {} times before the resync could end: the guest writes faster than the appliance takes",
@@ -354,7 +355,7 @@ fn reason(state: &State, shown: VolumeState, closed: Option<String>) -> Option<S
         (Some(a), Some(b)) => Some(format!("{a}; {b}")),
         (a, b) => a.or(b),
     };
-    let trouble = state.disk_trouble.clone().or_else(|| state.refused.clone());
+    let trouble = state.disk_trouble.clone().or_else(|| state.refused.clone()).or(intent);
     let why = if shown == VolumeState::Live { None } else { closed };
     trouble.or_else(|| match (why, state.appliance_note.clone()) {
         (Some(a), Some(b)) => Some(format!("{a}; {b}")),

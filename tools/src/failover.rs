@@ -69,12 +69,13 @@ fn now() -> Time {
     Time(SystemClock::new().wall())
 }
 
-/// Ids sort by time.
+/// Ids sort by time: day, time of day, 65,536ths of a second, and a byte of chance.
 fn new_id(created: Time) -> Result<String, Problem> {
     let digits: String = created.to_string().chars().filter(char::is_ascii_digit).collect();
-    let [a, b, c] = afterimage_base::world::random_array::<3>()?;
+    let [chance] = afterimage_base::world::random_array::<1>()?;
+    let part = created.0 % 1_000_000_000 * 65_536 / 1_000_000_000;
     let (day, time) = (digits.get(..8).unwrap_or("0"), digits.get(8..14).unwrap_or("0"));
-    Ok(format!("{day}-{time}-{a:02x}{b:02x}{c:02x}"))
+    Ok(format!("{day}-{time}-{part:04x}{chance:02x}"))
 }
 
 /// The moment of each disk. Several disks need one instant, which the newest write of each is not.

@@ -9,6 +9,7 @@
 use afterimage_appliance::{Appliance, ApplianceConfig};
 use afterimage_format::record::{HEADER_LEN as RECORD_LEN, Kind, Record};
 use afterimage_format::wire::{Ack, HEADER_LEN, Header, Hello, MessageType, VERSION, Welcome};
+use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -26,7 +27,7 @@ const MESSAGE: u64 = 64;
 const STEP: u64 = 200_000;
 
 /// What is to be made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// Bytes of the volume.
     pub size: u64,

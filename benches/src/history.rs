@@ -7,6 +7,7 @@
 
 use crate::cache::write_all_back;
 use crate::generate::{Shape, VOLUME, content};
+use crate::kept;
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::protocol::{Access, StoreStatus};
 use afterimage_mgmt::when::When;
@@ -27,7 +28,7 @@ const SAMPLES: u64 = 5000;
 /// What is measured and how often.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// An empty folder.
+    /// A folder that is empty, or holds this history already.
     pub dir: PathBuf,
     /// The history.
     pub shape: Shape,
@@ -39,6 +40,8 @@ pub struct Plan {
     pub order: bool,
     /// Whether the store's pages are dropped before each run of reads at a point.
     pub cold: bool,
+    /// Points that are read: those whose title begins so; all, if there are none.
+    pub only: Vec<String>,
 }
 
 /// How a point was asked for.
@@ -140,9 +143,8 @@ pub fn points(shape: &Shape) -> [(u64, String); 4] {
 #[must_use]
 pub fn measure(plan: &Plan, mut progress: impl FnMut(&str)) -> Results {
     let mut results = Results::default();
-    let started = Instant::now();
-    fill(&plan.dir, &plan.shape, plan.order);
-    results.fill_seconds = started.elapsed().as_secs_f64();
+    let made = kept::made(&plan.dir, &plan.shape, plan.order, || fill(&plan.dir, &plan.shape, plan.order));
+    results.fill_seconds = made.seconds;
     let mut server = daemon(&plan.dir).start();
     let manifest = server.cli("dump manifest").arg("--json").run().stdout;
     let manifest: Value = serde_json::from_str(&manifest).unwrap_or_else(|e| panic!("dump manifest: {e}"));
@@ -162,7 +164,8 @@ pub fn measure(plan: &Plan, mut progress: impl FnMut(&str)) -> Results {
         }
     }
     let [early, middle, _, newest] = points(&plan.shape);
-    for (seq, _) in [early, middle, newest] {
+    let wanted = |title: &str| plan.only.is_empty() || plan.only.iter().any(|o| title.starts_with(o.as_str()));
+    for (seq, _) in [early, middle, newest].into_iter().filter(|(_, title)| wanted(title)) {
         reads(plan, &server, seq, &mut results.reads, &mut progress);
     }
     results
@@ -219,8 +222,14 @@ fn open(plan: &Plan, daemon: &Daemon, seq: u64, way: Way) -> f64 {
 fn reads(plan: &Plan, daemon: &Daemon, seq: u64, out: &mut Vec<ReadRun>, progress: &mut impl FnMut(&str)) {
     // Removing a sparse file with so many pieces can take minutes, so that is left to the end.
     let image = plan.dir.join(format!("image-{seq}.raw"));
-    daemon.restore(VOLUME, &format!("@{seq}"), &image);
-    write_all_back();
+    if !image.exists() {
+        let part = image.with_extension("part");
+        // What an earlier run did not finish.
+        let _ = std::fs::remove_file(&part);
+        daemon.restore(VOLUME, &format!("@{seq}"), &part);
+        std::fs::rename(&part, &image).expect("name the image");
+        write_all_back();
+    }
     let socket = plan.dir.join(format!("point-{seq}.sock"));
     let (point, uri) = daemon.export(VOLUME, &format!("@{seq}"), &socket, &[]);
     check(plan, seq, &socket);

@@ -17,7 +17,7 @@
 //! | [`image`] | that image |
 //! | [`history`] | opening and reading points of a volume with a long history |
 //! | [`cold`] | what reading it costs when nothing is in memory |
-//! | [`generate`] | that history |
+//! | [`generate`], [`kept`] | that history, and keeping it |
 //! | [`lag`] | how far the appliance is behind at a given churn, and after an outage |
 //! | [`growth`] | many volumes on one agent |
 //! | [`site`], [`load`], [`mirror`], [`syscalls`] | the processes that are measured, the client, what is counted |
@@ -37,6 +37,7 @@ pub mod growth;
 pub mod history;
 pub mod image;
 pub mod ingest;
+pub mod kept;
 pub mod lag;
 pub mod load;
 pub mod mirror;

@@ -44,10 +44,15 @@ struct Options {
     /// Leave the long history in the order of writing, instead of waiting until it lies in disk order
     #[arg(long)]
     as_written: bool,
+    /// Keep the long history and the images of its points in this folder (not a temporary one), or measure what is there:
+    /// with --rounds 0 it is only made
+    #[arg(long)]
+    keep: Option<PathBuf>,
     /// Drop the store's pages from memory before each run of reads at a point
     #[arg(long)]
     cold: bool,
-    /// Measure only candidates whose name in the table begins so; may be given several times
+    /// Measure only candidates (of the long history: read only points) whose name in the table begins so; may be given several
+    /// times
     #[arg(long)]
     only: Vec<String>,
     /// Requests of the write path to measure; may be given several times
@@ -363,17 +368,20 @@ fn measure_cold(options: &Options, dir: &Path, results: &mut Results) {
 
 fn measure_history(options: &Options, dir: &Path, results: &mut Results) -> String {
     let scratch = tempfile::Builder::new().prefix("history-").tempdir_in(dir).expect("make a folder");
+    let kept = options.keep.as_deref().unwrap_or(scratch.path());
+    std::fs::create_dir_all(kept).unwrap_or_else(|e| panic!("make {}: {e}", kept.display()));
     let (writes, blocks) = (options.writes, options.blocks);
     let shape = generate::Shape { size: 1 << 40, blocks, writes, unflushed: 100_000.min(writes / 10) };
     let plan = history::Plan {
-        dir: scratch.path().to_owned(),
+        dir: kept.to_owned(),
         shape,
         rounds: options.rounds,
         seconds: options.seconds,
         order: !options.as_written,
         cold: options.cold,
+        only: options.only.clone(),
     };
-    eprintln!("making a history of {writes} writes");
+    eprintln!("a history of {writes} writes in {}", kept.display());
     let found = history::measure(&plan, |line| eprintln!("{line}"));
     let table = report::history_table(&results.machine, &plan, &found);
     results.history = Some(found);

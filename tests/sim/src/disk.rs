@@ -13,7 +13,7 @@ use crate::sched::{HOSTS, Host};
 pub use fault::{Faults, Tag};
 use folder::{Change, Entry, Folder};
 use inode::{Content, Inode, pages};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -87,8 +87,17 @@ impl Disks {
     pub fn power_cut(&mut self, host: Host) {
         let Disks { hosts, rng, .. } = self;
         let disk = &mut hosts[host as usize];
-        disk.inodes.iter_mut().for_each(|i| i.power_cut(rng));
         disk.folders.values_mut().for_each(|f| f.power_cut(rng));
+        let files = disk.folders.values().flat_map(|f| f.now.values());
+        let named: BTreeSet<usize> =
+            files.filter_map(|e| if let Entry::File(i) = e { Some(*i) } else { None }).collect();
+        for (i, inode) in disk.inodes.iter_mut().enumerate() {
+            if named.contains(&i) {
+                inode.power_cut(rng);
+            } else {
+                inode.forget();
+            }
+        }
         let lost: Vec<PathBuf> = disk.folders.keys().filter(|p| !disk.is_folder(p)).cloned().collect();
         for path in lost {
             disk.folders.remove(&path);

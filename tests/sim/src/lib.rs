@@ -46,11 +46,22 @@ pub fn sim() -> &'static Sim {
     SIM.get().copied().unwrap_or_else(|| fail("there is no simulation"))
 }
 
+/// What is asked of each seed beyond itself.
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    /// The rule that is broken on purpose.
+    pub broken: Option<String>,
+    /// The only thing that its story is about.
+    pub about: Option<story::About>,
+    /// Everything that happens is printed.
+    pub trace: bool,
+}
+
 /// Runs one seed in this process, which ends with it.
-pub fn run(seed: u64, broken: Option<String>, print: bool) -> ! {
+pub fn run(seed: u64, wish: Wish) -> ! {
     keep_memory();
     // On a thread that has no past: what the standard library keeps for each thread then comes from the seed too.
-    match std::thread::Builder::new().spawn(move || tell(seed, broken, print)) {
+    match std::thread::Builder::new().spawn(move || tell(seed, wish)) {
         Ok(thread) => match thread.join() {
             Ok(never) => never,
             Err(_) => exit(1),
@@ -59,22 +70,38 @@ pub fn run(seed: u64, broken: Option<String>, print: bool) -> ! {
     }
 }
 
-/// Memory comes from one heap that is not given back: the process lives for a moment only.
+/// Memory that the heap of a seed begins with.
+const HEAP: usize = 96 << 20;
+/// Bytes of a large page.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Memory comes from one heap that is not given back: the process lives for a moment only. Most of what it would cost is the first
+/// touch of each page, so they are large ones where the system has them.
 fn keep_memory() {
     let settings = [
         (libc::M_ARENA_MAX, 1),
-        (libc::M_MMAP_THRESHOLD, 64 << 20),
+        // More the allocator does not take.
+        (libc::M_MMAP_THRESHOLD, 32 << 20),
         (libc::M_TRIM_THRESHOLD, 1 << 30),
-        (libc::M_TOP_PAD, 4 << 20),
+        (libc::M_TOP_PAD, i32::try_from(HEAP).unwrap_or(i32::MAX)),
     ];
     for (what, value) in settings {
         // SAFETY: a setting of the allocator.
-        unsafe { libc::mallopt(what, value) };
+        let taken = unsafe { libc::mallopt(what, value) };
+        assert_eq!(taken, 1, "the allocator does not take a setting");
     }
+    // More than what is free so far, so that the heap grows now.
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGE_PAGE)));
+    // SAFETY: asks where the heap ends.
+    let end = unsafe { libc::sbrk(0) };
+    let first = (end.addr() - HEAP).next_multiple_of(LARGE_PAGE);
+    let start = end.with_addr(first);
+    // SAFETY: advice on memory of the heap, whose content stays. Nothing is lost if the system does not take it.
+    unsafe { libc::madvise(start, end.addr() - first, libc::MADV_HUGEPAGE) };
 }
 
-fn tell(seed: u64, broken: Option<String>, print: bool) -> ! {
-    let sim: &'static Sim = Box::leak(Box::new(Sim::new(seed, broken, print)));
+fn tell(seed: u64, wish: Wish) -> ! {
+    let sim: &'static Sim = Box::leak(Box::new(Sim::new(seed, wish.broken, wish.trace)));
     let _ = SIM.set(sim);
     afterimage_base::world::set(sim);
     std::panic::set_hook(Box::new(|info| {
@@ -83,7 +110,7 @@ fn tell(seed: u64, broken: Option<String>, print: bool) -> ! {
     }));
     // SAFETY: the handler only looks at the simulation, in a process that is about to be killed.
     unsafe { libc::signal(libc::SIGUSR1, tell_threads as *const () as libc::sighandler_t) };
-    story::tell(sim);
+    story::tell(sim, wish.about);
     let s = sim.state();
     let counts: Vec<String> = s.counts.iter().map(|(what, n)| format!("{n} {what}")).collect();
     say(&format!("ok {seed} {:016x} {}", s.hash(), counts.join(", ")));

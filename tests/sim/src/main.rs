@@ -1,8 +1,9 @@
 //! `afterimage-sim sim`: runs seeds, and says which failed and how to repeat them.
 
-use afterimage_sim::runner;
+use afterimage_sim::story::About;
 use afterimage_sim::summary::Sums;
-use clap::{Parser, Subcommand};
+use afterimage_sim::{Wish, runner};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -27,6 +28,9 @@ enum Command {
         /// Only this one
         #[arg(long)]
         seed: Option<u64>,
+        /// Stories about one thing only, which chance brings about rarely
+        #[arg(long)]
+        about: Option<About>,
         /// Print everything that happens
         #[arg(long)]
         trace: bool,
@@ -55,19 +59,23 @@ fn main() -> ExitCode {
 
 /// Whether all seeds were good.
 fn run(command: Command) -> std::io::Result<bool> {
-    let Command::Sim { seeds, first, seed, trace, jobs, keep_going, summary } = command;
-    let broken = std::env::var("AFTERIMAGE_SIM_BREAK").ok();
+    let Command::Sim { seeds, first, seed, about, trace, jobs, keep_going, summary } = command;
+    let mut wish = Wish { broken: std::env::var("AFTERIMAGE_SIM_BREAK").ok(), about, trace };
     if let (Some(seed), true) = (seed, trace) {
-        afterimage_sim::run(seed, broken, true);
+        afterimage_sim::run(seed, wish);
     }
+    wish.trace = false;
     let range = seed.map_or(first..first + seeds, |s| s..s + 1);
     let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get));
     let (start, sums) = (Instant::now(), Sums::new(summary.as_deref())?);
     let rate = |n: u64| n as f64 / start.elapsed().as_secs_f64();
-    let s = runner::run(range, jobs, broken.as_deref(), false, &mut |o, all| {
+    let s = runner::run(range, jobs, &wish, &mut |o, all| {
         if !o.good {
             println!("seed {}: {}", o.seed, o.text.trim_end());
-            println!("repeat it with: cargo run --release -p afterimage-sim -- sim --seed {} --trace", o.seed);
+            let about = about
+                .and_then(|a| a.to_possible_value())
+                .map_or(String::new(), |a| format!("--about {} ", a.get_name()));
+            println!("repeat it with: cargo run --release -p afterimage-sim -- sim {about}--seed {} --trace", o.seed);
         } else if seed.is_some() {
             println!("{}", o.text.trim_end());
         }

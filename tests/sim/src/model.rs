@@ -39,15 +39,12 @@ impl Mark {
             Mark::Own(id) => (id << 1 | 1, granule as u64),
             Mark::Common(k) => (k << 1 | 1 | 1 << 60, (granule % 64) as u64),
         };
-        // Most of it cannot be compressed: that takes the least time.
+        // Most of it cannot be compressed, and holds nothing twice: that takes the least time.
         let random = !matches!(self, Mark::Own(id) if id % 16 == 0);
         let mut state = (a ^ b << 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         for (i, word) in out.chunks_mut(8).enumerate() {
             state = state.wrapping_add(0xA076_1D64_78BD_642F).rotate_left(23).wrapping_mul(0xE703_7ED1_A0B4_28DB);
             let value = match i {
-                // What tells it apart stands in it as it is.
-                0 => a,
-                1 => b,
                 _ if random => state ^ state >> 32,
                 _ if i % 2 == 0 => a,
                 _ => b ^ (i as u64) << 32,
@@ -301,11 +298,14 @@ impl Volume {
             if !candidates[g].iter().any(|c| self.ops[*c as usize].mark.is(g, bytes)) {
                 let may: Vec<String> =
                     candidates[g].iter().map(|c| format!("{c}: {:?}", self.ops[*c as usize])).collect();
+                let is: Vec<String> =
+                    self.ops.iter().filter(|o| o.mark.is(g, bytes)).map(|o| format!("{o:?}")).collect();
                 return Err(format!(
-                    "volume {}: the disk holds {:02x?} at byte {}, which may only hold what one of these wrote: {may:?}",
+                    "volume {}: byte {} of the disk holds {:02x?}, written by {is:?}, and may only hold what one of these wrote: \
+                     {may:?}",
                     self.name,
+                    g * GRANULE,
                     &bytes[..16.min(bytes.len())],
-                    g * GRANULE
                 ));
             }
         }

@@ -1,5 +1,6 @@
 //! Many seeds: each in a child of its own, some at a time, with a watchdog.
 
+use crate::Wish;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
@@ -7,10 +8,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Real time after which a seed counts as hanging.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// A seed that has worked for so long, or slept, counts as hanging. Time in which others had the processors does not count, nor
+/// does time in which it was stopped.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// So young a child is not looked at.
+const YOUNG: Duration = Duration::from_secs(20);
 
 /// How a seed went.
 #[derive(Debug, Clone)]
@@ -40,19 +45,60 @@ struct Child {
     slot: usize,
     out: File,
     started: Instant,
+    /// When it was looked at last, and how long it had slept by then.
+    looked: Instant,
+    slept: Duration,
 }
 
-/// Runs one seed in a child; `text` is what it printed.
-fn start(seed: u64, slot: usize, broken: Option<&str>, print: bool) -> std::io::Result<Child> {
+impl Child {
+    /// Whether it gets nowhere. A seed waits for nothing in real time: whoever sleeps waits for ever.
+    fn hangs(&mut self) -> bool {
+        let since = std::mem::replace(&mut self.looked, Instant::now());
+        if self.started.elapsed() < YOUNG {
+            return false;
+        }
+        let process = format!("/proc/{}", self.pid);
+        let threads = std::fs::read_dir(format!("{process}/task")).into_iter().flatten().flatten();
+        if threads.filter_map(|t| Stat::of(&t.path())).all(|t| matches!(t.state, 'S' | 'D')) {
+            self.slept += since.elapsed();
+        }
+        let worked = Stat::of(Path::new(&process)).map_or(Duration::ZERO, |s| s.worked);
+        worked > PATIENCE || self.slept > PATIENCE
+    }
+}
+
+/// What the kernel tells of a process or thread.
+struct Stat {
+    state: char,
+    worked: Duration,
+}
+
+impl Stat {
+    /// `None` if it has gone.
+    fn of(folder: &Path) -> Option<Stat> {
+        let text = std::fs::read_to_string(folder.join("stat")).ok()?;
+        // Behind the name, which may hold anything: state, then ten others, then the hundredths of a second out of the kernel and in it.
+        let mut fields = text.rsplit(')').next()?.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let ticks: u64 = fields.skip(10).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+        Some(Stat { state, worked: Duration::from_millis(ticks * 10) })
+    }
+}
+
+/// Runs one seed in a child.
+fn start(seed: u64, slot: usize, wish: &Wish) -> std::io::Result<Child> {
     let out = memory()?;
     // SAFETY: this process has one thread.
     match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(Child { seed, pid: child, slot, out, started: Instant::now() }),
+        ForkResult::Parent { child } => {
+            let now = Instant::now();
+            Ok(Child { seed, pid: child, slot, out, started: now, looked: now, slept: Duration::ZERO })
+        }
         ForkResult::Child => {
             // SAFETY: the descriptors are ours.
             unsafe { libc::dup2(out.as_raw_fd(), 1) };
             pin(slot);
-            crate::run(seed, broken.map(str::to_owned), print)
+            crate::run(seed, wish.clone())
         }
     }
 }
@@ -93,7 +139,7 @@ fn finish(mut child: Child, status: Option<WaitStatus>) -> Outcome {
     match status {
         Some(WaitStatus::Exited(..)) => {}
         Some(other) => text.push_str(&format!("FAILED: it ended with {other:?}")),
-        None => text.push_str("FAILED: it hangs in real time"),
+        None => text.push_str("FAILED: it hangs"),
     }
     Outcome { seed: child.seed, good, text }
 }
@@ -106,8 +152,7 @@ fn finish(mut child: Child, status: Option<WaitStatus>) -> Outcome {
 pub fn run(
     seeds: std::ops::Range<u64>,
     jobs: usize,
-    broken: Option<&str>,
-    print: bool,
+    wish: &Wish,
     each: &mut dyn FnMut(&Outcome, &Summary) -> bool,
 ) -> std::io::Result<Summary> {
     let mut summary = Summary::default();
@@ -116,16 +161,16 @@ pub fn run(
     loop {
         while running.len() < jobs.max(1) && next < seeds.end && go_on {
             let slot = (0..jobs.max(1)).find(|s| running.iter().all(|c: &Child| c.slot != *s)).unwrap_or(0);
-            running.push(start(next, slot, broken, print)?);
+            running.push(start(next, slot, wish)?);
             next += 1;
         }
         if running.is_empty() {
             return Ok(summary);
         }
         let mut ended = Vec::new();
-        for (i, child) in running.iter().enumerate() {
+        for (i, child) in running.iter_mut().enumerate() {
             match waitpid(child.pid, Some(WaitPidFlag::WNOHANG))? {
-                WaitStatus::StillAlive if child.started.elapsed() > PATIENCE => {
+                WaitStatus::StillAlive if child.hangs() => {
                     kill(child.pid, Signal::SIGUSR1)?;
                     std::thread::sleep(Duration::from_millis(300));
                     kill(child.pid, Signal::SIGKILL)?;

@@ -346,7 +346,7 @@ impl Sim {
 }
 
 /// Where every thread but the first begins.
-extern "C" fn begin() {
+extern "C" fn begin() -> ! {
     let sim = crate::sim();
     let start = {
         let mut s = sim.state();

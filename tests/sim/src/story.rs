@@ -1,5 +1,6 @@
 //! One seed: what is set up, what goes wrong, and what is looked at in between and at the end.
 
+mod about;
 mod look;
 mod online;
 mod setup;
@@ -11,6 +12,7 @@ use crate::model::{GRANULE, Mark, Model};
 use crate::net::{Cut, Net, Peer, Weather};
 use crate::rng::Rng;
 use crate::sched::{Death, HOSTS, Host, MILLI, SECOND, Sim};
+pub use about::About;
 use afterimage_agent::VolumeState;
 use afterimage_appliance::{Appliance, VolumeInfo};
 use setup::Flavour;
@@ -23,12 +25,16 @@ fn order(seed: u64) -> u64 {
     [64 << 10, 1 << 20, 64 << 20][Rng::new(seed ^ 0x0de5).index(3)]
 }
 
-/// Tells the story of the simulation's seed.
-pub fn tell(sim: &'static Sim) {
+/// Tells the story of the simulation's seed: of anything, or about one thing only.
+pub fn tell(sim: &'static Sim, about: Option<About>) {
     let mut rng = Rng::new(sim.seed ^ 0x5707);
     let flavour = Flavour::of(&mut rng);
     let mut setup = setup::setup(&mut rng);
     setup.order = order(sim.seed);
+    if let Some(about) = about {
+        about.shape(&mut setup);
+        sim.say(&format!("about {about:?}"));
+    }
     sim.say(&format!("{flavour:?}"));
     sim.say(&format!("{setup:?}"));
     let model = Arc::new(Model::default());
@@ -54,7 +60,10 @@ pub fn tell(sim: &'static Sim) {
         differing: Vec::new(),
     };
     story.prepare();
-    story.middle();
+    match about {
+        Some(about) => story.only(about),
+        None => story.middle(),
+    }
     story.end();
 }
 
@@ -153,7 +162,8 @@ impl Story {
         }
         if !self.lab.up(Host::Agent) {
             if self.flavour.files && self.healing.is_none() && self.rng.below(3) == 0 {
-                self.lose_files();
+                let which = 1 + self.rng.below(7);
+                self.lose_files(which);
             }
             // What the last one said before it died is judged by how its disk was.
             self.agent_refused();

@@ -1,8 +1,10 @@
 //! Strands: what a simulated thread is made of. Each has a stack of its own, and all run on one thread of the system, so that to go
 //! on with another one costs no more than a call.
 
-use std::cell::UnsafeCell;
-use std::mem::MaybeUninit;
+#[cfg_attr(not(target_arch = "x86_64"), path = "strand/context.rs")]
+mod switch;
+
+use switch::Left;
 
 /// Bytes of a stack. Only what is touched takes memory.
 const STACK: usize = 2 << 20;
@@ -31,6 +33,12 @@ impl Stack {
         assert_eq!(guarded, 0, "no guard below a stack");
         Stack(base.cast())
     }
+
+    /// Its lowest byte that may be touched.
+    fn bottom(&self) -> *mut u8 {
+        // SAFETY: the guard is the beginning of the same mapping.
+        unsafe { self.0.add(GUARD) }
+    }
 }
 
 impl Default for Stack {
@@ -41,7 +49,7 @@ impl Default for Stack {
 
 /// Where a strand stands while another one runs.
 pub struct Strand {
-    context: Box<UnsafeCell<MaybeUninit<libc::ucontext_t>>>,
+    left: Box<Left>,
     /// What it runs on; none for the first, which runs on the system's.
     stack: Option<Stack>,
 }
@@ -55,36 +63,21 @@ impl Strand {
     /// The one that runs already.
     #[must_use]
     pub fn running() -> Strand {
-        Strand { context: Box::new(UnsafeCell::new(MaybeUninit::zeroed())), stack: None }
+        Strand { left: Box::new(Left::running()), stack: None }
     }
 
     /// One that begins with `entry`, which must not return.
     #[must_use]
-    pub fn new(stack: Stack, entry: extern "C" fn()) -> Strand {
-        let strand = Strand { context: Box::new(UnsafeCell::new(MaybeUninit::zeroed())), stack: None };
-        let context = strand.at();
-        // SAFETY: there is room for a context, and it is ours.
-        let got = unsafe { libc::getcontext(context) };
-        assert_eq!(got, 0, "no context");
-        // SAFETY: it has just been made, and nobody else knows of it.
-        let inner = unsafe { &mut *context };
-        // SAFETY: the guard is the beginning of the same mapping.
-        inner.uc_stack.ss_sp = unsafe { stack.0.add(GUARD) }.cast();
-        inner.uc_stack.ss_size = STACK;
-        inner.uc_link = std::ptr::null_mut();
-        // SAFETY: the context stays where it is, the stack is nobody else's, and both live as long as the strand.
-        unsafe { libc::makecontext(context, entry, 0) };
-        Strand { stack: Some(stack), ..strand }
-    }
-
-    fn at(&self) -> *mut libc::ucontext_t {
-        self.context.get().cast()
+    pub fn new(stack: Stack, entry: extern "C" fn() -> !) -> Strand {
+        // SAFETY: the stack is nobody else's, and lives as long as the process.
+        let left = unsafe { Left::begin(stack.bottom(), STACK, entry) };
+        Strand { left: Box::new(left), stack: Some(stack) }
     }
 
     /// Where it can be gone on with, from `me` on or to it. Valid as long as the strand is, wherever that is moved.
     #[must_use]
     pub fn place(&self) -> Place {
-        Place(self.at())
+        Place(&raw const *self.left)
     }
 
     /// Its stack, for another strand. It must not be switched to any more.
@@ -95,7 +88,7 @@ impl Strand {
 
 /// Where a strand is kept.
 #[derive(Debug, Clone, Copy)]
-pub struct Place(*mut libc::ucontext_t);
+pub struct Place(*const Left);
 
 impl Place {
     /// Goes on with the strand at `self`; returns when somebody goes on with `me`.
@@ -104,8 +97,9 @@ impl Place {
     /// `me` is the place of the strand that runs, `self` that of another one which was begun or left by this, both strands are
     /// still there, and everything is called on one thread of the system.
     pub unsafe fn switch_from(self, me: Place) {
-        // SAFETY: the caller says so.
-        let done = unsafe { libc::swapcontext(me.0, self.0) };
-        assert_eq!(done, 0, "no way to another strand");
+        // SAFETY: the caller says that both are there.
+        let (me, other) = unsafe { (&*me.0, &*self.0) };
+        // SAFETY: as the caller says.
+        unsafe { other.switch_from(me) };
     }
 }

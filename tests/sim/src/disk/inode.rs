@@ -68,6 +68,12 @@ impl Inode {
         self.content.bytes().len()
     }
 
+    /// Nobody can see it any more: it has no name, and all processes that had it open are gone.
+    pub(super) fn forget(&mut self) {
+        self.content = Content::Owned(Vec::new());
+        (self.durable, self.dirty, self.data) = (Vec::new(), Vec::new(), Vec::new());
+    }
+
     pub(super) fn copy(&self) -> Inode {
         Inode {
             content: Content::Owned(self.content.bytes().to_vec()),
@@ -99,6 +105,10 @@ impl Inode {
                 *old = Content::Mapped(p, len);
             }
         }
+        self.resize_maps(len);
+    }
+
+    fn resize_maps(&mut self, len: usize) {
         self.dirty.resize(len.div_ceil(SECTOR), true);
         self.data.resize(len.div_ceil(BLOCK), false);
     }
@@ -108,10 +118,19 @@ impl Inode {
             return;
         }
         let end = at + data.len();
-        if end > self.len() {
-            self.resize(end);
+        match &mut self.content {
+            // As most files are written.
+            Content::Owned(v) if at == v.len() && at > 0 => {
+                v.extend_from_slice(data);
+                self.resize_maps(end);
+            }
+            _ => {
+                if end > self.len() {
+                    self.resize(end);
+                }
+                self.content.bytes_mut()[at..end].copy_from_slice(data);
+            }
         }
-        self.content.bytes_mut()[at..end].copy_from_slice(data);
         self.dirty[at / SECTOR..end.div_ceil(SECTOR)].fill(true);
         self.data[at / BLOCK..end.div_ceil(BLOCK)].fill(true);
     }
@@ -120,15 +139,20 @@ impl Inode {
     pub(super) fn write_back(&mut self, from: usize, to: usize, mut pick: impl FnMut(usize) -> bool) {
         let len = self.len();
         if self.durable.is_empty() {
+            // Zeroed by the system, if it is new: a ring is large, and most of it is never written.
             self.durable = vec![0; len];
         } else {
             self.durable.resize(len, 0);
         }
+        let mapped = matches!(self.content, Content::Mapped(..));
         let bytes = self.content.bytes();
         for s in from / SECTOR..to.min(len).div_ceil(SECTOR) {
-            if (self.dirty[s] || matches!(self.content, Content::Mapped(..))) && pick(s) {
+            if (self.dirty[s] || mapped) && pick(s) {
                 let range = s * SECTOR..((s + 1) * SECTOR).min(len);
-                self.durable[range.clone()].copy_from_slice(&bytes[range]);
+                // Of mapped memory nobody knows what was written.
+                if !mapped || self.durable[range.clone()] != bytes[range.clone()] {
+                    self.durable[range.clone()].copy_from_slice(&bytes[range]);
+                }
                 self.dirty[s] = false;
             }
         }
@@ -152,7 +176,9 @@ impl Inode {
         for s in 0..len.min(new).div_ceil(SECTOR) {
             if (self.dirty[s] || mapped) && rng.permille(keep) {
                 let range = s * SECTOR..((s + 1) * SECTOR).min(len).min(new);
-                left[range.clone()].copy_from_slice(&bytes[range]);
+                if !mapped || left[range.clone()] != bytes[range.clone()] {
+                    left[range.clone()].copy_from_slice(&bytes[range]);
+                }
             }
         }
         self.durable.clone_from(&left);

@@ -84,6 +84,9 @@ fn examine(lab: &Lab, appliance: &Appliance, index: usize, rng: &mut Rng, more: 
     let mut seqs = vec![latest];
     seqs.extend(appliance.points(&name).unwrap_or_default().iter().rev().take(3).map(|p| p.seq));
     seqs.extend((0..more).map(|_| 1 + rng.below(last.max(1))));
+    // The model goes through its log once.
+    seqs.sort_unstable();
+    seqs.dedup();
     for seq in seqs {
         if appliance.check_seq(&name, seq).is_err() {
             continue;

@@ -69,9 +69,8 @@ impl Story {
         self.faults(Host::Agent, faults, "errors of the agent's own files");
     }
 
-    /// Takes some of the agent's own files away, while it does not run.
-    pub(super) fn lose_files(&mut self) {
-        let which = 1 + self.rng.below(7);
+    /// Takes some of the agent's own files away, while it does not run: a bit for the ring, the dirty map, the write-intent map.
+    pub(super) fn lose_files(&mut self, which: u64) {
         for volume in 0..self.lab.setup.sizes.len() {
             for (bit, name) in ["ring", "dirty", "intent"].into_iter().enumerate() {
                 let path = PathBuf::from(format!("/agent/v{volume}/{name}"));

@@ -123,6 +123,7 @@ impl Link {
             first,
             next: first,
             name: VOLUME.into(),
+            epoch: 0,
         };
         let body = hello.encode();
         stream.write_all(&Header::of(MessageType::Hello, &body).encode())?;

@@ -5,6 +5,7 @@
 mod app;
 mod branches;
 mod devices;
+mod fences;
 mod figures;
 mod kept;
 mod past;
@@ -21,8 +22,8 @@ use afterimage_appliance::Appliance;
 use afterimage_base::block::BlockDevice;
 use afterimage_mgmt::attach::{AttachOptions, Attached, Detached};
 use afterimage_mgmt::protocol::{
-    Access, BranchAsk, Code, CompareBegun, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, SizeChange,
-    State, Status, VERSION, VolumeStatus,
+    Access, BranchAsk, Code, CompareBegun, DiffEnd, Failure, FenceAsk, FenceStatus, GapInfo, PointInfo, PointList,
+    Position, Role, SizeChange, State, Status, VERSION, VolumeStatus,
 };
 use afterimage_mgmt::retention::{PointAction, Retention, RetentionChange};
 use afterimage_mgmt::schedule::{Schedule, Seen};
@@ -469,6 +470,10 @@ impl Site for Local {
 
     fn branch(&self, ask: &BranchAsk) -> Result<serde_json::Value, Failure> {
         self.of_branches(ask)
+    }
+
+    fn fence(&self, ask: &FenceAsk) -> Result<FenceStatus, Failure> {
+        self.of_fences(ask)
     }
 
     fn verify(

@@ -100,6 +100,7 @@ fn ingest(images: &[String]) -> Result<()> {
         first: 1,
         next: 1,
         name: "image".into(),
+        epoch: 0,
     };
     let body = hello.encode();
     stream.write_all(&Header::of(MessageType::Hello, &body).encode())?;

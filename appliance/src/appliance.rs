@@ -6,6 +6,7 @@ use crate::collect::{CollectError, CollectReport, Now};
 use crate::config::ApplianceConfig;
 use crate::export::ahead::Budget;
 use crate::export::parallel::ReadPool;
+use crate::fence::FenceError;
 use crate::history::thin::Policy;
 use crate::history::timeline::{Choices, Gap, Window, Wish, WishError};
 use crate::history::{HistoryConfig, HistoryError, PageCache};
@@ -77,6 +78,9 @@ pub enum ApplianceError {
     /// A branch.
     #[error("branch {0}: {1}")]
     Branch(String, BranchError),
+    /// A fence.
+    #[error("volume {0}: {1}")]
+    Fence(String, FenceError),
     /// A change could not be made durable.
     #[error("{0}")]
     Session(#[from] SessionError),

@@ -1,6 +1,7 @@
 //! What an appliance says of itself and its volumes.
 
 use crate::appliance::Appliance;
+use crate::fence::Standing;
 use crate::ingest::volume::Volume;
 use crate::room::Space;
 use crate::store::{ReadFigures, file_name};
@@ -43,6 +44,10 @@ pub struct VolumeInfo {
     pub connected: bool,
     /// Where it began, if it is a branch.
     pub fork: Option<ForkMeta>,
+    /// Its epoch, and its fence.
+    pub standing: Standing,
+    /// The branch that keeps what a fenced agent had beyond it.
+    pub tail: Option<String>,
 }
 
 /// What there is to say of the store. Counters begin with the process.
@@ -116,6 +121,8 @@ impl Appliance {
             paused: self.shared.room.short(),
             connected: volume.has_session(),
             fork: volume.fork(),
+            standing: volume.standing(),
+            tail: self.registry.tail_of(volume).map(|t| t.name.clone()),
         }
     }
 }

@@ -30,6 +30,7 @@ pub mod vault;
 
 mod appliance;
 mod config;
+mod fence;
 mod info;
 mod owners;
 mod registry;
@@ -39,10 +40,12 @@ mod testing;
 #[cfg(test)]
 mod trouble_tests;
 
+pub use afterimage_format::fence::Fence;
 pub use afterimage_format::manifest::{ForkKind, ForkMeta, PointMeta};
 pub use appliance::{Appliance, ApplianceError, StartReport};
 pub use branch::{BranchError, BranchInfo};
 pub use config::ApplianceConfig;
+pub use fence::{FenceError, Fenced, Standing};
 pub use history::thin::{Policy, Why};
 pub use info::{StoreInfo, VolumeInfo};
 pub use keys::KeySource;

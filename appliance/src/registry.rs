@@ -113,7 +113,8 @@ impl Volumes for Registry {
                     volume.name, hello.size
                 )));
             }
-            return Ok(Arc::clone(volume));
+            let volume = Arc::clone(volume);
+            return self.behind_fence(&mut volumes, &volume, hello);
         }
         if volumes.iter().any(|v| v.name == hello.name) {
             return Err(SessionError::Volume(format!(

@@ -100,6 +100,7 @@ pub(crate) fn hello() -> Hello {
         first: 1,
         next: 1,
         name: "disk".into(),
+        epoch: 0,
     }
 }
 

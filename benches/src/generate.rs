@@ -124,6 +124,7 @@ impl Link {
             first,
             next: first,
             name: VOLUME.into(),
+            epoch: 0,
         };
         let body = hello.encode();
         stream.write_all(&Header::of(MessageType::Hello, &body).encode())?;

@@ -4,8 +4,8 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REPLY, write_line};
 use crate::protocol::{
-    Access, ApiCall, ApiReply, BranchAsk, CompareBegun, DiffEnd, Envelope, Extents, Failure, PointInfo, PointList,
-    Position, Reply, Request, SizeChange, Status, VERSION, VolumePoint,
+    Access, ApiCall, ApiReply, BranchAsk, CompareBegun, DiffEnd, Envelope, Extents, Failure, FenceAsk, FenceStatus,
+    PointInfo, PointList, Position, Reply, Request, SizeChange, Status, VERSION, VolumePoint,
 };
 use crate::retention::{PointAction, Retention, RetentionChange};
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
@@ -110,6 +110,14 @@ impl ControlClient {
             Err(ClientError::Refused(why)) => Err(ClientError::Refused(why)),
             answer => sent.and(answer).map(|(value, _)| value),
         }
+    }
+
+    /// See [`Request::Fence`].
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub fn fence(&mut self, ask: FenceAsk) -> Result<FenceStatus, ClientError> {
+        self.call(Request::Fence { ask })
     }
 
     /// See [`Request::Mgmt`].

@@ -14,8 +14,16 @@ pub use office::{families as office_families, of_office};
 use crate::protocol::{State, Status, StoreStatus, VolumeStatus};
 use std::fmt::Write as _;
 
-const STATES: [State; 7] =
-    [State::InitialSync, State::Live, State::Dirty, State::Resync, State::Error, State::Unprotected, State::Offline];
+const STATES: [State; 8] = [
+    State::InitialSync,
+    State::Live,
+    State::Dirty,
+    State::Resync,
+    State::Fenced,
+    State::Error,
+    State::Unprotected,
+    State::Offline,
+];
 
 /// A value and its labels beside the volume.
 type Sample = (String, f64);
@@ -50,6 +58,7 @@ const FAMILIES: &[(&str, &str, &str, Of)] = &[
         seconds(v.state_since)
     }),
     ("connected", "gauge", "Whether agent and appliance are connected for the volume", |v| one(v.connected.into())),
+    ("epoch", "counter", "How often the volume was fenced and let go, in all", |v| one(v.epoch)),
     ("size_bytes", "gauge", "Size of the volume", |v| one(v.size)),
     ("acked_seq", "counter", "Seq of the newest write", |v| one(v.seq_acked)),
     ("durable_seq", "counter", "Seq up to which everything is durable at the appliance", |v| one(v.seq_durable)),

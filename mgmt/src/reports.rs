@@ -95,7 +95,7 @@ fn severity(state: State) -> Severity {
     match state {
         State::Live | State::InitialSync | State::Offline => Severity::Info,
         State::Dirty | State::Resync | State::Unprotected => Severity::Warning,
-        State::Error => Severity::Error,
+        State::Fenced | State::Error => Severity::Error,
     }
 }
 

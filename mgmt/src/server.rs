@@ -4,8 +4,8 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REQUEST, write_line};
 use crate::protocol::{
-    Access, ApiCall, ApiReply, BranchAsk, Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, PointInfo,
-    PointList, Position, Reply, Request, SizeChange, Status, VERSION, VolumePoint,
+    Access, ApiCall, ApiReply, BranchAsk, Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, FenceAsk,
+    FenceStatus, PointInfo, PointList, Position, Reply, Request, SizeChange, Status, VERSION, VolumePoint,
 };
 use crate::retention::{PointAction, Retention, RetentionChange};
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
@@ -140,6 +140,18 @@ pub trait Site: Send + Sync + 'static {
         Err(Failure::new(
             Code::OtherRole,
             "branches are with the appliance: run the command with --data of `afterimage appliance`",
+        ))
+    }
+
+    /// Puts up, takes down or shows the fence of a volume.
+    ///
+    /// # Errors
+    /// [`Code::OtherRole`] if the history is elsewhere; [`Code::Conflict`] if the fence is another's.
+    fn fence(&self, ask: &FenceAsk) -> Result<FenceStatus, Failure> {
+        let _ = ask;
+        Err(Failure::new(
+            Code::OtherRole,
+            "fences are with the appliance: run the command with --data of `afterimage appliance`",
         ))
     }
 
@@ -354,6 +366,7 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
                 let base = base.as_deref().unwrap_or(&volume);
                 diff(&stream, site.diff((base, &from), (&volume, &to)))?;
             }
+            Ok(Request::Fence { ask }) => finish(&stream, site.fence(&ask))?,
             Ok(Request::Branch { ask }) => finish(&stream, site.branch(&ask))?,
             Ok(Request::Verify { volume, options }) => verify(&stream, site, &volume, &options)?,
             Ok(Request::Watch { interval_ms }) => {

@@ -61,6 +61,8 @@ fn toy_volume() -> VolumeStatus {
         first_time: Some(Time(3)),
         durable_time: Some(Time(8)),
         devices: Vec::new(),
+        epoch: 0,
+        fence: None,
     }
 }
 

@@ -157,3 +157,26 @@ impl Drop for Process {
         }
     }
 }
+
+/// Waits until something is so.
+///
+/// # Panics
+/// If it never is.
+#[track_caller]
+pub fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is() {
+        assert!(start.elapsed() < DEADLINE, "never came: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Processes that work in a folder.
+///
+/// # Panics
+/// If the processes cannot be listed.
+#[must_use]
+pub fn processes_in(folder: &Path) -> Vec<PathBuf> {
+    let all = std::fs::read_dir("/proc").expect("list processes").flatten().map(|e| e.path());
+    all.filter(|p| std::fs::read_link(p.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder))).collect()
+}

@@ -4,30 +4,15 @@
 use afterimage_tests::daemon::{self, Daemon, number};
 use afterimage_tests::guest;
 use afterimage_tests::lab::DISK;
-use afterimage_tests::process::Process;
+use afterimage_tests::process::{Process, processes_in, wait_until as wait};
 use afterimage_tests::tool::tool;
 use afterimage_tests::{data, ext4};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 /// Every step of a job, as docs/recovery.md lists them, and where in it the job's process is killed.
 const STEPS: [&str; 8] = ["fork", "start", "release", "check", "hold", "kill", "drop", "remove"];
 const PLACES: [&str; 3] = ["before", "done", "saved"];
-
-fn wait(what: &str, mut is: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is() {
-        assert!(start.elapsed() < Duration::from_secs(120), "never came: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Processes that work in a folder.
-fn processes_in(folder: &Path) -> Vec<PathBuf> {
-    let all = std::fs::read_dir("/proc").expect("list processes").flatten().map(|e| e.path());
-    all.filter(|p| std::fs::read_link(p.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder))).collect()
-}
 
 /// Sockets that the daemon has open: listeners, exports, connections.
 fn sockets(daemon: &mut Daemon) -> usize {

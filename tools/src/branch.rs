@@ -121,6 +121,7 @@ fn kind(b: &BranchStatus) -> &'static str {
         (BranchKind::Export, _) => "writable export",
         (BranchKind::Promoted, true) => "promoted, in use",
         (BranchKind::Promoted, false) => "promoted",
+        (BranchKind::Tail, _) => "of an old primary",
         (BranchKind::Other, _) => "unknown",
     }
 }

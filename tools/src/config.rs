@@ -2,7 +2,7 @@
 //! it, every key that is not known an error. examples/agent.toml and examples/appliance.toml document them.
 
 use crate::app::AppTable;
-use crate::cli::{Cache, NbdTls, OnForeignWrite, parse_min_free};
+use crate::cli::{Cache, NbdTls, OnFence, OnForeignWrite, parse_min_free};
 use crate::problem::Problem;
 use afterimage_appliance::MinFree;
 use afterimage_base::net::Endpoint;
@@ -111,6 +111,8 @@ pub struct AgentFile {
     pub point_every: Option<Span>,
     /// When somebody else wrote to a disk while the agent was not running.
     pub on_foreign_write: Option<OnForeignWrite>,
+    /// What a disk does whose machine runs elsewhere.
+    pub on_fence: Option<OnFence>,
     /// Whether NBD clients over TCP speak TLS.
     pub nbd_tls: Option<NbdTls>,
     /// Folder with the certificates for it.

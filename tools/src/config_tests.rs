@@ -73,7 +73,7 @@ fn the_examples_name_every_key() {
     let agent: AgentFile = parse(&whole("agent.toml")).unwrap();
     assert!(agent.data.is_some() && agent.appliance.is_some() && agent.insecure.is_some() && !agent.listen.is_empty());
     assert!(agent.ring.is_some() && agent.cache.is_some() && agent.point_every.is_some() && agent.sync_rate.is_some());
-    assert!(agent.on_foreign_write.is_some());
+    assert!(agent.on_foreign_write.is_some() && agent.on_fence.is_some());
     let app = agent.volumes.iter().find_map(|v| v.app.clone()).unwrap();
     assert!(app.every.is_some() && app.guest_agent.is_some() && !app.mounts.is_empty() && !app.pre.is_empty());
     assert!(app.thaw_limit.is_some() && app.settings("web").is_ok());

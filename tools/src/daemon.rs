@@ -16,8 +16,8 @@ use crate::problem::Problem;
 use crate::site::{About, Local, Served, Taker};
 use afterimage_agent::barrier::Barriers;
 use afterimage_agent::{
-    Agent, AgentConfig, CacheMode, Connector, ForeignWrite, PlainDisk, RecoveryReport, VolumeConfig, connector,
-    secure_connector,
+    Agent, AgentConfig, CacheMode, Connector, FencePolicy, ForeignWrite, PlainDisk, RecoveryReport, VolumeConfig,
+    connector, secure_connector,
 };
 use afterimage_appliance::{Appliance, ApplianceConfig, ApplianceError, KeySource, MinFree, Policy};
 use afterimage_base::block::BlockDevice;
@@ -105,6 +105,8 @@ pub struct AgentSettings {
     pub point_every: Option<Duration>,
     /// What follows when somebody else has written to a disk meanwhile.
     pub foreign: ForeignWrite,
+    /// What a fenced disk does.
+    pub fence: FencePolicy,
     /// Take the size that a disk has now.
     pub resize: bool,
     /// How points of volumes are made app-consistent.
@@ -262,7 +264,7 @@ fn start_appliance(data: &DataDir, settings: ApplianceSettings) -> Result<Applia
 fn open_protected(
     data: &DataDir,
     disks: Vec<Disk>,
-    (sync_rate, foreign, resize): (u64, ForeignWrite, bool),
+    (sync_rate, foreign, fence, resize): (u64, ForeignWrite, FencePolicy, bool),
     connector: Arc<dyn Connector>,
 ) -> Result<(Arc<Agent>, Vec<Served>), Problem> {
     let agent = Arc::new(Agent::new(AgentConfig {
@@ -275,6 +277,7 @@ fn open_protected(
         let config = VolumeConfig { name, path, ring_bytes: ring, cache, foreign, resize };
         let volume = agent.add_volume(config).map_err(|e| Problem::failed(e.to_string()))?;
         volume.set_sync_rate(sync_rate);
+        volume.set_fence_policy(fence);
         served.push(Served::Protected(volume));
     }
     Ok((agent, served))
@@ -337,6 +340,7 @@ impl Daemon {
             listen,
             sync_rate,
             foreign,
+            fence,
             resize,
             reach,
             tls,
@@ -367,7 +371,7 @@ impl Daemon {
             match to {
                 None => served = open_plain(disks)?,
                 Some(to) => {
-                    let (opened, volumes) = open_protected(&data, disks, (sync_rate, foreign, resize), to)?;
+                    let (opened, volumes) = open_protected(&data, disks, (sync_rate, foreign, fence, resize), to)?;
                     // When all volumes are there: a barrier marks all of them.
                     if let Some(trust) = of_agent {
                         let part = Arc::new(Barriers::start(&opened)?);
@@ -391,6 +395,7 @@ impl Daemon {
                 ring: new_disks.0,
                 cache: new_disks.1,
                 foreign,
+                fence,
                 sync_rate,
                 turn: Mutex::new(()),
             });

@@ -130,6 +130,7 @@ impl<'a> Demo<'a> {
             disks: vec![Disk { name: NAME.to_owned(), path: disk.clone(), ring: 16 << 20, cache }],
             listen: vec![Listen::Unix(socket.clone())],
             sync_rate: 0,
+            fence: afterimage_agent::FencePolicy::default(),
             foreign: afterimage_agent::ForeignWrite::Compare,
             resize: false,
             take_disks: false,

@@ -1,16 +1,19 @@
 //! `afterimage failover`: machines started from their history.
 //!
-//! `test` makes a job and starts the process that does it ([`keep`]); from then on it only looks on, so that its own end
+//! `test` and `run` make jobs and start the processes that do them ([`keep`]); from then on it only looks on, so that its own end
 //! changes nothing. What a killed process leaves is removed by the next command, or by the daemon ([`janitor`]).
 
 pub mod args;
+pub mod back;
 pub mod forks;
 pub mod janitor;
 pub mod keep;
 pub mod report;
+pub mod run;
 
 use crate::failover::args::{CleanupArgs, FailoverCommand, JobArgs, ListArgs, TestArgs};
 use crate::failover::forks::Exports;
+use crate::failover::run::Decision;
 use crate::problem::Problem;
 use crate::{screen, show, signals, target};
 use afterimage_base::clock::{Clock, SystemClock};
@@ -23,10 +26,7 @@ use afterimage_mgmt::target::machine::Machine;
 use afterimage_mgmt::units::Time;
 use afterimage_mgmt::when::When;
 use serde::Serialize;
-use std::fs::File;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,11 @@ fn folder(args: &crate::cli::DataArgs) -> Result<PathBuf, Problem> {
 pub fn run(command: FailoverCommand) -> Result<(), Problem> {
     match command {
         FailoverCommand::Test(a) => test(&a),
+        FailoverCommand::Run(a) => run::run(&a),
+        FailoverCommand::Commit(a) => run::decide(&a, Decision::Commit),
+        FailoverCommand::Rollback(a) => run::decide(&a, Decision::RollBack),
+        FailoverCommand::Failback(a) => back::failback(&a),
+        FailoverCommand::Again(a) => run::decide(&a, Decision::Again),
         FailoverCommand::Ls(a) => list(&a),
         FailoverCommand::Show(a) => {
             let jobs = Jobs::of(&folder(&a.data)?);
@@ -114,7 +119,7 @@ fn test(a: &TestArgs) -> Result<(), Problem> {
     let moments = moments(&mut control, &machine, &a.at, created)?;
     drop(control);
     let jobs = Jobs::of(&data);
-    sweep(&jobs, &Exports::of(&data)).map_err(failed)?;
+    look_after(&data, &jobs)?;
     let checks = if a.check.is_empty() { vec![Check::Boot] } else { a.check.clone() };
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let job = Job::new(Plan {
@@ -125,8 +130,11 @@ fn test(a: &TestArgs) -> Result<(), Problem> {
         checks,
         check_limit_ms: millis(a.check_limit),
         ttl_ms: millis(a.ttl),
+        failover: None,
     });
-    start(&data, &jobs, &job)?;
+    let claim = jobs.create(&job).map_err(failed)?;
+    keep::start(&data, &claim, &job)?;
+    drop(claim);
     let mut asked = false;
     let job = follow(&data, &jobs, &job.id, &mut |job| {
         if signals.try_recv().is_ok() {
@@ -142,19 +150,9 @@ fn test(a: &TestArgs) -> Result<(), Problem> {
     report::verdict(&job)
 }
 
-/// Makes the job and hands it to a process of its own.
-fn start(data: &Path, jobs: &Jobs, job: &Job) -> Result<(), Problem> {
-    let claim = jobs.create(job).map_err(failed)?;
-    let log = claim.folder().join("runner.log");
-    let log = File::create(&log).map_err(|e| Problem::file(&log, &e))?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["failover", "keep", &job.id, "--data"]).arg(data).env("NO_COLOR", "1");
-    // It has no terminal, so no signal of one reaches it.
-    command.stdin(Stdio::from(claim.share()?)).stdout(log.try_clone()?).stderr(log).process_group(0);
-    let mut child = command.spawn()?;
-    // So that it is no zombie while this command looks on. How it ends is in the job's file.
-    thread::Builder::new().name("wait".to_owned()).spawn(move || drop(child.wait()))?;
-    Ok(())
+/// Ends tests, and has failovers go on, that nobody does; answers which tests.
+fn look_after(data: &Path, jobs: &Jobs) -> Result<Vec<String>, Problem> {
+    sweep(jobs, &Exports::of(data), &|claim, job| keep::go_on(data, claim, job)).map_err(failed)
 }
 
 /// Looks on until the job has ended, or `enough` says so.
@@ -174,11 +172,11 @@ fn follow(
         if screen::is_live() {
             let check = job.checks.get(job.results.len()).filter(|_| job.phase == Phase::Running);
             let check = check.map_or_else(String::new, |c| format!(", looks at {c}"));
-            screen::live(Some(format!("test failover {id}: {}{check}", report::phase(job.phase))));
+            screen::live(Some(format!("{} {id}: {}{check}", report::kind(&job), report::phase(job.phase))));
         }
         if looked.elapsed() > ALIVE {
             looked = Instant::now();
-            if let Err(e) = sweep_one(jobs, id, &Exports::of(data)) {
+            if let Err(e) = sweep_one(jobs, id, &Exports::of(data), &|claim, job| keep::go_on(data, claim, job)) {
                 screen::live(None);
                 return Err(failed(e));
             }
@@ -204,6 +202,11 @@ fn stop(a: &JobArgs) -> Result<(), Problem> {
     let data = folder(&a.data)?;
     let jobs = Jobs::of(&data);
     let job = jobs.load(&a.id).map_err(failed)?;
+    if job.is_failover() && job.committed.is_none() && !job.is_ending() {
+        let id = &a.id;
+        let text = format!("{id} is a failover that is not committed: `afterimage failover rollback {id}` ends it");
+        return Err(Problem::usage(text));
+    }
     if !job.has_ended() {
         jobs.ask_to_stop(&a.id).map_err(failed)?;
     }
@@ -212,7 +215,7 @@ fn stop(a: &JobArgs) -> Result<(), Problem> {
         if start.elapsed() < END {
             return Ok(false);
         }
-        Err(Problem::failed(format!("test failover {} does not end: look into its runner.log", job.id)))
+        Err(Problem::failed(format!("{} {} does not end: look into its runner.log", report::kind(job), job.id)))
     })?;
     report::show(&job, &jobs.folder_of(&a.id).map_err(failed)?, a.json)
 }
@@ -234,8 +237,7 @@ fn cleanup(a: &CleanupArgs) -> Result<(), Problem> {
     for id in &a.ids {
         jobs.load(id).map_err(failed)?;
     }
-    let mut done =
-        Cleaned { ended: sweep(&jobs, &Exports::of(&data)).map_err(failed)?, removed: vec![], running: vec![] };
+    let mut done = Cleaned { ended: look_after(&data, &jobs)?, removed: vec![], running: vec![] };
     for id in jobs.ids().map_err(failed)?.into_iter().filter(|id| a.ids.is_empty() || a.ids.contains(id)) {
         let ended = match jobs.load(&id) {
             Ok(job) => job.has_ended(),
@@ -260,7 +262,7 @@ fn cleanup(a: &CleanupArgs) -> Result<(), Problem> {
     for (ids, what) in
         [(&done.ended, "had been killed, and is ended"), (&done.removed, "removed"), (&done.running, "is not over")]
     {
-        ids.iter().for_each(|id| out.push_str(&format!("test failover {id} {what}\n")));
+        ids.iter().for_each(|id| out.push_str(&format!("job {id} {what}\n")));
     }
     show::put(&out)
 }

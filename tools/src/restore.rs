@@ -91,7 +91,8 @@ fn is_same_disk(a: &Metadata, b: &Metadata) -> bool {
 }
 
 /// An agent holds a lock on each of its disks, and this process may be asking an appliance that knows nothing of them.
-fn is_locked(path: &Path) -> bool {
+#[must_use]
+pub fn is_locked(path: &Path) -> bool {
     let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) else { return false };
     matches!(Flock::lock(file, FlockArg::LockExclusiveNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
 }

@@ -2,7 +2,7 @@
 //! flags override.
 
 use crate::app::AppSettings;
-use crate::cli::{AgentArgs, ApplianceArgs, Cache, DataArgs, KeyArgs, NbdTlsArgs, OnForeignWrite};
+use crate::cli::{AgentArgs, ApplianceArgs, Cache, DataArgs, KeyArgs, NbdTlsArgs, OnFence, OnForeignWrite};
 use crate::cmd::retention::TierArgs;
 use crate::config::{self, AgentFile, ApplianceFile, RingSize, VolumeTable};
 use crate::daemon::{AgentSettings, ApplianceSettings, Disk, Reach, Settings, Trusted};
@@ -157,6 +157,7 @@ fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<A
         sync_rate: args.sync_rate.or(file.sync_rate.map(|s| s.0)).unwrap_or(0),
         point_every: Some(every).filter(|d| !d.is_zero()),
         foreign: args.on_foreign_write.or(file.on_foreign_write).unwrap_or(OnForeignWrite::Compare).into(),
+        fence: args.on_fence.or(file.on_fence).unwrap_or(OnFence::ReadOnly).into(),
         resize: args.resize,
         take_disks: args.take_disks || file.take_disks.unwrap_or(false),
         new_disks: (ring, cache),

@@ -101,6 +101,13 @@ fn status_text(status: &Status) -> String {
             let why = gap.reason.as_deref().unwrap_or("the reason is not known any more");
             let _ = writeln!(out, "{}: a gap in the history since {}: {why}", v.name, gap.since.short());
         }
+        if let Some(fence) = &v.fence {
+            let kept = fence.tail.as_ref().map_or_else(String::new, |tail| {
+                format!("; what its old primary had beyond @{} is kept as {tail}", fence.seq)
+            });
+            let owner = fence.owner.as_deref().unwrap_or_default();
+            let _ = writeln!(out, "{}: fenced by failover {owner}, epoch {}{kept}", v.name, fence.epoch);
+        }
         for d in &v.devices {
             let _ = writeln!(out, "{}: attached as {}{}", v.name, d.device, device_notes(d));
         }

@@ -5,6 +5,7 @@
 mod app;
 mod branches;
 mod devices;
+mod fences;
 mod figures;
 mod kept;
 mod past;
@@ -24,8 +25,8 @@ use afterimage_appliance::Appliance;
 use afterimage_base::block::BlockDevice;
 use afterimage_mgmt::attach::{AttachOptions, Attached, Detached};
 use afterimage_mgmt::protocol::{
-    Access, BranchAsk, Code, CompareBegun, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, SizeChange,
-    State, Status, VERSION, VolumePoint, VolumeStatus,
+    Access, BranchAsk, Code, CompareBegun, DiffEnd, Failure, FenceAsk, FenceStatus, GapInfo, PointInfo, PointList,
+    Position, Role, SizeChange, State, Status, VERSION, VolumePoint, VolumeStatus,
 };
 use afterimage_mgmt::retention::{PointAction, Retention, RetentionChange};
 use afterimage_mgmt::schedule::Schedule;
@@ -457,6 +458,10 @@ impl Site for Local {
 
     fn branch(&self, ask: &BranchAsk) -> Result<serde_json::Value, Failure> {
         self.of_branches(ask)
+    }
+
+    fn fence(&self, ask: &FenceAsk) -> Result<FenceStatus, Failure> {
+        self.of_fences(ask)
     }
 
     fn verify(

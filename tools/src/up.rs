@@ -142,6 +142,7 @@ pub fn run(args: UpArgs) -> Result<(), Problem> {
         sync_rate: args.sync_rate,
         point_every: Some(args.point_every).filter(|d| !d.is_zero()),
         foreign: args.on_foreign_write.into(),
+        fence: args.on_fence.into(),
         resize: args.resize,
         take_disks: false,
         new_disks: (ring, cache),

@@ -33,6 +33,9 @@ pub enum BranchError {
     /// Others begin on it.
     #[error("other branches begin on it: {0}; drop or promote them first")]
     Parent(String),
+    /// It is kept as it came.
+    #[error("it is what an old primary had, and stays as it is: make a branch of it to write on")]
+    Tail,
     /// It stands by itself already.
     #[error("it was promoted before")]
     Promoted,
@@ -125,6 +128,17 @@ impl Registry {
         &self,
         (of, seq): (&Arc<Volume>, u64),
         name: &str,
+        kind: (ForkKind, u64),
+    ) -> Result<Arc<Volume>, ApplianceError> {
+        self.create_in(&mut self.lock(), (of, seq), name, kind)
+    }
+
+    /// The same, in the list of volumes.
+    pub(crate) fn create_in(
+        &self,
+        volumes: &mut Vec<Arc<Volume>>,
+        (of, seq): (&Arc<Volume>, u64),
+        name: &str,
         (kind, now): (ForkKind, u64),
     ) -> Result<Arc<Volume>, ApplianceError> {
         if name.is_empty() || name.chars().count() > 100 || name.contains('/') || name.chars().any(char::is_control) {
@@ -134,8 +148,7 @@ impl Registry {
         let time = of.history.record_at_seq(seq).map_err(of_history(of))?.map_or(0, |r| r.1);
         let no_chance = |e| ApplianceError::System("random bytes", e);
         let id: [u8; 16] = world::random_array().map_err(no_chance)?;
-        let mut volumes = self.lock();
-        let full = format!("{}/{name}", Self::root_of(&volumes, of));
+        let full = format!("{}/{name}", Self::root_of(volumes, of));
         if full.len() > MAX_NAME {
             return Err(refused(&full, BranchError::Name));
         }
@@ -148,6 +161,11 @@ impl Registry {
         let mut meta = VolumeMeta::new(id, full.clone(), size);
         (meta.ring, meta.durable_seq, meta.durable_time, meta.layered_to) = (id, seq, time, seq);
         (meta.first_seq, meta.first_time) = (seq, time);
+        if kind == ForkKind::Tail {
+            // Its agent goes on with it as with the volume.
+            let progress = of.progress();
+            (meta.ring, meta.digest, meta.epoch) = (progress.ring, progress.digest, of.standing().epoch);
+        }
         meta.fork = Some(ForkMeta { parent, seq, created: now, kind });
         let made = self.shared.vault.edit(|m| {
             let may = may_begin(m, &parent, seq);
@@ -159,7 +177,7 @@ impl Registry {
         if !made.map_err(StoreError::from)? {
             return Err(refused(&full, BranchError::Gone));
         }
-        let volume = self.open(&meta, &volumes)?;
+        let volume = self.open(&meta, volumes)?;
         volumes.push(Arc::clone(&volume));
         tracing::info!("branch {full}: begins behind @{seq} of {}", of.name);
         Ok(volume)
@@ -167,6 +185,9 @@ impl Registry {
 
     fn runner_of(&self, volume: &Arc<Volume>, appliance: &Appliance) -> Result<Arc<Runner>, ApplianceError> {
         let fork = volume.fork().ok_or_else(|| refused(&volume.name, BranchError::None))?;
+        if fork.kind == ForkKind::Tail {
+            return Err(refused(&volume.name, BranchError::Tail));
+        }
         if volume.forked {
             return Err(refused(&volume.name, BranchError::Missing));
         }
@@ -203,7 +224,7 @@ impl Registry {
             if volume.fork().is_none() {
                 return Err(refused(&volume.name, BranchError::None));
             }
-            if open || !volume.history.retire(true) {
+            if open || volume.has_session() || !volume.history.retire(true) {
                 return Err(refused(&volume.name, BranchError::InUse));
             }
             if let Err(e) = self.shared.vault.edit(|m| m.volumes.retain(|v| v.id != *id)) {
@@ -334,6 +355,7 @@ impl Appliance {
         match volume.fork().map(|f| f.kind) {
             Some(ForkKind::Branch) => {}
             Some(ForkKind::Promoted) => return Err(refused(name, BranchError::Promoted)),
+            Some(ForkKind::Tail) => return Err(refused(name, BranchError::Tail)),
             Some(ForkKind::Scratch) | None => return Err(refused(name, BranchError::None)),
         }
         if let Some(why) = volume.failure() {

@@ -86,6 +86,9 @@ pub enum SessionError {
     /// Final (I11).
     #[error("{0}")]
     Failed(String),
+    /// The volume runs elsewhere.
+    #[error("{0}")]
+    Fenced(String),
     /// Another session took over, or the appliance stops.
     #[error("{0}")]
     Superseded(String),
@@ -103,6 +106,7 @@ impl SessionError {
             SessionError::Continuity(_) => RefuseCode::Continuity,
             SessionError::Full(_) => RefuseCode::Full,
             SessionError::Failed(_) => RefuseCode::Failed,
+            SessionError::Fenced(_) => RefuseCode::Fenced,
             SessionError::Superseded(_) => RefuseCode::Superseded,
         };
         Some(Refuse { code, text: self.to_string() })

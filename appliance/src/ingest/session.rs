@@ -6,11 +6,13 @@ use super::secure::Greet;
 use super::stages::{Received, Stages, UnderWay, lock};
 use super::volume::{SessionTurn, Volume};
 use super::{SessionError, Shared};
+use crate::fence::is_tail;
 use afterimage_base::world;
 use afterimage_base::world::channel::{Receiver, Sender, bounded};
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread;
 use afterimage_format::compare::{HashQuery, Hashes};
+use afterimage_format::fence::Fence;
 use afterimage_format::record::MAX_VOLUME;
 use afterimage_format::wire::{
     Ack, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
@@ -261,6 +263,9 @@ fn run(
         Ok(turn) => turn,
         Err(e) => return e,
     };
+    if let Err(e) = volume.admits() {
+        return e;
+    }
     // The one before may have failed the volume.
     if let Some(why) = volume.failure() {
         return SessionError::Failed(why);
@@ -279,12 +284,15 @@ fn run(
     let lost = volume.forked && progress.ring == [0; 16];
     // The handshake has found that there is one in common.
     let version = hello.newest.min(VERSION);
+    let standing = volume.standing();
     let welcome = Welcome {
         version,
         ring: progress.ring,
         durable: progress.seq,
         digest: progress.digest,
         credit: granted.load(Ordering::Relaxed),
+        epoch: standing.epoch,
+        fence: if is_tail(volume.fork()) { Fence::Closed } else { standing.state() },
     };
     if let Err(e) = send(out, MessageType::Welcome, &welcome.encode()) {
         return e;

@@ -2,16 +2,19 @@
 
 use super::replay::Replayed;
 use super::{SessionError, Shared};
+use crate::fence::Standing;
 use crate::history::{HistoryError, Keep, Run, VolumeHistory};
 use crate::store::segment::{OpenSegment, SegmentWriter};
 use crate::store::{StoreError, file_name};
 use crate::vault::VaultError;
 use afterimage_base::world::channel::Receiver;
 use afterimage_base::world::sync::Condvar;
+use afterimage_format::fence::Fence;
 use afterimage_format::manifest::{
     ForkKind, ForkMeta, GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, SizeMeta, VolumeMeta,
 };
 use afterimage_format::record::{FLAG_AUTO, FLAG_INITIAL, FLAG_NOTE, Kind};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Stops the reading side of a session's connection.
@@ -163,6 +166,8 @@ struct Turn {
     closed: bool,
     /// Of the newest session that has asked.
     number: u64,
+    /// Of the one that has the turn, or had it last.
+    holder: u64,
 }
 
 /// See the module.
@@ -175,6 +180,10 @@ pub struct Volume {
     pub history: Arc<VolumeHistory>,
     progress: Mutex<Progress>,
     fork: Mutex<Option<ForkMeta>>,
+    /// See [`crate::fence`].
+    pub(crate) standing: Mutex<Standing>,
+    /// It takes no records, whoever brings them (I13).
+    pub(crate) sealed: AtomicBool,
     /// The last records were found damaged at start: the agent has to begin a gap.
     pub forked: bool,
     /// Some of its history could not be read at start: what it refers to is not known.
@@ -232,6 +241,8 @@ impl Volume {
             name: meta.name.clone(),
             progress: Mutex::new(progress),
             fork: Mutex::new(meta.fork),
+            standing: Mutex::new(Standing::of(meta)),
+            sealed: AtomicBool::new(meta.fence.as_ref().is_some_and(|f| f.state == Fence::Closed)),
             forked,
             in_part: history.damage().is_some() || unread.is_some(),
             history,
@@ -294,7 +305,7 @@ impl Volume {
         if turn.number != number {
             return Err(SessionError::Superseded("a newer session of this volume was there first".into()));
         }
-        turn.interrupt = Some(interrupt);
+        (turn.interrupt, turn.holder) = (Some(interrupt), number);
         drop(turn);
         Ok(SessionTurn(self))
     }
@@ -303,6 +314,20 @@ impl Volume {
     #[must_use]
     pub fn has_session(&self) -> bool {
         lock(&self.turn).interrupt.is_some()
+    }
+
+    /// Ends the session that goes on, if one does, and waits until it has ended. Others may begin.
+    pub(crate) fn dismiss(&self) {
+        let mut turn = lock(&self.turn);
+        let holder = turn.holder;
+        // One that was waiting for the end of this one is another.
+        while turn.interrupt.is_some() && turn.holder == holder {
+            turn.superseded = true;
+            if let Some(interrupt) = &turn.interrupt {
+                interrupt();
+            }
+            turn = self.free.wait(&self.turn, turn);
+        }
     }
 
     /// Ends the session and lets none begin.
@@ -383,6 +408,12 @@ impl Volume {
         digest: u64,
         logical: u64,
     ) -> Result<(), SessionError> {
+        if self.is_sealed() {
+            return Err(SessionError::Failed(format!(
+                "volume {} is fenced, and a record came that would change it (I13)",
+                self.name
+            )));
+        }
         let times: Vec<(u64, u64)> = records.clone().map(|r| (r.seq, r.time)).collect();
         let mut progress = lock(&self.progress);
         // Under the lock, so that whoever has seen a record in history finds it in the progress as well.

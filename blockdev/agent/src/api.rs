@@ -98,6 +98,8 @@ pub enum VolumeState {
     Dirty,
     /// The dirty regions are being copied.
     Resync,
+    /// Its machine runs elsewhere after a failover: the disk takes no writes here.
+    Fenced,
     /// Somebody must look; the guest goes on. The reason says more.
     Error,
 }
@@ -109,6 +111,7 @@ impl std::fmt::Display for VolumeState {
             VolumeState::Live => "live",
             VolumeState::Dirty => "dirty",
             VolumeState::Resync => "resync",
+            VolumeState::Fenced => "fenced",
             VolumeState::Error => "error",
         })
     }
@@ -206,6 +209,10 @@ pub struct VolumeStatus {
     pub writes: u64,
     /// Bytes of data that they carried.
     pub write_bytes: u64,
+    /// The highest epoch that the appliance has told.
+    pub epoch: u64,
+    /// Since when it is fenced, if it is, in nanoseconds since 1970.
+    pub fenced_since: Option<u64>,
     /// What the opening found, if the volume was there before.
     pub recovered: Option<RecoveryReport>,
 }

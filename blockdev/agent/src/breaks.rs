@@ -39,6 +39,8 @@ pub(crate) enum Break {
     OvertakeWrites = 32768,
     /// A write that finds the ring full waits until there is room (I4).
     WaitWhenFull = 65536,
+    /// Writes are let in although the volume is fenced (I13).
+    IgnoreFence = 131_072,
 }
 
 #[cfg(not(test))]
@@ -63,6 +65,7 @@ impl Break {
             Break::WrongSeq => "wrong-seq",
             Break::OvertakeWrites => "overtake-writes",
             Break::WaitWhenFull => "wait-when-full",
+            Break::IgnoreFence => "ignore-fence",
         }
     }
 }

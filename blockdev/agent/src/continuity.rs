@@ -77,12 +77,13 @@ pub(crate) fn judge(w: &Welcome, held: &Held) -> Continuity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use afterimage_format::fence::Fence;
 
     const RING: [u8; 16] = [7; 16];
     const OTHER: [u8; 16] = [8; 16];
 
     fn welcome(ring: [u8; 16], durable: u64, digest: u64) -> Welcome {
-        Welcome { version: 1, ring, durable, digest, credit: 0 }
+        Welcome { version: 1, ring, durable, digest, credit: 0, epoch: 0, fence: Fence::Open }
     }
 
     fn held(first: u64, freed: (u64, u64), digest: Option<u64>, base: Option<Base>) -> Held {

@@ -2,6 +2,7 @@
 
 use crate::disk::pool::Pool;
 use crate::disk::{CacheMode, Disk, DiskError};
+use crate::fence::FencePolicy;
 use crate::protect::Protection;
 use crate::queue::DiskQueue;
 use crate::ranges::Ranges;
@@ -21,6 +22,9 @@ pub(crate) struct Core {
     pub(crate) protection: Option<Arc<Protection>>,
     queues: AtomicU64,
     stopped: AtomicBool,
+    fenced: AtomicBool,
+    /// A fenced disk refuses reads, too.
+    deaf: AtomicBool,
 }
 
 impl Core {
@@ -32,6 +36,8 @@ impl Core {
             protection,
             queues: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            fenced: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
         })
     }
 
@@ -45,6 +51,28 @@ impl Core {
         if let Some(p) = &self.protection {
             drop(p.gate.close());
         }
+    }
+
+    /// Whether its machine runs elsewhere (I13).
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Acquire)
+    }
+
+    /// Whether reads are refused.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.deaf.load(Ordering::Relaxed) && self.is_fenced()
+    }
+
+    /// Refuses writes from now on, or takes them again. On return, those that were let in have their seq.
+    pub(crate) fn fence(&self, up: bool) {
+        self.fenced.store(up, Ordering::Release);
+        if let Some(p) = &self.protection {
+            drop(p.gate.close());
+        }
+    }
+
+    pub(crate) fn set_fence_policy(&self, policy: FencePolicy) {
+        self.deaf.store(policy == FencePolicy::Refuse, Ordering::Relaxed);
     }
 
     /// A number for a claim owner that no other has.
@@ -63,7 +91,7 @@ impl BlockDevice for Device {
             size: disk.size(),
             preferred_block: 4096,
             max_io: MAX_IO,
-            read_only: false,
+            read_only: self.0.is_fenced(),
             multi_queue: true,
             trim: true,
             fast_zero: disk.zeroes_fast(crate::disk::ops::ZeroMode::Hole),

@@ -21,7 +21,10 @@ pub(crate) fn run(shared: &Arc<Shared>, mut sync: Sync) {
         shared.keep_books();
         let mode = shared.state().mode;
         let wait = match mode {
-            Mode::Live => Some(IDLE),
+            Mode::Live => {
+                shared.mark_fence();
+                Some(IDLE)
+            }
             Mode::Dirty if shared.try_reopen() => {
                 sync.begin();
                 None

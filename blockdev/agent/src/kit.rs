@@ -8,6 +8,7 @@ use afterimage_base::block::{BlockDevice, Completion, Request, Submitted};
 use afterimage_base::clock::SystemClock;
 use afterimage_base::net::Stream;
 use afterimage_format::compare::{BlockHasher, HashQuery, Hashes, Told};
+use afterimage_format::fence::Fence;
 use afterimage_format::record::{FLAG_INITIAL, HEADER_LEN, Kind, Record};
 use afterimage_format::wire::{self, Ack, Fill, Header, Hello, MAX_BODY, MessageType, Refuse, RefuseCode, Welcome};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,7 +16,7 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -105,6 +106,9 @@ pub(crate) struct Appliance {
     pub(crate) refuse: Mutex<Option<RefuseCode>>,
     /// Sessions that were refused.
     pub(crate) refusals: AtomicU64,
+    /// Epoch of the volume, and its fence.
+    pub(crate) epoch: AtomicU64,
+    pub(crate) fence: AtomicU8,
     /// How questions are answered; see [`Answers`].
     pub(crate) answers: Mutex<Answers>,
     /// Blocks asked about.
@@ -209,7 +213,9 @@ impl Appliance {
             let digest = kept.log.last().map_or(0, |(r, _)| r.digest());
             let ring = if kept.log.is_empty() { [0; 16] } else { kept.ring };
             let version = if self.old.load(Ordering::SeqCst) { 1 } else { hello.newest };
-            Welcome { version, ring, durable: kept.durable(), digest, credit }
+            let fence = Fence::of_byte("test", self.fence.load(Ordering::SeqCst)).unwrap();
+            let epoch = self.epoch.load(Ordering::SeqCst);
+            Welcome { version, ring, durable: kept.durable(), digest, credit, epoch, fence }
         };
         send(&mut s, MessageType::Welcome, &welcome.encode())?;
         let mut messages = 0;

@@ -9,6 +9,7 @@
 //! | `intent` | the write-intent map: who waits for a mark, and when marks go |
 //! | `machine` | what a volume is doing, as a table |
 //! | `continuity` | whether the appliance holds the same history, as a table |
+//! | `fence` | refusing writes while the machine runs elsewhere |
 //! | [`resize`] | changes of the size |
 //! | `ages` | how old a seq is, whatever the clock does |
 //! | `keeper`, `sync` | the thread that leaves dirty mode and copies dirty regions |
@@ -34,6 +35,7 @@ pub mod connect;
 mod continuity;
 mod device;
 pub mod disk;
+mod fence;
 mod few;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -70,6 +72,7 @@ pub use api::{
 pub use connect::{Connection, Connector, connector, secure_connector, unix_connector};
 pub use device::PlainDisk;
 pub use disk::{CacheMode, DiskError};
+pub use fence::FencePolicy;
 pub use resize::{ResizeError, Resized};
 pub use verify::{VerifyError, VerifyOptions, VerifyProgress, VerifyReport};
 pub use volume::{Volume, create_points};

@@ -4,6 +4,7 @@
 
 use crate::continuity::Base;
 use crate::disk::identity::{Identity, Stamp};
+use crate::fence::FenceNote;
 use afterimage_base::crashsafe;
 use afterimage_base::world::{self, fs};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// 2: the volume may have a write-intent map, which programs of version 1 would not keep up, and another size than its disk.
 const VERSION: u32 = 2;
+/// 3: the volume is fenced, and programs of version 2 would let writes in. Written only while it is.
+const FENCED_VERSION: u32 = 3;
 const OLDEST: u32 = 1;
 /// Far more than the file ever is; a longer one is not ours.
 const MAX_BYTES: u64 = 1 << 20;
@@ -56,6 +59,12 @@ pub(crate) struct Meta {
     /// No seq from here on was ever given out: a ring that is made anew begins here, so that no seq means two things.
     #[serde(default)]
     pub(crate) seq_limit: u64,
+    /// The highest epoch that the appliance has told.
+    #[serde(default)]
+    pub(crate) epoch: u64,
+    /// The machine runs elsewhere: no write is let in.
+    #[serde(default)]
+    pub(crate) fence: Option<FenceNote>,
 }
 
 /// When and why a gap began.
@@ -91,6 +100,8 @@ impl Meta {
             unmarked: false,
             stamp: None,
             seq_limit: 0,
+            epoch: 0,
+            fence: None,
         })
     }
 
@@ -107,16 +118,16 @@ impl Meta {
         let text = fs::read(file).map_err(|e| bad(&e))?;
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(&e))?;
         match value.get("version").and_then(serde_json::Value::as_u64) {
-            Some(v) if (u64::from(OLDEST)..=u64::from(VERSION)).contains(&v) => {}
+            Some(v) if (u64::from(OLDEST)..=u64::from(FENCED_VERSION)).contains(&v) => {}
             Some(v) => {
                 return Err(MetaError::Bad(format!(
-                    "it has version {v}, this program knows {OLDEST} to {VERSION}; use the program that wrote it"
+                    "it has version {v}, this program knows {OLDEST} to {FENCED_VERSION}; use the program that wrote it"
                 )));
             }
             None => return Err(bad(&"it has no version")),
         }
         let mut meta: Meta = serde_json::from_value(value).map_err(|e| bad(&e))?;
-        meta.intent &= meta.version == VERSION;
+        meta.intent &= meta.version >= VERSION;
         meta.version = VERSION;
         if meta.size == 0 {
             meta.size = meta.identity.size;
@@ -125,7 +136,8 @@ impl Meta {
     }
 
     pub(crate) fn store(&self, file: &Path) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
+        let version = if self.fence.is_some() { FENCED_VERSION } else { VERSION };
+        let mut text = serde_json::to_vec_pretty(&Meta { version, ..self.clone() }).map_err(io::Error::other)?;
         text.push(b'\n');
         crashsafe::replace(file, &text)
     }

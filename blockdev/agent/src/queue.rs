@@ -164,6 +164,9 @@ impl DiskQueue {
         if core.is_stopped() {
             return Err(BlockError::Shutdown);
         }
+        if core.is_fenced() && protection.is_none_or(|p| !p.breaks.has(Break::IgnoreFence)) {
+            return Err(BlockError::ReadOnly);
+        }
         // A client that connected before the volume became smaller knows a larger size.
         if offset.checked_add(len).is_none_or(|end| end > core.disk.size()) {
             return Err(BlockError::NoSpace);
@@ -377,6 +380,9 @@ impl Queue for DiskQueue {
         match request {
             Request::Read { offset, buf } => {
                 let len = buf.len() as u64;
+                if self.core.is_deaf() {
+                    return failed(tag, BlockError::Io(libc::EIO));
+                }
                 if offset.checked_add(len).is_none_or(|end| end > self.core.disk.size()) {
                     return failed(tag, BlockError::Invalid("past the end of the volume"));
                 }

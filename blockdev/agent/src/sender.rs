@@ -84,7 +84,12 @@ fn refused(shared: &Shared, code: RefuseCode, text: &str, continuity: &mut u32) 
             }
             return Duration::ZERO;
         }
-        RefuseCode::Malformed | RefuseCode::Version | RefuseCode::Volume | RefuseCode::Failed | RefuseCode::Unknown => {
+        RefuseCode::Malformed
+        | RefuseCode::Version
+        | RefuseCode::Volume
+        | RefuseCode::Failed
+        | RefuseCode::Fenced
+        | RefuseCode::Unknown => {
             shared.state().refused = Some(format!("refused by the appliance: {text}"));
         }
     }

@@ -202,6 +202,7 @@ fn greet(
         first: ring.first(),
         next: ring.next(),
         name: shared.p.name.clone(),
+        epoch: shared.state().meta.epoch,
     };
     writer.message(MessageType::Hello, &hello.encode())?;
     let until = world::now() + WELCOME_TIMEOUT;
@@ -215,6 +216,7 @@ fn greet(
         return Err(SessionError::Protocol("it chose a version that was not offered"));
     }
     shared.peer.store(welcome.version, Ordering::Release);
+    shared.heed(&welcome);
     let mut judged = shared.judge(&welcome);
     if judged == Continuity::Forked && shared.p.breaks.has(Break::IgnoreFork) {
         judged = Continuity::At(ring.first());

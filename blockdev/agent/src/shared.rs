@@ -200,7 +200,11 @@ impl Shared {
         let failed = state.disk_trouble.is_some() || state.refused.is_some() || intent;
         // A writer may have closed the ring before the keeper came by.
         let mode = if self.p.ring.is_closed() { Mode::Dirty } else { state.mode };
-        machine::shown(mode, state.meta.initial, failed)
+        match machine::shown(mode, state.meta.initial, failed) {
+            VolumeState::Error => VolumeState::Error,
+            _ if state.meta.fence.is_some() => VolumeState::Fenced,
+            shown => shown,
+        }
     }
 
     fn enter(&self, state: &mut State, mode: Mode) {

@@ -2,6 +2,7 @@
 
 mod broken;
 mod changes;
+mod fence;
 mod fetched;
 mod intent;
 mod order;

@@ -5,6 +5,7 @@ use crate::api::{
     VolumeStatus,
 };
 use crate::device::{Core, Device};
+use crate::fence::FencePolicy;
 use crate::intent::{Intent, clear};
 use crate::machine::Mode;
 use crate::open::{self, Opened};
@@ -108,6 +109,10 @@ impl Volume {
         let Opened { disk, protection, meta, meta_file, mode, recovered } = opened;
         let path = meta.path.clone();
         let core = Core::new(disk, Some(Arc::clone(&protection)));
+        if let Some(fence) = &meta.fence {
+            core.fence(true);
+            tracing::error!("volume {}: FENCED, epoch {}: its disk takes no writes here", meta.name, fence.epoch);
+        }
         let shared = Arc::new(Shared::new(core, protection, meta, meta_file, mode));
         let volume = Volume {
             shared: Arc::clone(&shared),
@@ -270,6 +275,8 @@ impl Volume {
             gaps: state.gaps,
             writes,
             write_bytes,
+            epoch: state.meta.epoch,
+            fenced_since: state.meta.fence.map(|f| f.since),
             recovered: self.recovered.clone(),
         }
     }
@@ -277,6 +284,11 @@ impl Volume {
     /// Bytes of the disk that a sync may deal with in a second; 0 lets it find out by itself how much the guest leaves it.
     pub fn set_sync_rate(&self, bytes_per_second: u64) {
         self.shared.sync_rate.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// What it does while it is fenced.
+    pub fn set_fence_policy(&self, policy: FencePolicy) {
+        self.shared.core.set_fence_policy(policy);
     }
 
     fn sync_status(&self, state: &State, dirty: u64) -> Option<SyncStatus> {
@@ -399,6 +411,10 @@ fn reason(state: &State, shown: VolumeState, closed: Option<String>, intent: Opt
         (a, b) => a.or(b),
     };
     let trouble = state.disk_trouble.clone().or_else(|| state.refused.clone()).or(intent);
+    let closed = state.meta.fence.map_or(closed, |fence| {
+        let (epoch, end) = (fence.epoch, if fence.marked { "" } else { "; what the appliance has not goes there now" });
+        Some(format!("its machine runs elsewhere after a failover (epoch {epoch}): its disk takes no writes here{end}"))
+    });
     let why = if shown == VolumeState::Live { None } else { closed };
     trouble.or_else(|| match (why, state.appliance_note.clone()) {
         (Some(a), Some(b)) => Some(format!("{a}; {b}")),

@@ -15,6 +15,7 @@
 //! | [`segment`] | files of sealed frames |
 //! | [`commit`] | the content of a commit frame: records and where their blocks are |
 //! | [`manifest`] | what exists in a vault |
+//! | [`fence`] | whether an agent may take writes |
 //! | [`compare`] | comparing blocks by hash, over the wire |
 //! | [`coord`] | messages between mgmt and the roles: joining, certificates, revocations |
 //! | [`codec`] | the bounds-checked reader and writer that all formats are built with |
@@ -24,6 +25,7 @@ pub mod commit;
 pub mod compare;
 pub mod coord;
 pub mod dirtymap;
+pub mod fence;
 pub mod intent;
 pub mod layer;
 pub mod manifest;

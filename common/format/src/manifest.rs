@@ -12,22 +12,25 @@
 //! The body is the fields of [`Manifest`] in the order in which they stand there: numbers as LEB128, ids and
 //! checksums as they are, texts with a `u16` length before them, lists with their length before them. In version 1 a volume has
 //! a number of no meaning behind `layered_to`, and no `sizes`; before version 3 a point has only its first four fields, and a volume
-//! no `retention` and no `fork`. A segment or layer file
+//! no `retention` and no `fork`; before version 4 it has no `epoch` and no `fence`. A segment or layer file
 //! that no manifest names is rubbish. Data is durable before the layer that names it, and the layer before the manifest.
 
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::fence::Fence;
 use crate::layer::LayerMeta;
 use crate::record::{MAX_NAME, MAX_NOTE};
 use xxhash_rust::xxh3::Xxh3;
 
 /// First four bytes of a manifest.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIM1");
-/// The version written. Version 1, without sizes and with a number that nobody used, and version 2, without retention and branches,
-/// are read too.
-pub const VERSION: u32 = 3;
+/// The version written. Version 1, without sizes and with a number that nobody used, version 2, without retention and branches, and
+/// version 3, without epochs and fences, are read too.
+pub const VERSION: u32 = 4;
 const FIRST_VERSION: u32 = 1;
 /// Retention of each volume, notes of points, branches.
 const RETENTION_VERSION: u32 = 3;
+/// Epochs, fences and what old primaries had.
+const FENCE_VERSION: u32 = 4;
 /// Bytes before the body.
 pub const HEADER_LEN: usize = 24;
 const WHAT: &str = "manifest";
@@ -167,6 +170,8 @@ pub enum ForkKind {
     Scratch = 2,
     /// It was promoted: its layers know everything, and the parent is only where it came from.
     Promoted = 3,
+    /// What the agent of a fenced volume had that the volume's history has not: only that agent's records go into it (I13).
+    Tail = 4,
 }
 
 /// Where a branch began.
@@ -188,6 +193,17 @@ impl ForkMeta {
     pub const fn leans(&self) -> bool {
         !matches!(self.kind, ForkKind::Promoted)
     }
+}
+
+/// Why the agent of a volume may not take writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FenceMeta {
+    /// Draining, or closed.
+    pub state: Fence,
+    /// Who put it up, and alone takes it down: a failover job.
+    pub owner: String,
+    /// When, in nanoseconds since 1970.
+    pub since: u64,
 }
 
 /// A volume and its history.
@@ -227,6 +243,10 @@ pub struct VolumeMeta {
     pub retention: Option<RetentionMeta>,
     /// For a branch, where it began. Its parent stands before it in the manifest.
     pub fork: Option<ForkMeta>,
+    /// Grows with each fence that is put up, and with each that is taken down.
+    pub epoch: u64,
+    /// The fence, if there is one.
+    pub fence: Option<FenceMeta>,
 }
 
 impl VolumeMeta {
@@ -251,6 +271,8 @@ impl VolumeMeta {
             sizes: Vec::new(),
             retention: None,
             fork: None,
+            epoch: 0,
+            fence: None,
         }
     }
 
@@ -476,6 +498,12 @@ fn put_volume(b: &mut Vec<u8>, v: &VolumeMeta) {
         b.put_varint(f.seq);
         b.put_varint(f.created);
     }
+    b.put_varint(v.epoch);
+    b.push(v.fence.as_ref().map_or(0, |f| f.state as u8));
+    if let Some(f) = &v.fence {
+        b.put_string(&f.owner);
+        b.put_varint(f.since);
+    }
 }
 
 fn point(r: &mut Reader<'_>, version: u32) -> Result<PointMeta, DecodeError> {
@@ -507,9 +535,18 @@ fn fork(r: &mut Reader<'_>) -> Result<Option<ForkMeta>, DecodeError> {
         1 => ForkKind::Branch,
         2 => ForkKind::Scratch,
         3 => ForkKind::Promoted,
+        4 => ForkKind::Tail,
         v => return Err(DecodeError::Field { what: WHAT, field: "fork", value: u64::from(v) }),
     };
     Ok(Some(ForkMeta { parent: r.array()?, seq: r.varint()?, created: r.varint()?, kind }))
+}
+
+fn fence(r: &mut Reader<'_>) -> Result<Option<FenceMeta>, DecodeError> {
+    let state = Fence::of_byte(WHAT, r.u8()?)?;
+    if !state.is_up() {
+        return Ok(None);
+    }
+    Ok(Some(FenceMeta { state, owner: r.string(MAX_NAME)?, since: r.varint()? }))
 }
 
 fn volume(r: &mut Reader<'_>, version: u32) -> Result<VolumeMeta, DecodeError> {
@@ -549,6 +586,8 @@ fn volume(r: &mut Reader<'_>, version: u32) -> Result<VolumeMeta, DecodeError> {
         },
         retention: if version >= RETENTION_VERSION { retention(r)? } else { None },
         fork: if version >= RETENTION_VERSION { fork(r)? } else { None },
+        epoch: if version >= FENCE_VERSION { r.varint()? } else { 0 },
+        fence: if version >= FENCE_VERSION { fence(r)? } else { None },
     })
 }
 

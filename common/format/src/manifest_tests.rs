@@ -11,6 +11,8 @@ fn sample() -> Manifest {
     v.points[0].note = "{}".into();
     (v.points[0].seen, v.points[0].pinned) = (1_600_000_007, true);
     v.retention = Some(RetentionMeta { hourly: 24, monthly: 12, hold: true, ..RetentionMeta::window(86_400) });
+    let (state, owner) = (Fence::Closed, "job".to_owned());
+    (v.epoch, v.fence) = (3, Some(FenceMeta { state, owner, since: 1_700_000_001 }));
     let mut branch = VolumeMeta::new([10; 16], "disk/trial".into(), 2 << 30);
     (branch.durable_seq, branch.layered_to) = (45, 45);
     branch.fork = Some(ForkMeta { parent: [9; 16], seq: 45, created: 1_800_000_000, kind: ForkKind::Branch });
@@ -50,7 +52,7 @@ fn golden_bytes() {
     let hex: String = m.encode().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(
         hex,
-        "41494d310300000039000000000000000f638ab6b19636f5010101010101010101010101010101010500080808080808\
+        "41494d310400000039000000000000007c3f29e481581c7a010101010101010101010101010101010500080808080808\
          080808080808080808080301020909090909090909090909090909090900000000"
     );
 }
@@ -60,6 +62,7 @@ fn older(version: u32, end: usize, change: impl FnOnce(&mut Vec<u8>)) -> (Manife
     let mut m = sample();
     m.volumes.truncate(1);
     m.volumes[0].retention = None;
+    (m.volumes[0].epoch, m.volumes[0].fence) = (0, None);
     m.volumes[0].points[0] = PointMeta::new("before upgrade".into(), 40, 1_600_000_000, false);
     if version == 1 {
         m.volumes[0].sizes.clear();
@@ -68,7 +71,9 @@ fn older(version: u32, end: usize, change: impl FnOnce(&mut Vec<u8>)) -> (Manife
     body.truncate(body.len() - end);
     let name = body.windows(14).position(|w| w == b"before upgrade").unwrap();
     // Behind the name, seq, time (5 bytes) and kind.
-    drop(body.drain(name + 14 + 1 + 5 + 1..name + 14 + 1 + 5 + 1 + 4));
+    if version < RETENTION_VERSION {
+        drop(body.drain(name + 14 + 1 + 5 + 1..name + 14 + 1 + 5 + 1 + 4));
+    }
     change(&mut body);
     let mut old = Vec::new();
     old.put_u32(MAGIC);
@@ -83,14 +88,16 @@ fn older(version: u32, end: usize, change: impl FnOnce(&mut Vec<u8>)) -> (Manife
 /// Vaults of older versions open.
 #[test]
 fn older_versions_are_read() {
-    let (m, old) = older(1, 3, |body| {
+    let (m, old) = older(1, 5, |body| {
         // Behind `layered_to` stood a number; behind the gaps nothing.
         let layered = body.windows(3).rposition(|w| w == [70, 0, 1]).unwrap();
         body.insert(layered + 1, 1);
     });
     assert_eq!(Manifest::decode(&old), Ok(m));
-    let (m, old) = older(2, 2, |_| ());
-    assert_eq!(Manifest::decode(&old), Ok(m));
+    for (version, end) in [(2, 4), (3, 2)] {
+        let (m, old) = older(version, end, |_| ());
+        assert_eq!(Manifest::decode(&old), Ok(m));
+    }
 }
 
 #[test]
@@ -106,8 +113,8 @@ fn a_branch_pins_where_it_began_until_it_is_promoted() {
 #[test]
 fn golden_bytes_of_a_fork() {
     let bytes = sample().encode();
-    let hex: String = bytes[bytes.len() - 24..].iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(hex, "0001090909090909090909090909090909092d80a4a7da06");
+    let hex: String = bytes[bytes.len() - 26..].iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hex, "0001090909090909090909090909090909092d80a4a7da060000");
 }
 
 #[test]

@@ -11,8 +11,8 @@
 //!
 //! | type | from | body |
 //! |---|---|---|
-//! | 1 Hello | agent | oldest and newest version spoken (u16 each), volume id (16), ring id (16), size of the volume (u64), first and next seq held (u64 each), name (string) |
-//! | 2 Welcome | appliance | version chosen (u16), ring id of the last session (16, zero if none), durable seq (u64, at most 2^61), digest of the record at that seq (u64), credit (u64) |
+//! | 1 Hello | agent | oldest and newest version spoken (u16 each), volume id (16), ring id (16), size of the volume (u64), first and next seq held (u64 each), name (string); since version 5: the highest epoch that it was told (u64) |
+//! | 2 Welcome | appliance | version chosen (u16), ring id of the last session (16, zero if none), durable seq (u64, at most 2^61), digest of the record at that seq (u64), credit (u64); since version 5: epoch (u64), [`Fence`] (u8) |
 //! | 3 Data | agent | records, each a [`crate::record`] header with its payload behind it |
 //! | 4 Ack | appliance | durable seq (u64), credit (u64) |
 //! | 5 Ping, 6 Pong | both | a number (u64), echoed |
@@ -28,11 +28,12 @@
 //! differ, the histories have forked and it starts over with a gap (never in silence).
 
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::fence::Fence;
 use crate::record::{MAX_NAME, MAX_SEQ};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Newest version of the protocol that this code speaks.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// Oldest version of the protocol that this code speaks.
 pub const OLDEST_VERSION: u16 = 1;
 /// First version with HashQuery and Hashes.
@@ -43,6 +44,8 @@ pub const SIZE_VERSION: u16 = 2;
 pub const FILL_VERSION: u16 = 3;
 /// First version with notes on points.
 pub const NOTE_VERSION: u16 = 4;
+/// First version with epochs and fences.
+pub const EPOCH_VERSION: u16 = 5;
 /// First four bytes of a message.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIW1");
 /// Size of a message header in bytes.
@@ -232,6 +235,8 @@ pub struct Hello {
     pub next: u64,
     /// The volume's name.
     pub name: String,
+    /// The highest epoch that the agent was told; 0 from agents before [`EPOCH_VERSION`].
+    pub epoch: u64,
 }
 
 impl Hello {
@@ -247,6 +252,9 @@ impl Hello {
         b.put_u64(self.first);
         b.put_u64(self.next);
         b.put_string(&self.name);
+        if self.newest >= EPOCH_VERSION {
+            b.put_u64(self.epoch);
+        }
         b
     }
 
@@ -257,15 +265,17 @@ impl Hello {
     /// left alone, so that a newer peer can say more.
     pub fn decode(body: &[u8]) -> Result<Hello, DecodeError> {
         let mut r = Reader::new("hello", body);
+        let (oldest, newest) = (r.u16()?, r.u16()?);
         Ok(Hello {
-            oldest: r.u16()?,
-            newest: r.u16()?,
+            oldest,
+            newest,
             volume: r.array()?,
             ring: r.array()?,
             size: r.u64()?,
             first: r.u64()?,
             next: r.u64()?,
             name: r.string(MAX_NAME)?,
+            epoch: if newest >= EPOCH_VERSION { r.u64()? } else { 0 },
         })
     }
 }
@@ -283,6 +293,10 @@ pub struct Welcome {
     pub digest: u64,
     /// Data body bytes that may be sent.
     pub credit: u64,
+    /// Epoch of the volume; 0 from appliances before [`EPOCH_VERSION`].
+    pub epoch: u64,
+    /// Whether the agent may take writes.
+    pub fence: Fence,
 }
 
 impl Welcome {
@@ -295,6 +309,10 @@ impl Welcome {
         b.put_u64(self.durable);
         b.put_u64(self.digest);
         b.put_u64(self.credit);
+        if self.version >= EPOCH_VERSION {
+            b.put_u64(self.epoch);
+            b.push(self.fence as u8);
+        }
         b
     }
 
@@ -308,7 +326,12 @@ impl Welcome {
         if durable > MAX_SEQ {
             return Err(DecodeError::Field { what: "welcome", field: "durable seq", value: durable });
         }
-        Ok(Welcome { version, ring, durable, digest: r.u64()?, credit: r.u64()? })
+        let (digest, credit) = (r.u64()?, r.u64()?);
+        let (epoch, fence) = match version {
+            EPOCH_VERSION.. => (r.u64()?, Fence::of_byte("welcome", r.u8()?)?),
+            _ => (0, Fence::Open),
+        };
+        Ok(Welcome { version, ring, durable, digest, credit, epoch, fence })
     }
 }
 
@@ -359,6 +382,8 @@ pub enum RefuseCode {
     Failed = 6,
     /// Another session of this volume took over, or the appliance is stopping.
     Superseded = 7,
+    /// The volume runs elsewhere, and the agent is too old to be told so.
+    Fenced = 8,
     /// A code that this version does not know.
     Unknown = 0xffff,
 }
@@ -397,6 +422,7 @@ impl Refuse {
             5 => RefuseCode::Full,
             6 => RefuseCode::Failed,
             7 => RefuseCode::Superseded,
+            8 => RefuseCode::Fenced,
             _ => RefuseCode::Unknown,
         };
         Ok(Refuse { code, text: r.string(MAX_TEXT)? })
@@ -411,10 +437,15 @@ mod tests {
     proptest! {
         #[test]
         fn bodies_come_back(volume: [u8; 16], ring: [u8; 16], size: u64, first: u64, next: u64, name in "[a-z]{0,40}") {
-            let h = Hello { oldest: 1, newest: 2, volume, ring, size, first, next, name };
+            let h = Hello { oldest: 1, newest: 5, volume, ring, size, first, next, name, epoch: 3 };
+            let old = Hello { newest: 4, epoch: 0, ..h.clone() };
             prop_assert_eq!(Hello::decode(&h.encode()), Ok(h));
-            let w = Welcome { version: 1, ring, durable: first >> 3, digest: next, credit: size };
+            prop_assert_eq!(Hello::decode(&old.encode()), Ok(old));
+            let fence = Fence::Closed;
+            let w = Welcome { version: 5, ring, durable: first >> 3, digest: next, credit: size, epoch: 7, fence };
             prop_assert_eq!(Welcome::decode(&w.encode()), Ok(w));
+            let old = Welcome { version: 4, epoch: 0, fence: Fence::Open, ..w };
+            prop_assert_eq!(Welcome::decode(&old.encode()), Ok(old));
             let a = Ack { durable: first, credit: next };
             prop_assert_eq!(Ack::decode(&a.encode()), Ok(a));
         }
@@ -441,7 +472,8 @@ mod tests {
     #[test]
     fn a_seq_that_no_history_reaches_is_refused() {
         for (durable, good) in [(MAX_SEQ, true), (MAX_SEQ + 1, false), (u64::MAX, false)] {
-            let welcome = Welcome { version: 1, ring: [1; 16], durable, digest: 0, credit: 0 };
+            let (epoch, fence) = (0, Fence::Open);
+            let welcome = Welcome { version: 1, ring: [1; 16], durable, digest: 0, credit: 0, epoch, fence };
             assert_eq!(Welcome::decode(&welcome.encode()).is_ok(), good, "{durable}");
         }
     }

@@ -41,8 +41,18 @@ pub enum Looked<T> {
     Over(End),
 }
 
+/// Where the disks of a job begin: seqs, and their times.
+pub type Moments = Vec<(u64, Option<Time>)>;
+
 /// Who does the steps.
 pub trait Hands {
+    /// Has the volumes take no writes, and waits until all that their agents have is there.
+    fn drain(&mut self, job: &Job) -> Looked<()>;
+    /// Puts up the fences: the moment of each disk, and when.
+    ///
+    /// # Errors
+    /// Why that failed.
+    fn fence(&mut self, job: &Job) -> Result<(Moments, u64), String>;
     /// Makes the forks and serves them: places, and when they were served and read.
     ///
     /// # Errors
@@ -60,8 +70,15 @@ pub trait Hands {
     fn release(&mut self, job: &Job) -> Result<u64, String>;
     /// Makes a check.
     fn check(&mut self, job: &Job, check: &Check) -> Looked<CheckResult>;
-    /// Waits until the time to live is over.
-    fn hold(&mut self, job: &Job, until: Time) -> End;
+    /// Waits until the time to live is over, or somebody wants something.
+    fn hold(&mut self, job: &Job, until: Option<Time>) -> End;
+    /// Waits until somebody wants something.
+    fn stay(&mut self, job: &Job) -> End;
+    /// Takes down the fences that are up.
+    ///
+    /// # Errors
+    /// Why one remains.
+    fn lift(&mut self, job: &Job) -> Result<(), String>;
     /// Kills the guest, if it is there.
     ///
     /// # Errors
@@ -120,8 +137,12 @@ pub fn drive(
             }
         }
         if let Err(e) = save(job) {
+            if job.goes_on_unsaved() {
+                tracing::error!("the file of job {} cannot be written: {e}", job.id);
+                continue;
+            }
             // Nothing may be made whose name is in no file; what was made is removed all the same.
-            job.apply(Event::Over(End::Failed(format!("the job's file cannot be written: {e}"))))?;
+            job.apply(Event::Over(End::Failed(format!("the job's file cannot be written: {e}")), hands.now()))?;
             unsaved.get_or_insert(e);
         }
         hands.pass(step, Moment::Saved);
@@ -131,8 +152,18 @@ pub fn drive(
 
 /// Does a step. An error means that something remains.
 fn perform(job: &Job, step: Step, hands: &mut dyn Hands) -> Result<Event, String> {
-    let failed = |why| Event::Over(End::Failed(why));
+    let now = hands.now();
+    let over = |end| Event::Over(end, now);
+    let failed = |why| over(End::Failed(why));
     Ok(match step {
+        Step::Drain => match hands.drain(job) {
+            Looked::Done(()) => Event::Drained,
+            Looked::Over(end) => over(end),
+        },
+        Step::Fence => match hands.fence(job) {
+            Ok((moments, at_ms)) => Event::Fenced { moments, at_ms },
+            Err(why) => failed(why),
+        },
         Step::Fork => match hands.fork(job) {
             Ok((places, forked_ms, first_read_ms)) => Event::Forked { places, forked_ms, first_read_ms },
             Err(why) => failed(why),
@@ -145,13 +176,21 @@ fn perform(job: &Job, step: Step, hands: &mut dyn Hands) -> Result<Event, String
         Step::Check(n) => match job.checks.get(n) {
             Some(check) => match hands.check(job, check) {
                 Looked::Done(result) => Event::Checked(result, hands.now()),
-                Looked::Over(end) => Event::Over(end),
+                Looked::Over(end) => over(end),
             },
             None => failed("it has nothing to check".to_owned()),
         },
-        Step::Hold => Event::Over(hands.hold(job, job.until.unwrap_or_default())),
+        Step::Hold => {
+            let end = hands.hold(job, job.until);
+            Event::Over(end, hands.now())
+        }
+        Step::Stay => {
+            let end = hands.stay(job);
+            Event::Over(end, hands.now())
+        }
         Step::Kill => hands.kill(job).map(|()| Event::Killed)?,
         Step::Drop => hands.drop_forks(job).map(|()| Event::Dropped)?,
+        Step::Lift => hands.lift(job).map(|()| Event::Lifted)?,
         Step::Remove | Step::Nothing => hands.remove(job).map(|at_ms| Event::Removed { at_ms })?,
     })
 }

@@ -1,11 +1,11 @@
 //! A job's steps, done: forks, QEMU, its sockets, the checks. Runs in a process of its own, whose working directory is the job's folder.
 
 use crate::failover::check::Check;
-use crate::failover::drive::{Hands, Looked, Moment};
-use crate::failover::job::{CheckResult, End, Job, Step, Verdict};
+use crate::failover::drive::{Hands, Looked, Moment, Moments};
+use crate::failover::job::{CheckResult, End, Fork, Job, Step, Verdict};
 use crate::failover::serial::Serial;
 use crate::failover::source::{DiskSource, Served};
-use crate::failover::sweep::{disk_socket, end_process, remove_files};
+use crate::failover::sweep::{disk_socket, drop_disks, end_process, lift, remove_files, remove_sockets};
 use crate::target::accelerator::kvm_works_here;
 use crate::target::machine::{Accelerator, Firmware};
 use crate::target::process::{AtGate, ProcessId, prepare};
@@ -33,6 +33,18 @@ const AGENT: Duration = Duration::from_secs(1);
 const BOOTED_READ: u64 = 1 << 20;
 /// How long a connection of a TCP check may be on its way.
 const CONNECTING: Duration = Duration::from_secs(2);
+/// Between two looks whether the disks are back, or an agent has brought all.
+const SOURCE: Duration = Duration::from_millis(200);
+/// Files in the job's folder with which somebody says what he wants.
+pub const COMMIT: &str = "commit";
+/// Branches are kept.
+pub const KEEP: &str = "keep";
+/// The guest is to be down.
+pub const HALT: &str = "halt";
+/// With a stop: the old primary has its disk again.
+pub const BACK: &str = "back";
+/// A guest that is down is to run again.
+pub const AGAIN: &str = "again";
 
 /// What a job needs from outside.
 pub struct Outside<'a> {
@@ -73,13 +85,33 @@ impl<'a> Runner<'a> {
         self.before + self.clock.monotonic() / 1_000_000
     }
 
+    /// Whether somebody wants the job to end.
+    fn wanted(&self) -> Option<End> {
+        let stop = (self.outside.stop)() || Path::new("stop").exists();
+        stop.then(|| match Path::new(BACK).exists() {
+            true => End::Back,
+            false => End::Stopped { keep: Path::new(KEEP).exists() },
+        })
+    }
+
+    /// Waits until there is somebody who has the disks: a job that goes on does so behind a restart of him, too.
+    fn wait_for_source(&self, job: &Job) -> Result<(), String> {
+        while job.restarts > 0 && !self.outside.source.is_there() {
+            if self.wanted().is_some() {
+                return Err("it was stopped before its disks were back".to_owned());
+            }
+            std::thread::sleep(SOURCE);
+        }
+        Ok(())
+    }
+
     /// What is in the way of going on.
     fn in_the_way(&mut self) -> Option<End> {
-        if (self.outside.stop)() || Path::new("stop").exists() {
-            return Some(End::Stopped);
+        if let Some(end) = self.wanted() {
+            return Some(end);
         }
         if let Some(why) = self.served.iter().find_map(|s| s.gone()) {
-            return Some(End::Failed(why));
+            return Some(End::Gone(why));
         }
         match self.child.as_mut().map(Child::try_wait) {
             Some(Ok(Some(status))) => {
@@ -247,9 +279,62 @@ fn log_end(path: &str) -> String {
 }
 
 impl Hands for Runner<'_> {
+    fn drain(&mut self, job: &Job) -> Looked<()> {
+        let failed = |why| Looked::Over(End::Failed(why));
+        let source = self.outside.source;
+        let mut points = Vec::new();
+        for disk in &job.disks {
+            match source.fence(&disk.volume, &job.id, true) {
+                Ok(epoch) => points.push((disk, format!("fenced-{epoch}"))),
+                Err(why) => return failed(why),
+            }
+        }
+        let end = Instant::now() + Duration::from_millis(job.drain_limit_ms);
+        loop {
+            let mut missing = Vec::new();
+            for (disk, point) in &points {
+                match source.ends_with(&disk.volume, point) {
+                    Ok(true) => {}
+                    Ok(false) => missing.push(disk.volume.as_str()),
+                    Err(why) => return failed(why),
+                }
+            }
+            if missing.is_empty() {
+                return Looked::Done(());
+            }
+            if let Some(end) = self.wanted() {
+                return Looked::Over(end);
+            }
+            if Instant::now() > end {
+                let text = format!(
+                    "not all that the agent has of {} is there: is it connected, and live? An unplanned failover (without \
+                     --planned) takes what there is",
+                    missing.join(", ")
+                );
+                return failed(text);
+            }
+            std::thread::sleep(SOURCE);
+        }
+    }
+
+    fn fence(&mut self, job: &Job) -> Result<(Moments, u64), String> {
+        let source = self.outside.source;
+        job.disks.iter().try_for_each(|disk| source.fence(&disk.volume, &job.id, false).map(drop))?;
+        // Behind all fences: nothing comes any more.
+        let moment = |disk: &Fork| if disk.latest { source.latest(&disk.volume) } else { Ok((disk.seq, disk.time)) };
+        Ok((job.disks.iter().map(moment).collect::<Result<_, _>>()?, self.ms()))
+    }
+
     fn fork(&mut self, job: &Job) -> Result<(Vec<DiskPlace>, u64, u64), String> {
+        self.wait_for_source(job)?;
+        drop(std::fs::remove_file(AGAIN));
+        drop(std::fs::remove_file(HALT));
+        remove_sockets(job)?;
         for (n, fork) in job.disks.iter().enumerate() {
-            self.served.push(self.outside.source.fork(fork, Path::new(&disk_socket(n)))?);
+            let (source, socket) = (self.outside.source, disk_socket(n));
+            let socket = Path::new(&socket);
+            let served = if job.is_failover() { source.branch(fork, socket)? } else { source.fork(fork, socket)? };
+            self.served.push(served);
         }
         let forked = self.ms();
         self.served.iter().try_for_each(|s| s.read_first())?;
@@ -315,16 +400,42 @@ impl Hands for Runner<'_> {
         Looked::Done(CheckResult { check: check.clone(), verdict, at_ms: self.ms(), note })
     }
 
-    fn hold(&mut self, _: &Job, until: Time) -> End {
+    fn hold(&mut self, job: &Job, until: Option<Time>) -> End {
         loop {
             if let Some(end) = self.in_the_way() {
                 return end;
             }
-            if self.now() >= until {
+            if job.is_failover() && Path::new(HALT).exists() {
+                return End::Failed("it was taken down, to go back".to_owned());
+            }
+            let over = until.is_some_and(|until| self.now() >= until);
+            if job.is_failover() && job.committed.is_none() && (over || Path::new(COMMIT).exists()) {
+                return End::Commit;
+            }
+            if over && !job.is_failover() {
                 return End::Expired;
             }
             std::thread::sleep(PACE);
         }
+    }
+
+    fn stay(&mut self, job: &Job) -> End {
+        loop {
+            if let Some(end) = self.wanted() {
+                return end;
+            }
+            if Path::new(AGAIN).exists() {
+                return End::Start;
+            }
+            if job.committed.is_none() && Path::new(COMMIT).exists() {
+                return End::Commit;
+            }
+            std::thread::sleep(PACE);
+        }
+    }
+
+    fn lift(&mut self, job: &Job) -> Result<(), String> {
+        lift(self.outside.source, job)
     }
 
     fn kill(&mut self, job: &Job) -> Result<(), String> {
@@ -335,12 +446,12 @@ impl Hands for Runner<'_> {
             drop(child.kill());
             child.wait().map_err(|e| format!("the guest's process does not end: {e}"))?;
         }
+        self.served.clear();
         Ok(())
     }
 
     fn drop_forks(&mut self, job: &Job) -> Result<(), String> {
-        self.served.clear();
-        job.disks.iter().try_for_each(|fork| self.outside.source.drop_fork(fork))
+        drop_disks(self.outside.source, job)
     }
 
     fn remove(&mut self, job: &Job) -> Result<Option<u64>, String> {

@@ -1,9 +1,10 @@
-//! Where the disks of a machine come from: forks of volumes, served over NBD.
+//! Where the disks of a machine come from: forks of volumes, served over NBD; and the fences of those volumes.
 //!
 //! This crate knows no history: who has one implements these.
 
 use crate::failover::job::Fork;
 use crate::target::qemu::DiskPlace;
+use crate::units::Time;
 use std::path::Path;
 
 /// Who forks volumes.
@@ -14,6 +15,45 @@ pub trait DiskSource: Send {
     /// # Errors
     /// Why that failed.
     fn fork(&self, fork: &Fork, socket: &Path) -> Result<Box<dyn Served>, String>;
+
+    /// Whether there is somebody to ask.
+    fn is_there(&self) -> bool;
+
+    /// Puts up the fence of a volume, draining or closed, and answers its epoch. Done again it changes nothing.
+    ///
+    /// # Errors
+    /// Why that failed.
+    fn fence(&self, volume: &str, owner: &str, drain: bool) -> Result<u64, String>;
+
+    /// Takes down the fence of this owner, if it is up.
+    ///
+    /// # Errors
+    /// Why it remains.
+    fn lift(&self, volume: &str, owner: &str) -> Result<(), String>;
+
+    /// The newest moment of a volume that can be chosen.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn latest(&self, volume: &str) -> Result<(u64, Option<Time>), String>;
+
+    /// Whether a point of this name is the last that a volume has: nothing came behind it.
+    ///
+    /// # Errors
+    /// Why that cannot be told.
+    fn ends_with(&self, volume: &str, point: &str) -> Result<bool, String>;
+
+    /// Makes the branch, if it is not there, and serves it like a fork. It stays when it is served no more.
+    ///
+    /// # Errors
+    /// Why that failed.
+    fn branch(&self, fork: &Fork, socket: &Path) -> Result<Box<dyn Served>, String>;
+
+    /// Drops a branch, if it is there: with all that was written on it.
+    ///
+    /// # Errors
+    /// Why it remains.
+    fn drop_branch(&self, fork: &Fork) -> Result<(), String>;
 
     /// Drops a fork, if it is there: with all that was written on it.
     ///

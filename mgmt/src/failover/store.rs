@@ -14,7 +14,7 @@
 //! The lock belongs to an open file: who asks for the job takes it and hands the open file to the process that does it. At no moment is
 //! a job that goes on without an owner.
 
-use crate::failover::job::{Job, VERSION};
+use crate::failover::job::{FAILOVER_VERSION, Job, VERSION};
 use afterimage_base::crashsafe;
 use nix::errno::Errno;
 use nix::libc;
@@ -153,9 +153,11 @@ impl Jobs {
         }
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
         let version = value["version"].as_u64();
-        if version != Some(u64::from(VERSION)) {
+        if !version.is_some_and(|v| (u64::from(VERSION)..=u64::from(FAILOVER_VERSION)).contains(&v)) {
             let found = version.map_or_else(|| "none".to_owned(), |v| v.to_string());
-            return Err(damaged(format!("its version is {found}, this program reads {VERSION}")));
+            return Err(damaged(format!(
+                "its version is {found}, this program reads {VERSION} and {FAILOVER_VERSION}"
+            )));
         }
         let job: Job = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
         if job.id == id { Ok(job) } else { Err(damaged(format!("it says that it is job {}", job.id))) }
@@ -173,14 +175,22 @@ impl Jobs {
         Ok(try_lock(&folder)?.map(|lock| Claim { folder, lock }))
     }
 
+    /// Says what somebody wants of a job, in a file that its owner finds.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn ask(&self, id: &str, what: &str) -> Result<(), StoreError> {
+        self.load(id)?;
+        let path = self.folder_of(id)?.join(what);
+        File::create(&path).map(drop).map_err(at(&path))
+    }
+
     /// Says that a job is to stop.
     ///
     /// # Errors
     /// If it is not there.
     pub fn ask_to_stop(&self, id: &str) -> Result<(), StoreError> {
-        self.load(id)?;
-        let path = self.folder_of(id)?.join("stop");
-        File::create(&path).map(drop).map_err(at(&path))
+        self.ask(id, "stop")
     }
 
     /// Removes folders that never became a job, and those of which nothing but the folder is left.
@@ -257,7 +267,7 @@ impl Claim {
         let (given, wanted) = (lock.metadata()?, folder.join("lock").metadata()?);
         // The same open file may be locked again; another one of the same lock may not.
         if (given.dev(), given.ino()) != (wanted.dev(), wanted.ino()) || !flock(&lock)? {
-            return Err(io::Error::other("this is started by `afterimage failover test`, which hands it a lock"));
+            return Err(io::Error::other("this is started by `afterimage failover`, which hands it a lock"));
         }
         Ok(Claim { folder: folder.to_owned(), lock })
     }

@@ -82,6 +82,8 @@ pub enum BranchKind {
     Export,
     /// It stands by itself.
     Promoted,
+    /// What an old primary had beyond its volume.
+    Tail,
     /// A kind of a newer version.
     #[serde(other)]
     Other,

@@ -23,12 +23,14 @@
 
 mod branch;
 mod failure;
+mod fence;
 mod history;
 mod members;
 mod status;
 
 pub use branch::{Access, BranchAsk, BranchKind, BranchList, BranchStatus};
 pub use failure::{Code, Failure};
+pub use fence::{FenceAsk, FenceState, FenceStatus};
 pub use history::{
     CompareBegun, DiffEnd, Extents, GapInfo, PointInfo, PointList, Position, SizeChange, VolumePoint, Window,
 };
@@ -177,6 +179,12 @@ pub enum Request {
         /// That.
         #[serde(flatten)]
         ask: BranchAsk,
+    },
+    /// The fence of a volume: whether its agent may take writes. Answers [`FenceStatus`].
+    Fence {
+        /// That.
+        #[serde(flatten)]
+        ask: FenceAsk,
     },
     /// What only mgmt can do, by its API; answers [`ApiReply`].
     Mgmt {

@@ -1,5 +1,6 @@
 //! The state of a process and its volumes.
 
+use super::FenceStatus;
 use crate::attach::Attached;
 use crate::units::Time;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ pub enum State {
     Dirty,
     /// Marked regions are being copied; no points yet.
     Resync,
+    /// Its machine runs elsewhere after a failover: the disk takes no writes here.
+    Fenced,
     /// Something failed for good; `reason` says what.
     Error,
     /// Served without protection (`--no-protect`).
@@ -34,6 +37,7 @@ impl State {
             State::Live => "live",
             State::Dirty => "dirty",
             State::Resync => "resync",
+            State::Fenced => "fenced",
             State::Error => "error",
             State::Unprotected => "unprotected",
             State::Offline => "offline",
@@ -180,6 +184,12 @@ pub struct VolumeStatus {
     /// Block devices that show it.
     #[serde(default)]
     pub devices: Vec<Attached>,
+    /// Its epoch, which each fence raises, and each end of one.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Its fence, as the appliance knows it; null if there is none.
+    #[serde(default)]
+    pub fence: Option<FenceStatus>,
 }
 
 /// How far an initial sync or a resync is.

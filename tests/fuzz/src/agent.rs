@@ -44,6 +44,7 @@ pub fn hello(id: u8, name: &str) -> Hello {
         first: 1,
         next: 1,
         name: name.into(),
+        epoch: 0,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The first inputs of each target: what the project itself writes. The engine grows the rest from them.
 
 use afterimage_format::commit::{BlockRun, CommitBuilder};
+use afterimage_format::fence::Fence;
 use afterimage_format::layer::index::TimelineBuilder;
 use afterimage_format::layer::page::PageBuilder;
 use afterimage_format::manifest::{
@@ -163,8 +164,10 @@ fn wire() -> Vec<Vec<u8>> {
         first: 1,
         next: 9,
         name: "d".into(),
+        epoch: 0,
     };
-    let welcome = Welcome { version: 1, ring: [8; 16], durable: 5, digest: 6, credit: 1 << 20 };
+    let welcome =
+        Welcome { version: 1, ring: [8; 16], durable: 5, digest: 6, credit: 1 << 20, epoch: 0, fence: Fence::Open };
     let refuse = Refuse { code: RefuseCode::Full, text: "no room".into() };
     let bodies = [
         (MessageType::Hello, hello.encode()),

@@ -5,7 +5,7 @@ use crate::cmd::retention::TierArgs;
 use crate::config::RingSize;
 use crate::mgmt::parse_mgmt;
 use crate::remote::cli::{ApiTokenCommand, ApplianceListArgs, WayArgs};
-use afterimage_agent::{CacheMode, ForeignWrite};
+use afterimage_agent::{CacheMode, FencePolicy, ForeignWrite};
 use afterimage_appliance::MinFree;
 use afterimage_base::net::Endpoint;
 use afterimage_mgmt::units::{parse_duration, parse_size};
@@ -99,6 +99,9 @@ pub struct UpArgs {
     /// When somebody else wrote to a disk while this was not running
     #[arg(long, value_enum, default_value = "compare", value_name = "RULE")]
     pub on_foreign_write: OnForeignWrite,
+    /// What a disk does whose machine runs elsewhere after a failover
+    #[arg(long, value_enum, default_value = "read-only", value_name = "RULE")]
+    pub on_fence: OnFence,
     /// Take the size that a disk has now, if it is another one than it was
     #[arg(long)]
     pub resize: bool,
@@ -315,6 +318,9 @@ pub struct AgentArgs {
     /// When somebody else wrote to a disk while the agent was not running [default: compare]
     #[arg(long, value_enum, value_name = "RULE")]
     pub on_foreign_write: Option<OnForeignWrite>,
+    /// What a disk does whose machine runs elsewhere after a failover [default: read-only]
+    #[arg(long, value_enum, value_name = "RULE")]
+    pub on_fence: Option<OnFence>,
     /// Take the size that a disk has now, if it is another one than it was
     #[arg(long)]
     pub resize: bool,
@@ -380,6 +386,25 @@ pub struct ApplianceArgs {
     /// The key.
     #[command(flatten)]
     pub key: KeyArgs,
+}
+
+/// What a disk does whose machine runs elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFence {
+    /// Refuse writes
+    ReadOnly,
+    /// Refuse reads, too
+    Refuse,
+}
+
+impl From<OnFence> for FencePolicy {
+    fn from(rule: OnFence) -> FencePolicy {
+        match rule {
+            OnFence::ReadOnly => FencePolicy::ReadOnly,
+            OnFence::Refuse => FencePolicy::Refuse,
+        }
+    }
 }
 
 /// What follows when somebody else has written to a disk while the agent was not running.

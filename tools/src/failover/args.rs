@@ -2,7 +2,7 @@
 
 use crate::cli::DataArgs;
 use afterimage_mgmt::failover::check::Check;
-use afterimage_mgmt::units::parse_duration;
+use afterimage_mgmt::units::{parse_duration, parse_size};
 use afterimage_mgmt::when::When;
 use clap::{Args, Subcommand};
 use std::time::Duration;
@@ -12,15 +12,25 @@ use std::time::Duration;
 pub enum FailoverCommand {
     /// Start a machine from a moment of its volumes, look at it, and remove it without a trace
     Test(TestArgs),
-    /// List test failovers, those that have ended too
+    /// Run a machine here from now on: its old primary takes no writes any more
+    Run(RunArgs),
+    /// Keep a failover: it cannot be rolled back any more
+    Commit(DecideArgs),
+    /// End a failover: the machine here is killed, and the old primary takes writes again
+    Rollback(DecideArgs),
+    /// Start the machine of a failover again that has ended by itself
+    Again(DecideArgs),
+    /// Bring what a machine has written here back to a disk; only blocks that differ are written
+    Failback(BackArgs),
+    /// List failovers and tests, those that have ended too
     Ls(ListArgs),
-    /// Show how a test failover went
+    /// Show how a failover or a test goes, or went
     Show(JobArgs),
-    /// Stop a test failover; nothing is left of it but its report
+    /// Stop a test, or the machine of a committed failover, whose branches stay
     Stop(JobArgs),
     /// Remove what killed test failovers left, and the reports of those that have ended
     Cleanup(CleanupArgs),
-    /// Does a job; started by `test`
+    /// Does a job; started by `test` and `run`
     #[command(hide = true)]
     Keep(JobArgs),
 }
@@ -47,6 +57,103 @@ pub struct TestArgs {
     /// How long the machine stays after the checks
     #[arg(long, default_value = "0", value_parser = parse_duration, value_name = "TIME")]
     pub ttl: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `failover run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Machines (`afterimage target ls`), files of some, or volumes; several begin at one moment
+    #[arg(value_name = "MACHINE|FILE|VOLUME", required = true)]
+    pub what: Vec<String>,
+    /// The moment: latest, latest-app (the newest app-consistent point), a time, @SEQ or a point
+    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "WHEN")]
+    pub at: When,
+    /// The moment of one volume, as the point of a group has it; may be given several times
+    #[arg(long, value_name = "VOLUME=@SEQ")]
+    pub place: Vec<String>,
+    /// The old primary is there: have it take no writes, wait until all that it has is here, and lose nothing
+    #[arg(long, conflicts_with_all = ["at", "place"])]
+    pub planned: bool,
+    /// How long that may take
+    #[arg(long, default_value = "10m", value_parser = parse_duration, value_name = "TIME")]
+    pub drain_limit: Duration,
+    /// Name of the branches [default: failover-ID]
+    #[arg(long, value_name = "NAME")]
+    pub branch: Option<String>,
+    /// What to look at: boot, serial:TEXT, agent, tcp:PORT, script:/PATH, screenshot; may be given several times, in order
+    /// [default: boot]
+    #[arg(long, value_name = "CHECK")]
+    pub check: Vec<Check>,
+    /// How long each check may take
+    #[arg(long, default_value = "5m", value_parser = parse_duration, value_name = "TIME")]
+    pub check_limit: Duration,
+    /// Commit by itself so long after the checks have passed
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub commit_after: Option<Duration>,
+    /// Only show what would happen
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `failover failback`.
+#[derive(Debug, Args)]
+pub struct BackArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The failover
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// The disk: a file, which is made if need be, or a block device
+    #[arg(long, value_name = "PATH")]
+    pub to: std::path::PathBuf,
+    /// Which disk of the machine, if it has several
+    #[arg(long, value_name = "VOLUME")]
+    pub volume: Option<String>,
+    /// It is the disk of the old primary, which goes on with it
+    #[arg(long = "return")]
+    pub returns: bool,
+    /// Take the machine down for the last of it, and end
+    #[arg(long)]
+    pub cut_over: bool,
+    /// Bytes a second that may be written; 0 for as many as go
+    #[arg(long, default_value = "0", value_parser = parse_size, value_name = "SIZE")]
+    pub rate: u64,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `failover commit`, `rollback` and `again`.
+#[derive(Debug, Args)]
+pub struct DecideArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The job, or the first of those that were asked for together
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Roll-back: what was written stays on its branches
+    #[arg(long)]
+    pub keep_branch: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

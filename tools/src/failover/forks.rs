@@ -1,11 +1,12 @@
-//! Disks of test failovers: writable exports of the running process. What is written to one is a branch that is dropped at its end,
-//! and it ends with the job's process, however that ends; so nothing has to be dropped.
+//! Disks of failovers: exports of the running process. For a test, what is written to one is a branch that is dropped at its end,
+//! and it ends with the job's process, however that ends; so nothing has to be dropped. For a failover they are branches that stay.
 
-use afterimage_mgmt::client::{ControlClient, ExportGuard};
+use afterimage_mgmt::client::{ClientError, ControlClient, ExportGuard};
 use afterimage_mgmt::failover::job::Fork;
 use afterimage_mgmt::failover::source::{DiskSource, Served};
-use afterimage_mgmt::protocol::Access;
+use afterimage_mgmt::protocol::{Access, BranchAsk, BranchStatus, Code, FenceAsk};
 use afterimage_mgmt::target::qemu::DiskPlace;
+use afterimage_mgmt::units::Time;
 use afterimage_mgmt::when::When;
 use afterimage_nbd::Address;
 use afterimage_nbd::client::Client;
@@ -18,7 +19,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
+/// How long the export of a branch may take to end.
+const LEAVE: Duration = Duration::from_secs(10);
 /// What is read first.
 const FIRST: usize = 4096;
 
@@ -49,8 +53,9 @@ fn text(e: impl std::fmt::Display) -> String {
     e.to_string()
 }
 
-impl DiskSource for Exports {
-    fn fork(&self, fork: &Fork, socket: &Path) -> Result<Box<dyn Served>, String> {
+impl Exports {
+    /// Has a volume, a moment of one or a branch served at this socket.
+    fn serve(&self, (volume, at): (&str, &When), access: Access, socket: &Path) -> Result<Box<dyn Served>, String> {
         let bind = || -> io::Result<UnixListener> {
             let listener = UnixListener::bind(socket)?;
             std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
@@ -58,14 +63,94 @@ impl DiskSource for Exports {
         };
         let listener = bind().map_err(|e| format!("{}: {e}", socket.display()))?;
         let control = ControlClient::connect(&self.data).map_err(text)?;
-        let (_, guard) =
-            control.export(&fork.volume, &When::Seq(fork.seq), Access::Scratch, &listener).map_err(text)?;
+        let (_, guard) = control.export(volume, at, access, &listener).map_err(text)?;
         let gone = Arc::new(AtomicBool::new(false));
         let connection = guard.connection().try_clone().map_err(text)?;
         let told = Arc::clone(&gone);
         let watch = move || watch(connection, &told);
         thread::Builder::new().name("export".to_owned()).spawn(watch).map_err(text)?;
-        Ok(Box::new(Export { volume: fork.volume.clone(), socket: socket.to_owned(), guard, gone }))
+        Ok(Box::new(Export { volume: volume.to_owned(), socket: socket.to_owned(), guard, gone }))
+    }
+
+    fn control(&self) -> Result<ControlClient, String> {
+        ControlClient::connect(&self.data).map_err(text)
+    }
+}
+
+/// The full name of a failover's branch.
+fn branch_of(fork: &Fork) -> String {
+    format!("{}/{}", fork.volume, fork.name)
+}
+
+/// An answer, or nothing if what was asked about is not there.
+fn if_there<T>(answer: Result<T, ClientError>) -> Result<Option<T>, String> {
+    match answer {
+        Ok(found) => Ok(Some(found)),
+        Err(ClientError::Refused(f)) if f.code == Code::NotFound => Ok(None),
+        Err(e) => Err(text(e)),
+    }
+}
+
+impl DiskSource for Exports {
+    fn is_there(&self) -> bool {
+        ControlClient::connect(&self.data).is_ok_and(|mut c| c.status().is_ok())
+    }
+
+    fn fence(&self, volume: &str, owner: &str, drain: bool) -> Result<u64, String> {
+        let (volume, owner) = (volume.to_owned(), owner.to_owned());
+        let done = self.control()?.fence(FenceAsk::Up { volume, owner, drain }).map_err(text)?;
+        Ok(done.epoch)
+    }
+
+    fn lift(&self, volume: &str, owner: &str) -> Result<(), String> {
+        let mut control = self.control()?;
+        let fence = if_there(control.fence(FenceAsk::Show { volume: volume.to_owned() }))?;
+        // One that failed because of another's fence has nothing to take down.
+        if fence.is_none_or(|f| f.owner.as_deref() != Some(owner)) {
+            return Ok(());
+        }
+        let ask = FenceAsk::Down { volume: volume.to_owned(), owner: owner.to_owned() };
+        control.fence(ask).map(drop).map_err(text)
+    }
+
+    fn latest(&self, volume: &str) -> Result<(u64, Option<Time>), String> {
+        let position = self.control()?.resolve(volume, &When::Latest).map_err(text)?;
+        Ok((position.seq, position.time))
+    }
+
+    fn ends_with(&self, volume: &str, point: &str) -> Result<bool, String> {
+        let mut control = self.control()?;
+        let points = control.points(volume).map_err(text)?;
+        let newest = points.window.map(|w| w.last_seq);
+        Ok(points.points.iter().any(|p| p.name == point && Some(p.seq) == newest))
+    }
+
+    fn branch(&self, fork: &Fork, socket: &Path) -> Result<Box<dyn Served>, String> {
+        let name = branch_of(fork);
+        let mut control = self.control()?;
+        if if_there(control.branch::<BranchStatus>(BranchAsk::Show { name: name.clone() }))?.is_none() {
+            let (volume, at, name) = (fork.volume.clone(), When::Seq(fork.seq), fork.name.clone());
+            let _: BranchStatus = control.branch(BranchAsk::Create { volume, at, name }).map_err(text)?;
+        }
+        self.serve((&name, &When::Latest), Access::Branch, socket)
+    }
+
+    fn drop_branch(&self, fork: &Fork) -> Result<(), String> {
+        let ask = || BranchAsk::Drop { name: branch_of(fork) };
+        let start = Instant::now();
+        loop {
+            match self.control()?.branch::<BranchStatus>(ask()) {
+                // Its export ends behind the connection that it hangs on.
+                Err(ClientError::Refused(f)) if f.code == Code::Conflict && start.elapsed() < LEAVE => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                other => return if_there(other).map(drop),
+            }
+        }
+    }
+
+    fn fork(&self, fork: &Fork, socket: &Path) -> Result<Box<dyn Served>, String> {
+        self.serve((&fork.volume, &When::Seq(fork.seq)), Access::Scratch, socket)
     }
 
     fn drop_fork(&self, _: &Fork) -> Result<(), String> {

@@ -1,6 +1,7 @@
-//! Ends the jobs whose process was killed, while a daemon runs on the data folder.
+//! Ends the tests whose process was killed, and has failovers go on, while a daemon runs on the data folder.
 
 use crate::failover::forks::Exports;
+use crate::failover::keep;
 use afterimage_mgmt::failover::store::Jobs;
 use afterimage_mgmt::failover::sweep::sweep;
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
@@ -24,13 +25,13 @@ impl Janitor {
     /// # Errors
     /// If there is no thread to be had.
     pub fn start(data: &Path) -> io::Result<Janitor> {
-        let (jobs, source) = (Jobs::of(data), Exports::of(data));
+        let (jobs, source, data) = (Jobs::of(data), Exports::of(data), data.to_owned());
         let (end, ended) = bounded::<()>(0);
         thread::Builder::new().name("janitor".to_owned()).spawn(move || {
             loop {
-                match sweep(&jobs, &source) {
+                match sweep(&jobs, &source, &|claim, job| keep::go_on(&data, claim, job)) {
                     Ok(ids) => ids.iter().for_each(|id| tracing::info!("test failover {id} was removed")),
-                    Err(e) => tracing::warn!("test failovers cannot be looked after: {e}"),
+                    Err(e) => tracing::warn!("failovers cannot be looked after: {e}"),
                 }
                 if ended.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout) {
                     return;

@@ -1,21 +1,60 @@
-//! The process that does a job: started by `failover test`, with the job's lock as its standard input.
+//! The process that does a job: started by `failover test` or `failover run`, with the job's lock as its standard input.
 
 use crate::failover::forks::Exports;
 use crate::problem::Problem;
 use crate::signals;
+use afterimage_base::clock::{Clock, SystemClock};
 use afterimage_mgmt::failover::drive::{Moment, drive};
-use afterimage_mgmt::failover::job::{End, Event, Phase, Step};
+use afterimage_mgmt::failover::job::{End, Event, Job, Phase, Step};
 use afterimage_mgmt::failover::runner::{Outside, Runner};
 use afterimage_mgmt::failover::store::{Claim, Jobs};
+use afterimage_mgmt::units::Time;
 use nix::sys::signal::{Signal, raise};
 use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
 
 /// Where tests have this process killed: `STEP:before`, `STEP:done` or `STEP:saved`.
 pub const KILL: &str = "AFTERIMAGE_FAILOVER_KILL";
 
 fn failed(e: impl std::fmt::Display) -> Problem {
     Problem::failed(e.to_string())
+}
+
+/// Starts the process for a job whose process was killed.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn go_on(data: &Path, claim: &Claim, job: &Job) -> io::Result<()> {
+    // One that a test has killed is not killed again.
+    spawn(data, claim, job, true)
+}
+
+/// Starts the process for a new job, which goes on when this one ends.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn start(data: &Path, claim: &Claim, job: &Job) -> io::Result<()> {
+    spawn(data, claim, job, false)
+}
+
+fn spawn(data: &Path, claim: &Claim, job: &Job, again: bool) -> io::Result<()> {
+    let log = File::options().create(true).append(true).open(claim.folder().join("runner.log"))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["failover", "keep", &job.id, "--data"]).arg(data).env("NO_COLOR", "1");
+    if again {
+        command.env_remove(KILL);
+    }
+    // It has no terminal, so no signal of one reaches it.
+    command.stdin(Stdio::from(claim.share()?)).stdout(log.try_clone()?).stderr(log).process_group(0);
+    let mut child = command.spawn()?;
+    // So that it is no zombie while this process looks on. How it ends is in the job's file.
+    thread::Builder::new().name("wait".to_owned()).spawn(move || drop(child.wait()))?;
+    Ok(())
 }
 
 /// Does the job until it has ended.
@@ -30,7 +69,9 @@ pub fn keep(data: &Path, id: &str) -> Result<(), Problem> {
     std::env::set_current_dir(claim.folder())?;
     let mut job = jobs.load(id).map_err(failed)?;
     if job.phase != Phase::Planned {
-        job.apply(Event::Over(End::Lost)).map_err(failed)?;
+        let now = Time(SystemClock::new().wall());
+        job.apply(Event::Over(End::Lost, now)).map_err(failed)?;
+        claim.save(&job)?;
     }
     let source = Exports::of(data);
     let stopped = Cell::new(false);

@@ -27,6 +27,24 @@ pub fn show(job: &Job, folder: &Path, json: bool) -> Result<(), Problem> {
     if json { put_json(&Shown { job, folder }) } else { put(&text(job, folder)) }
 }
 
+/// Prints jobs that were asked for together.
+///
+/// # Errors
+/// Those of standard output.
+pub fn show_all(jobs: &[(Job, std::path::PathBuf)], json: bool) -> Result<(), Problem> {
+    match jobs {
+        [(job, folder)] => show(job, folder, json),
+        _ if json => put_json(&jobs.iter().map(|(job, folder)| Shown { job, folder }).collect::<Vec<_>>()),
+        _ => jobs.iter().try_for_each(|(job, folder)| put(&text(job, folder))),
+    }
+}
+
+/// What a job is.
+#[must_use]
+pub const fn kind(job: &Job) -> &'static str {
+    if job.is_failover() { "failover" } else { "test failover" }
+}
+
 /// Prints jobs.
 ///
 /// # Errors
@@ -35,10 +53,20 @@ pub fn list(jobs: &[(Job, std::path::PathBuf)], json: bool) -> Result<(), Proble
     if json {
         return put_json(&jobs.iter().map(|(job, folder)| Shown { job, folder }).collect::<Vec<_>>());
     }
-    let head = ["ID", "MACHINE", "PHASE", "OUTCOME", "UNTIL"].map(str::to_owned).to_vec();
+    let head = ["ID", "WHAT", "MACHINE", "PHASE", "OUTCOME", "UNTIL"].map(str::to_owned).to_vec();
     let rows = jobs.iter().map(|(job, _)| {
-        let until = job.until.filter(|_| job.phase == Phase::Holding).map_or_else(|| "-".to_owned(), |t| t.short());
-        vec![job.id.clone(), job.machine.name.clone(), phase(job.phase).to_owned(), word(job).to_owned(), until]
+        let until = job.until.filter(|_| job.phase == Phase::Holding);
+        let until =
+            until.map_or_else(|| if job.committed.is_some() { "committed" } else { "-" }.to_owned(), |t| t.short());
+        let what = if job.is_failover() { "failover" } else { "test" };
+        vec![
+            job.id.clone(),
+            what.to_owned(),
+            job.machine.name.clone(),
+            phase(job.phase).to_owned(),
+            word(job).to_owned(),
+            until,
+        ]
     });
     put(&table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()))
 }
@@ -49,6 +77,8 @@ const fn word(job: &Job) -> &'static str {
         Some(Outcome::Passed) => "passed",
         Some(Outcome::Failed(_)) => "failed",
         Some(Outcome::Stopped) => "stopped",
+        Some(Outcome::RolledBack) => "rolled back",
+        Some(Outcome::FailedBack) => "gone back",
     }
 }
 
@@ -57,25 +87,32 @@ const fn word(job: &Job) -> &'static str {
 pub const fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Planned => "planned",
+        Phase::Drained => "drained",
+        Phase::Fenced => "fenced",
         Phase::Forked => "forked",
         Phase::Started => "started",
         Phase::Running => "running",
         Phase::Holding => "holding",
-        Phase::Ending | Phase::Killed | Phase::Dropped => "ending",
+        Phase::Restarting => "restarting",
+        Phase::Halting | Phase::Down => "down",
+        Phase::Ending | Phase::Killed | Phase::Dropped | Phase::Lifted => "ending",
         Phase::Ended => "ended",
     }
 }
 
 fn text(job: &Job, folder: &Path) -> String {
-    let mut out = format!("test failover {} of {}\n", job.id, job.machine.name);
+    let mut out = format!("{} {} of {}\n", kind(job), job.id, job.machine.name);
     // Writing to a string does not fail.
     for disk in &job.disks {
         let time = disk.time.map_or_else(String::new, |t| format!(" ({})", t.short()));
-        let _ = writeln!(out, "  disk {} as it was after write @{}{time}", disk.volume, disk.seq);
+        let branch =
+            if job.is_failover() { format!(", on branch {}/{}", disk.volume, disk.name) } else { String::new() };
+        let _ = writeln!(out, "  disk {} as it was after write @{}{time}{branch}", disk.volume, disk.seq);
     }
     let t = &job.times;
     let how = if job.kvm == Some(true) { "with KVM" } else { "emulated" };
     for (name, ms) in [
+        ("fenced".to_owned(), t.fenced_ms),
         ("first read".to_owned(), t.first_read_ms),
         (format!("running, {how}"), t.running_ms),
         ("booted".to_owned(), t.booted_ms),
@@ -89,6 +126,10 @@ fn text(job: &Job, folder: &Path) -> String {
             Verdict::Failed(why) => writeln!(out, "  {} FAILED after {}: {why}", result.check, seconds(result.at_ms)),
             Verdict::Skipped => writeln!(out, "  {} skipped", result.check),
         };
+    }
+    if job.is_failover() {
+        out.push_str(&standing(job, folder));
+        return out;
     }
     let _ = match (job.phase, &job.outcome, &job.trouble) {
         (Phase::Ended, _, _) => {
@@ -110,16 +151,55 @@ fn text(job: &Job, folder: &Path) -> String {
     out
 }
 
+/// How a failover stands, and what can be done.
+fn standing(job: &Job, folder: &Path) -> String {
+    let (id, mut out) = (&job.id, String::new());
+    // Writing to a string does not fail.
+    if job.restarts > 0 {
+        let _ = writeln!(out, "  went on from its branches {} times", job.restarts);
+    }
+    if let Some(trouble) = &job.trouble {
+        let _ = writeln!(out, "  {trouble}");
+    }
+    let decide = format!("`afterimage failover commit {id}` keeps it, `afterimage failover rollback {id}` ends it");
+    let _ = match (job.phase, job.committed, job.until) {
+        (Phase::Ended, ..) if job.back => {
+            writeln!(out, "  gone back; its branches are there, the old primary takes writes")
+        }
+        (Phase::Ended, Some(_), _) => {
+            writeln!(out, "  ended; its branches are there, and the old primary stays fenced")
+        }
+        (Phase::Ended, None, _) if job.keep => {
+            writeln!(out, "  {}; its branches are there, the old primary takes writes", word(job))
+        }
+        (Phase::Ended, None, _) => {
+            writeln!(out, "  {}; nothing is left but logs and report in {}", word(job), folder.display())
+        }
+        (Phase::Down, committed, _) => {
+            let rest = if committed.is_some() { String::new() } else { format!("; {decide}") };
+            writeln!(out, "  the machine is down: `afterimage failover again {id}` starts it{rest}")
+        }
+        (Phase::Holding, Some(at), _) => writeln!(out, "  {}; runs, committed {}", word(job), at.short()),
+        (Phase::Holding, None, Some(at)) => {
+            writeln!(out, "  {}; runs, commits itself {}; {decide}", word(job), at.short())
+        }
+        (Phase::Holding, None, None) => writeln!(out, "  {}; runs; {decide}", word(job)),
+        (other, ..) => writeln!(out, "  {}", phase(other)),
+    };
+    out
+}
+
 /// The exit code that goes with a job: an error if it did not pass.
 ///
 /// # Errors
 /// Why it did not.
 pub fn verdict(job: &Job) -> Result<(), Problem> {
-    let id = &job.id;
+    let (id, kind) = (&job.id, kind(job));
     match &job.outcome {
-        Some(Outcome::Passed) => Ok(()),
-        Some(Outcome::Failed(why)) => Err(Problem::failed(format!("test failover {id} failed: {why}"))),
-        Some(Outcome::Stopped) => Err(Problem::failed(format!("test failover {id} was stopped"))),
-        None => Err(Problem::failed(format!("test failover {id} has not ended"))),
+        Some(Outcome::Passed | Outcome::FailedBack) => Ok(()),
+        Some(Outcome::Failed(why)) => Err(Problem::failed(format!("{kind} {id} failed: {why}"))),
+        Some(Outcome::Stopped) => Err(Problem::failed(format!("{kind} {id} was stopped"))),
+        Some(Outcome::RolledBack) => Err(Problem::failed(format!("{kind} {id} was rolled back"))),
+        None => Err(Problem::failed(format!("{kind} {id} has not ended"))),
     }
 }

@@ -17,6 +17,7 @@ fn status(b: BranchInfo) -> BranchStatus {
             ForkKind::Branch => BranchKind::Branch,
             ForkKind::Scratch => BranchKind::Export,
             ForkKind::Promoted => BranchKind::Promoted,
+            ForkKind::Tail => BranchKind::Tail,
         },
         parent: b.parent,
         fork_seq: b.fork.seq,

@@ -1,5 +1,6 @@
 //! What a volume's status is made of: the agent's part and the appliance's.
 
+use super::fences;
 use afterimage_agent::{Volume, VolumeState};
 use afterimage_appliance::history::timeline::Wish;
 use afterimage_appliance::{Appliance, StoreInfo, VolumeInfo};
@@ -18,6 +19,7 @@ fn state(state: VolumeState) -> State {
         VolumeState::Live => State::Live,
         VolumeState::Dirty => State::Dirty,
         VolumeState::Resync => State::Resync,
+        VolumeState::Fenced => State::Fenced,
         VolumeState::Error => State::Error,
     }
 }
@@ -51,6 +53,8 @@ pub(super) fn blank(name: &str, path: &Path, size: u64, state: State) -> VolumeS
         first_time: None,
         durable_time: None,
         devices: Vec::new(),
+        epoch: 0,
+        fence: None,
     }
 }
 
@@ -58,7 +62,7 @@ pub(super) fn of_agent(volume: &Volume) -> VolumeStatus {
     let s = volume.status();
     let mut out = blank(&s.name, &s.path, s.size, state(s.state));
     out.id = uuid(s.id);
-    out.reason = s.reason;
+    (out.reason, out.epoch) = (s.reason, s.epoch);
     out.connected = s.connected;
     (out.seq_acked, out.seq_durable) = (s.seq_acked, s.seq_durable);
     (out.lag_seconds, out.lag_bytes) = (s.lag_seconds, s.lag_bytes);
@@ -115,6 +119,16 @@ pub(super) fn with_history(out: &mut VolumeStatus, appliance: &Appliance, info: 
     if let Some(w) = window(appliance, info) {
         out.first_seq = Some(w.first_seq);
         out.first_time = Some(w.first_time);
+    }
+    out.epoch = out.epoch.max(info.standing.epoch);
+    if info.standing.fence.is_some() {
+        let fence = fences::of(&info.name, &info.standing, info.tail.clone(), info.durable_seq);
+        if matches!(out.state, State::Offline | State::Live) {
+            out.state = State::Fenced;
+            let owner = fence.owner.as_deref().unwrap_or_default();
+            out.reason.get_or_insert_with(|| format!("its machine runs elsewhere: failover {owner}"));
+        }
+        out.fence = Some(fence);
     }
     if let Some(text) = &info.failure {
         out.state = State::Error;

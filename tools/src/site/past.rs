@@ -1,7 +1,7 @@
 //! The past of a volume: which moments can be chosen, and serving one of them.
 
 use afterimage_appliance::history::timeline::{Wish, WishError};
-use afterimage_appliance::{Appliance, ApplianceError, BranchError};
+use afterimage_appliance::{Appliance, ApplianceError, BranchError, FenceError};
 use afterimage_mgmt::protocol::{Code, Failure};
 use afterimage_mgmt::server::Opened;
 use afterimage_mgmt::units::Time;
@@ -54,7 +54,9 @@ pub(super) fn failure(error: Option<ApplianceError>) -> Failure {
         ApplianceError::Branch(_, BranchError::None) => Code::NotFound,
         ApplianceError::Branch(_, BranchError::Gone) => Code::OutsideWindow,
         ApplianceError::Branch(_, BranchError::Ended(_) | BranchError::Failed(_)) => Code::Failed,
-        ApplianceError::Branch(..) => Code::Conflict,
+        ApplianceError::Fence(_, FenceError::Branch) => Code::BadRequest,
+        ApplianceError::Fence(_, FenceError::Empty) => Code::NotReady,
+        ApplianceError::Branch(..) | ApplianceError::Fence(..) => Code::Conflict,
         _ => Code::Failed,
     };
     Failure::new(code, error.to_string())

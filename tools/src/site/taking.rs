@@ -6,7 +6,7 @@
 
 use super::{Local, Served};
 use crate::up::parse_disk;
-use afterimage_agent::{Agent, CacheMode, ForeignWrite, VolumeConfig};
+use afterimage_agent::{Agent, CacheMode, FencePolicy, ForeignWrite, VolumeConfig};
 use afterimage_mgmt::members::DiskWish;
 use afterimage_mgmt::protocol::{Code, Failure};
 use afterimage_nbd::{Export, ExportTable};
@@ -42,6 +42,8 @@ pub struct Taker {
     pub cache: CacheMode,
     /// What follows when somebody else has written to one.
     pub foreign: ForeignWrite,
+    /// What a fenced disk does.
+    pub fence: FencePolicy,
     /// Bytes of a disk that a sync may deal with in a second; 0 for automatic.
     pub sync_rate: u64,
     /// One at a time.
@@ -147,6 +149,7 @@ impl Local {
             })
             .map_err(|e| failed(&e))?;
         volume.set_sync_rate(taker.sync_rate);
+        volume.set_fence_policy(taker.fence);
         // Kept before it is served: a disk that a guest writes to must not come back unprotected.
         let mut all = load(&taker.folder).map_err(|e| failed(&e))?;
         all.retain(|t| t.name != disk.name);

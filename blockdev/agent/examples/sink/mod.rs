@@ -1,5 +1,6 @@
 //! An appliance that only acknowledges, for examples that measure the protected side.
 
+use afterimage_format::fence::Fence;
 use afterimage_format::record::{self, Record};
 use afterimage_format::wire::{self, Ack, Header, MAX_BODY, MessageType, Welcome};
 use std::io::{self, Read, Write};
@@ -22,7 +23,8 @@ pub(crate) fn swallow(mut s: UnixStream) -> io::Result<()> {
         s.read_exact(&mut body[..header.body_len])?;
         if !greeted {
             greeted = true;
-            let welcome = Welcome { version: 1, ring: [0; 16], durable: 0, digest: 0, credit };
+            let welcome =
+                Welcome { version: 1, ring: [0; 16], durable: 0, digest: 0, credit, epoch: 0, fence: Fence::Open };
             send(&mut s, MessageType::Welcome, &welcome.encode())?;
         } else if header.kind == MessageType::Data {
             let (mut at, mut durable) = (0, 0);

@@ -10,6 +10,7 @@ use afterimage_base::block::{BlockDevice, Request};
 use afterimage_base::buf::AlignedBuf;
 use afterimage_base::clock::SystemClock;
 use afterimage_base::simple::call;
+use afterimage_format::fence::Fence;
 use afterimage_format::wire::{Ack, HEADER_LEN, Header, Hello, MessageType, Refuse, RefuseCode, Welcome};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -84,6 +85,8 @@ impl Session {
             durable: input.near(if known { self.hello.next - 1 } else { 0 }),
             digest: input.near(0),
             credit: input.near(4 << 20),
+            epoch: input.near(0),
+            fence: Fence::of_byte("fuzz", input.below(4) as u8).unwrap_or_default(),
         };
         self.say(MessageType::Welcome, &welcome.encode(), input)?;
         for _ in 0..8 {

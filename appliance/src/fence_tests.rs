@@ -1,0 +1,162 @@
+use crate::appliance::{Appliance, ApplianceError};
+use crate::branch::BranchError;
+use crate::config::ApplianceConfig;
+use crate::fence::FenceError;
+use crate::ingest::volume::Committed;
+use crate::testing::*;
+use afterimage_base::block::{BlockDevice, Request};
+use afterimage_base::buf::AlignedBuf;
+use afterimage_base::simple::call;
+use afterimage_format::fence::Fence;
+use afterimage_format::record::Kind;
+use afterimage_format::wire::{Hello, RefuseCode};
+use std::sync::Arc;
+
+fn write(seq: u64, fill: u8) -> Write1 {
+    record(Kind::Write, seq, (seq % 20) * 4096, 4096, vec![fill; 4096])
+}
+
+fn stream() -> Vec<Write1> {
+    (1..=20).map(|seq| write(seq, u8::try_from(seq).unwrap())).collect()
+}
+
+fn bench(dir: &std::path::Path) -> (ApplianceConfig, Appliance, Vec<Write1>) {
+    let config = config(dir);
+    let appliance = Appliance::start(config.clone()).unwrap();
+    let records = stream();
+    let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+    agent.send(&bytes_of(&records[..10]));
+    agent.wait(10).unwrap();
+    (config, appliance, records)
+}
+
+fn whole(device: &Arc<dyn BlockDevice>) -> Vec<u8> {
+    let buf = AlignedBuf::zeroed(usize::try_from(device.geometry().size).unwrap());
+    call(&mut *Arc::clone(device).open_queue().unwrap(), Request::Read { offset: 0, buf }).unwrap().unwrap().to_vec()
+}
+
+#[test]
+fn i13_what_an_old_primary_has_goes_into_a_branch_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, records) = bench(dir.path());
+    let images = images(&records);
+    let fenced = appliance.fence("disk", "job", Fence::Closed).unwrap();
+    assert_eq!((fenced.epoch, fenced.seq), (1, 10));
+    assert_eq!(appliance.fence("disk", "job", Fence::Closed).unwrap(), fenced, "done again it changes nothing");
+    let other = appliance.fence("disk", "another", Fence::Closed).unwrap_err();
+    assert!(matches!(other, ApplianceError::Fence(_, FenceError::Other(_))), "{other}");
+    assert!(appliance.lift_fence("disk", "another").is_err());
+
+    // An agent that cannot be told is refused, in words.
+    let refuse = Agent::connect(&config.listen, &Hello { newest: 4, oldest: 4, ..hello() }).err().unwrap();
+    assert!(refuse.code == RefuseCode::Fenced && refuse.text.contains("runs elsewhere"), "{refuse:?}");
+
+    // The agent goes on as if nothing had happened, and is told.
+    let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+    let w = agent.welcome;
+    assert_eq!((w.ring, w.durable, w.epoch, w.fence), (RING, 10, 1, Fence::Closed));
+    agent.send(&bytes_of(&records[10..15]));
+    agent.wait(15).unwrap();
+    assert!(matches!(appliance.drop_branch("disk/tail-1"), Err(ApplianceError::Branch(_, BranchError::InUse))));
+    drop((agent, appliance));
+
+    // All of that survives a kill.
+    let appliance = Appliance::start(config.clone()).unwrap();
+    assert_eq!(appliance.volume("disk").unwrap().progress().seq, 10);
+    assert!(read_at(&appliance, 10) == images[10]);
+    let mut agent = Agent::connect(&config.listen, &Hello { epoch: 1, ..hello() }).unwrap();
+    assert_eq!(agent.welcome.durable, 15);
+    agent.send(&bytes_of(&records[15..]));
+    agent.wait(20).unwrap();
+    assert!(whole(&appliance.open_at("disk/tail-1", 20).unwrap()) == images[20]);
+    let differs = appliance.diff_of(("disk", 10), ("disk/tail-1", 20)).unwrap();
+    assert!(!differs.is_empty(), "it can be told from the volume");
+    assert!(matches!(appliance.open_branch("disk/tail-1"), Err(ApplianceError::Branch(_, BranchError::Tail))));
+    let (standing, tail) = appliance.standing("disk").unwrap();
+    assert_eq!((standing.epoch, tail.as_deref()), (1, Some("disk/tail-1")));
+
+    // The fence goes, and the agent with it to the volume; the tail stays as it is.
+    assert_eq!(appliance.lift_fence("disk", "job").unwrap(), 2);
+    assert_eq!(appliance.lift_fence("disk", "job").unwrap(), 2, "done again it changes nothing");
+    agent.send(&bytes_of(&[write(21, 99)]));
+    assert!(agent.wait(21).is_err(), "the session has ended");
+    let agent = Agent::connect(&config.listen, &Hello { epoch: 1, ..hello() }).unwrap();
+    let w = agent.welcome;
+    assert_eq!((w.durable, w.epoch, w.fence), (10, 2, Fence::Open));
+    assert!(whole(&appliance.open_at("disk/tail-1", 20).unwrap()) == images[20]);
+    // A second failover has a tail of its own.
+    assert_eq!(appliance.fence("disk", "job2", Fence::Closed).unwrap().epoch, 3);
+    drop(Agent::connect(&config.listen, &Hello { epoch: 2, ..hello() }).unwrap());
+    assert_eq!(appliance.standing("disk").unwrap().1.as_deref(), Some("disk/tail-3"));
+}
+
+#[test]
+fn a_draining_fence_takes_everything_into_the_volume_and_closes_where_it_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, records) = bench(dir.path());
+    assert_eq!(appliance.fence("disk", "job", Fence::Draining).unwrap().epoch, 1);
+    let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+    assert_eq!((agent.welcome.fence, agent.welcome.durable), (Fence::Draining, 10));
+    agent.send(&bytes_of(&records[10..]));
+    agent.wait(20).unwrap();
+    let closed = appliance.fence("disk", "job", Fence::Closed).unwrap();
+    assert_eq!((closed.epoch, closed.seq), (1, 20));
+    // It cannot be opened again but by taking it down.
+    assert_eq!(appliance.fence("disk", "job", Fence::Draining).unwrap(), closed);
+    let agent = Agent::connect(&config.listen, &Hello { epoch: 1, ..hello() }).unwrap();
+    assert_eq!(agent.welcome.fence, Fence::Closed);
+}
+
+#[test]
+fn i13_sessions_that_race_with_a_fence_bring_nothing_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, _) = bench(dir.path());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            // An agent that comes again and again, and always has one more.
+            let mut next = 11;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let Ok(mut agent) = Agent::connect(&config.listen, &hello()) else { continue };
+                next = next.max(agent.durable + 1);
+                if agent.welcome.fence == Fence::Closed {
+                    break;
+                }
+                for seq in agent.durable + 1..agent.durable + 40 {
+                    agent.send(&bytes_of(&[write(seq, 5)]));
+                    if agent.wait(seq).is_err() {
+                        break;
+                    }
+                }
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let at = appliance.fence("disk", "job", Fence::Closed).unwrap().seq;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(appliance.volume("disk").unwrap().progress().seq, at);
+    });
+}
+
+/// A session that did not look at the fence, and the volume that refuses it all the same.
+#[test]
+fn i13_broken_a_record_behind_the_fence_is_caught() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_config, appliance, _) = bench(dir.path());
+    appliance.fence("disk", "job", Fence::Closed).unwrap();
+    let volume = appliance.volume("disk").unwrap();
+    let late = Committed { kind: Kind::Void, flags: 0, seq: 11, time: 1, offset: 0, size: None, name: "" };
+    let error = volume.commit([late].into_iter(), &[], RING, 1, 0).unwrap_err();
+    assert!(error.to_string().contains("I13"), "{error}");
+    assert_eq!(volume.progress().seq, 10);
+}
+
+#[test]
+fn an_agent_that_knows_a_higher_epoch_raises_that_of_an_older_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, _) = bench(dir.path());
+    let agent = Agent::connect(&config.listen, &Hello { epoch: 7, ..hello() }).unwrap();
+    assert_eq!((agent.welcome.epoch, agent.welcome.fence), (7, Fence::Open));
+    assert_eq!(appliance.fence("disk", "job", Fence::Closed).unwrap().epoch, 8);
+    assert!(matches!(appliance.fence("nothing", "job", Fence::Closed), Err(ApplianceError::NoVolume(..))));
+}

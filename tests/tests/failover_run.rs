@@ -1,0 +1,237 @@
+//! Failovers for real: the machine goes on here from its branch, its old primary takes no writes any more, and what that had beyond is
+//! kept; whoever is killed, the job goes on, and it is rolled back or kept as somebody says.
+
+use afterimage_tests::daemon::number;
+use afterimage_tests::lab::DISK;
+use afterimage_tests::pair::{Pair, Role};
+use afterimage_tests::process::{processes_in, wait_until as wait};
+use afterimage_tests::tool::{Finished, tool};
+use serde_json::Value;
+
+const SIZE: u64 = 16 << 20;
+const STEPS: [&str; 10] = ["fence", "fork", "start", "release", "check", "hold", "kill", "drop", "lift", "remove"];
+/// What is killed before a step was killed behind the one before it.
+const PLACES: [&str; 2] = ["done", "saved"];
+
+/// Writes through the agent, as a guest would. Whether it was taken.
+fn write(pair: &Pair, pattern: u8, at: &str) -> Finished {
+    let command = format!("write -P {pattern} {at} 64k");
+    tool("qemu-io").args(["-f", "raw", "-c", &command, "-c", "flush"]).arg(pair.uri()).run_any()
+}
+
+fn parse(finished: &Finished) -> Value {
+    serde_json::from_str(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {}", finished.describe()))
+}
+
+/// The newest job.
+fn job(pair: &Pair) -> Value {
+    let list = parse(&pair.cli(Role::Appliance, "failover ls --json").run());
+    list.as_array().and_then(|all| all.last()).cloned().unwrap_or(Value::Null)
+}
+
+fn branches(pair: &Pair) -> Vec<String> {
+    let list = parse(&pair.cli(Role::Appliance, "branch ls --json").run());
+    let all = list["branches"].as_array().expect("branches");
+    all.iter().map(|b| b["name"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// A machine with an empty disk needs no more than to run.
+const RUN: &str = "failover run --yes --json --check script:/bin/true";
+
+fn is_fenced(v: &Value) -> bool {
+    v["state"] == "fenced"
+}
+
+#[test]
+fn an_old_primary_that_comes_back_is_fenced_and_what_it_had_is_kept() {
+    let mut pair = Pair::new(SIZE);
+    assert!(write(&pair, 1, "0").status.success());
+    let seq = pair.wait_durable();
+
+    // What the appliance does not get any more, and then the host is gone.
+    pair.kill(Role::Appliance);
+    assert!(write(&pair, 2, "64k").status.success());
+    pair.kill(Role::Agent);
+    pair.start(Role::Appliance);
+
+    let dry = pair.cli(Role::Appliance, "failover run --dry-run").arg(DISK).run();
+    assert!(
+        dry.stdout.contains(&format!("behind write @{seq}")) && dry.stdout.contains("is away"),
+        "{}",
+        dry.describe()
+    );
+    assert!(branches(&pair).is_empty(), "only shown");
+    let unasked = pair.cli(Role::Appliance, "failover run").arg(DISK).run_any();
+    assert!(unasked.stderr.contains("--yes"), "{}", unasked.describe());
+
+    let ran = pair.cli(Role::Appliance, RUN).arg(DISK).run_any();
+    let report = parse(&ran);
+    assert!(ran.status.success() && report["phase"] == "holding" && report["outcome"] == "passed", "{report:#}");
+    let id = report["id"].as_str().expect("id").to_owned();
+    let branch = format!("{DISK}/failover-{id}");
+    assert_eq!(branches(&pair), [branch.clone()]);
+    assert_eq!(number(&report["disks"][0], "seq"), seq);
+    let second = pair.cli(Role::Appliance, RUN).arg(DISK).run_any();
+    assert!(!second.status.success() && second.stderr.contains(&id), "{}", second.describe());
+
+    // The old primary returns: it is told, takes no writes, and brings what it has.
+    pair.start(Role::Agent);
+    let told = pair.wait_volume(Role::Agent, "fenced", is_fenced);
+    assert!(told["reason"].as_str().is_some_and(|r| r.contains("epoch 1")), "{told}");
+    assert!(!write(&pair, 3, "128k").status.success(), "a fenced disk takes no writes");
+    let tail = format!("{DISK}/tail-1");
+    let points = || pair.cli(Role::Appliance, "point ls --json").arg(&tail).run_any();
+    wait("the tail is whole", || points().stdout.contains("fenced-1"));
+    let kept = pair.path("tail.raw");
+    pair.cli(Role::Appliance, "restore").args([&tail, "--at", "fenced-1", "--to"]).arg(&kept).run();
+    afterimage_tests::data::assert_same(&pair.image, &kept);
+    let diff = pair.cli(Role::Appliance, "branch diff --json").args([&tail, "--base", DISK]).run();
+    assert!(diff.stdout.contains("65536"), "what it had beyond is told: {}", diff.describe());
+    let here = pair.wait_volume(Role::Appliance, "fenced", is_fenced);
+    assert_eq!(here["fence"]["tail"], tail.as_str(), "{here}");
+    let metrics = pair.cli(Role::Agent, "status --format prometheus").run();
+    assert!(metrics.stdout.contains("state=\"fenced\"} 1"), "{}", metrics.stdout);
+
+    // A restart of the agent changes nothing, with or without the appliance.
+    pair.kill(Role::Agent);
+    pair.start(Role::Agent);
+    assert!(!write(&pair, 3, "128k").status.success());
+
+    // Rolled back: the old primary goes on, with what it had; that is in its history from then on, behind a gap.
+    let back = parse(&pair.cli(Role::Appliance, "failover rollback --yes --json").arg(&id).run());
+    assert_eq!((back["phase"].as_str(), back["outcome"].as_str()), (Some("ended"), Some("rolled-back")), "{back:#}");
+    pair.wait_live();
+    assert!(write(&pair, 4, "128k").status.success());
+    pair.assert_history_is_the_disk();
+    assert_eq!(branches(&pair), [tail], "the branch is gone, and what the old primary had is still there");
+    assert_eq!(processes_in(&pair.data(Role::Appliance).join("failover")), Vec::<std::path::PathBuf>::new());
+    assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
+}
+
+#[test]
+fn a_planned_failover_loses_nothing_and_a_committed_one_stays() {
+    let mut pair = Pair::new(SIZE);
+    assert!(write(&pair, 1, "0").status.success());
+    assert!(write(&pair, 2, "1M").status.success());
+    let planned = pair.cli(Role::Appliance, RUN).args(["--planned", "--commit-after", "300ms", DISK]).run();
+    let report = parse(&planned);
+    let id = report["id"].as_str().expect("id").to_owned();
+    assert_eq!(report["outcome"], "passed", "{report:#}");
+    let old = pair.wait_volume(Role::Agent, "fenced", is_fenced);
+    let fork = number(&report["disks"][0], "seq");
+    assert!(fork >= number(&old, "seq_acked"), "something is not on the branch: {report:#}\n{old:#}");
+    let now = pair.path("now.raw");
+    let branch = format!("{DISK}/failover-{id}");
+    pair.cli(Role::Appliance, "restore").args([&branch, "--at", &format!("@{fork}"), "--to"]).arg(&now).run();
+    afterimage_tests::data::assert_same(&pair.image, &now);
+
+    wait("it commits itself", || !job(&pair)["committed"].is_null());
+    let late = pair.cli(Role::Appliance, "failover rollback --yes").arg(&id).run_any();
+    assert!(late.stderr.contains("is committed"), "{}", late.describe());
+
+    // The daemon is killed, and its machine goes on from the branch when it is back; so it does when its own process is killed.
+    pair.kill(Role::Appliance);
+    pair.start(Role::Appliance);
+    wait("it runs again", || job(&pair)["phase"] == "holding" && job(&pair)["restarts"] == 1);
+    let stopped = parse(&pair.cli(Role::Appliance, "failover stop --json").arg(&id).run());
+    assert_eq!(stopped["phase"], "ended", "{stopped:#}");
+    assert_eq!(branches(&pair)[0], branch, "it is kept");
+    pair.wait_volume(Role::Agent, "fenced still", is_fenced);
+    assert!(!write(&pair, 3, "128k").status.success());
+    assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
+}
+
+#[test]
+fn killed_at_any_step_a_failover_goes_on_to_where_it_was_going() {
+    let mut pair = Pair::new(SIZE);
+    for step in STEPS {
+        for place in PLACES {
+            let context = format!("killed at {step}, {place}");
+            let run =
+                pair.cli(Role::Appliance, RUN).arg(DISK).env("AFTERIMAGE_FAILOVER_KILL", format!("{step}:{place}"));
+            // Behind the checks the command has ended, and the daemon is the one that looks.
+            let ran = run.run_any();
+            let id = job(&pair)["id"].as_str().expect("id").to_owned();
+            wait(&format!("{context}: it runs\n{}", ran.describe()), || job(&pair)["phase"] == "holding");
+            let back = parse(&pair.cli(Role::Appliance, "failover rollback --yes --json").arg(&id).run());
+            assert_eq!(
+                (back["phase"].as_str(), back["outcome"].as_str()),
+                (Some("ended"), Some("rolled-back")),
+                "{context}: {back:#}"
+            );
+            pair.wait_live();
+            assert!(branches(&pair).iter().all(|b| b.contains("/tail-")), "{context}");
+            assert_eq!(
+                processes_in(&pair.data(Role::Appliance).join("failover")),
+                Vec::<std::path::PathBuf>::new(),
+                "{context}"
+            );
+        }
+    }
+    assert!(write(&pair, 9, "0").status.success());
+    pair.assert_history_is_the_disk();
+    assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
+}
+
+#[test]
+fn what_a_machine_wrote_here_goes_back_and_only_what_differs_is_written() {
+    let mut pair = Pair::new(SIZE);
+    // Data all over the disk, so that a copy of everything would show.
+    let fill = format!("write -P 7 0 {SIZE}");
+    tool("qemu-io").args(["-f", "raw", "-c", &fill, "-c", "flush"]).arg(pair.uri()).run();
+    pair.wait_durable();
+    let ran = parse(&pair.cli(Role::Appliance, RUN).args(["--planned", DISK]).run());
+    let id = ran["id"].as_str().expect("id").to_owned();
+    pair.wait_volume(Role::Agent, "fenced", is_fenced);
+
+    // The machine writes one block in a hundred, here and there, and some zeroes.
+    let branch = format!("{DISK}/failover-{id}");
+    let socket = pair.path("branch.sock");
+    let listen = format!("unix:{}", socket.display());
+    let export = pair.cli(Role::Appliance, "branch export").args([&branch, "--listen", &listen]).into_command();
+    let mut process = afterimage_tests::process::Process::start(export, &pair.path("export.log"));
+    process.wait_until("socket", || socket.exists());
+    let blocks = SIZE / 4096;
+    let some: Vec<String> =
+        (0..blocks / 100).map(|n| format!("write -P {} {} 4k", n % 5, (n * 97 + 13) % blocks * 4096)).collect();
+    let uri = format!("nbd+unix:///{branch}?socket={}", socket.display());
+    let mut load = tool("qemu-io").args(["-f", "raw"]);
+    for one in &some {
+        load = load.args(["-c", one]);
+    }
+    load.args(["-c", "flush"]).arg(&uri).run();
+
+    // Another disk gets everything; the old one, which has most of it, only what differs.
+    let other = pair.path("other.raw");
+    let copy = |to: &std::path::Path, more: &[&str]| {
+        let command = pair.cli(Role::Appliance, "failover failback --yes --json").arg(&id).arg("--to").arg(to);
+        parse(&command.args(more).run())
+    };
+    let whole = copy(&other, &[]);
+    assert_eq!(whole["phase"], "catch-up", "{whole:#}");
+    // The old disk is in use, by an agent that refuses writes: that it is meant has to be said.
+    let unsaid = pair.cli(Role::Appliance, "failover failback --yes").arg(&id).arg("--to").arg(&pair.image).run_any();
+    assert!(unsaid.stderr.contains("--return"), "{}", unsaid.describe());
+    let first = copy(&pair.image, &["--return"]);
+    let moved = number(&first, "moved_bytes");
+    println!("{moved} of {SIZE} bytes written, {} changed", some.len() * 4096);
+    assert!(moved <= SIZE * 12 / 1000, "1 % has changed, and {moved} of {SIZE} bytes were written");
+    // Written meanwhile, and found by the catch-up of the cut-over.
+    tool("qemu-io").args(["-f", "raw", "-c", "write -P 9 1M 8k", "-c", "flush"]).arg(&uri).run();
+    drop(process);
+    let done = copy(&pair.image, &["--return", "--cut-over"]);
+    assert_eq!(done["phase"], "done", "{done:#}");
+    assert!(number(&done, "moved_bytes") - moved <= 16 << 10, "{done:#}");
+
+    // The old primary goes on, disk and branch are the same, and protection goes on in the old direction.
+    pair.wait_live();
+    let now = pair.path("now.raw");
+    pair.cli(Role::Appliance, "restore").args([&branch, "--at", "latest", "--to"]).arg(&now).run();
+    afterimage_tests::data::assert_same(&pair.image, &now);
+    assert!(write(&pair, 5, "2M").status.success());
+    pair.assert_history_is_the_disk();
+    let ended = job(&pair);
+    assert_eq!((ended["phase"].as_str(), ended["outcome"].as_str()), (Some("ended"), Some("failed-back")), "{ended:#}");
+    assert_eq!(processes_in(&pair.data(Role::Appliance).join("failover")), Vec::<std::path::PathBuf>::new());
+    assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
+}

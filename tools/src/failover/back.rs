@@ -1,0 +1,473 @@
+//! `failover failback`: the way back of a machine that runs here after a failover, onto a disk: the old one, another one, or a file.
+//!
+//! Three phases, each of which can be stopped and goes on where it was; what is done is in `back.json` in the job's folder:
+//!
+//! | phase | the machine | what |
+//! |---|---|---|
+//! | `copy` | runs | the whole disk is compared with one moment of the branch; blocks that differ are written |
+//! | `catch-up` | runs | the same for what was written since, by the branch's history, until little is left |
+//! | `cut-over` | is down | the same for the last of it; with `--return` the fence is taken down and the old primary goes on |
+//!
+//! Comparing first costs reads and saves writes: the old disk has most of it. The moment of the copy stays the same when it is
+//! stopped and goes on, so that the first catch-up knows all that was written since.
+//!
+//! The old disk is written only when its agent has brought everything that the volume had not received (its tail is whole): from then
+//! on, what is on it is kept elsewhere (I13).
+
+use crate::failover::args::BackArgs;
+use crate::failover::run::agreed;
+use crate::failover::{failed, folder, follow, report};
+use crate::image::Image;
+use crate::problem::Problem;
+use crate::progress::Progress;
+use crate::{restore, show, signals};
+use afterimage_base::crashsafe;
+use afterimage_mgmt::client::ControlClient;
+use afterimage_mgmt::failover::job::{Fork, Job, Phase};
+use afterimage_mgmt::failover::runner::{BACK, HALT};
+use afterimage_mgmt::failover::store::Jobs;
+use afterimage_mgmt::protocol::{FenceAsk, FenceState};
+use afterimage_mgmt::units::format_size;
+use afterimage_mgmt::when::When;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const VERSION: u32 = 1;
+/// Longest `back.json`.
+const MAX_FILE: u64 = 64 << 10;
+/// Blocks that are compared, and written when they differ.
+const BLOCK: usize = 4096;
+/// How much is done between two notes of how far it is.
+const NOTE: u64 = 64 << 20;
+/// A catch-up that had no more than this to write is enough,
+const LITTLE: u64 = 1 << 20;
+/// and so many rounds are, if the machine writes faster than that.
+const ROUNDS: u32 = 8;
+/// How long the machine may take to be down.
+const DOWN: Duration = Duration::from_secs(60);
+
+/// A phase of the way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// The whole disk is compared.
+    Copy,
+    /// What was written since is.
+    CatchUp,
+    /// The machine is down for the last of it.
+    CutOver,
+    /// The disk is what the branch is.
+    Done,
+}
+
+/// How far the way back of a disk is: `back.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Back {
+    version: u32,
+    /// The volume whose branch it is.
+    volume: String,
+    /// Where it is copied to.
+    to: PathBuf,
+    /// The phase.
+    phase: Way,
+    /// The moment of the branch that is, or is being, copied.
+    seq: u64,
+    /// Bytes of the disk that are copied.
+    at: u64,
+    /// Bytes that were compared, in all phases.
+    compared_bytes: u64,
+    /// Bytes of blocks that differed, and were written.
+    moved_bytes: u64,
+    /// Size of the disk.
+    size: u64,
+}
+
+impl Back {
+    fn load(path: &Path) -> Result<Option<Back>, Problem> {
+        let file = match File::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| Problem::file(path, &e))?,
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(|e| Problem::file(path, &e))?;
+        let back: Back = serde_json::from_slice(&bytes).map_err(|e| {
+            let text = format!("{}: {e}: remove it, and the copy begins anew", path.display());
+            Problem::failed(text)
+        })?;
+        if back.version != VERSION {
+            let text = format!("{} has version {}, this program knows {VERSION}", path.display(), back.version);
+            return Err(Problem::failed(text));
+        }
+        Ok(Some(back))
+    }
+
+    fn save(&self, path: &Path) -> Result<(), Problem> {
+        let bytes = serde_json::to_vec_pretty(self).map_err(failed)?;
+        crashsafe::replace(path, &bytes).map_err(|e| Problem::file(path, &e))
+    }
+}
+
+/// A disk that becomes what a branch is.
+pub struct Disk {
+    file: File,
+    path: PathBuf,
+    is_file: bool,
+    /// Bytes a second that may be written; 0 for as many as go.
+    rate: u64,
+    began: Instant,
+    written: u64,
+}
+
+impl Disk {
+    /// Opens it, or makes a file of this size.
+    ///
+    /// # Errors
+    /// If it cannot be written, or is too small.
+    pub fn open(path: &Path, size: u64, rate: u64) -> Result<Disk, Problem> {
+        let problem = |e: io::Error| Problem::file(path, &e);
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(problem)?;
+        let kind = file.metadata().map_err(problem)?.file_type();
+        if kind.is_file() {
+            file.set_len(size).map_err(problem)?;
+        } else if !kind.is_block_device() {
+            return Err(Problem::failed(format!("{} is neither a file nor a block device", path.display())));
+        } else if file.seek(SeekFrom::End(0)).map_err(problem)? < size {
+            return Err(Problem::failed(format!("{} has less than {}", path.display(), format_size(size))));
+        }
+        Ok(Disk { file, path: path.to_owned(), is_file: kind.is_file(), rate, began: Instant::now(), written: 0 })
+    }
+
+    /// Compares a piece with what is there, and writes the blocks that differ; answers how many bytes those were.
+    fn bring(&mut self, offset: u64, wanted: &[u8], there: &mut Vec<u8>) -> io::Result<u64> {
+        there.resize(wanted.len(), 0);
+        self.file.read_exact_at(there, offset)?;
+        let (mut moved, mut at) = (0, 0);
+        let differs = |at: usize| {
+            let end = wanted.len().min(at + BLOCK);
+            wanted[at..end] != there[at..end]
+        };
+        while at < wanted.len() {
+            if !differs(at) {
+                at += BLOCK;
+                continue;
+            }
+            let start = at;
+            while at < wanted.len() && differs(at) {
+                at += BLOCK;
+            }
+            let end = at.min(wanted.len());
+            self.file.write_all_at(&wanted[start..end], offset + start as u64)?;
+            moved += (end - start) as u64;
+        }
+        self.written += moved;
+        self.give_way();
+        Ok(moved)
+    }
+
+    /// Waits until what was written is no more than the rate allows.
+    fn give_way(&self) {
+        if let Some(due) = (self.written * 1000).checked_div(self.rate) {
+            let early = Duration::from_millis(due).saturating_sub(self.began.elapsed());
+            thread::sleep(early);
+        }
+    }
+
+    /// The next range with data from `at` on, below `end`: holes of a file read as zeroes.
+    fn data_from(&self, at: u64, end: u64) -> (u64, u64) {
+        if !self.is_file {
+            return (at, end);
+        }
+        let seek = |from: u64, whence| {
+            let from = i64::try_from(from).unwrap_or(i64::MAX);
+            nix::unistd::lseek(&self.file, from, whence).ok().and_then(|n| u64::try_from(n).ok())
+        };
+        let Some(start) = seek(at, nix::unistd::Whence::SeekData) else { return (end, end) };
+        let stop = seek(start, nix::unistd::Whence::SeekHole).unwrap_or(end);
+        (start.min(end), stop.min(end))
+    }
+
+    fn sync(&self) -> Result<(), Problem> {
+        self.file.sync_all().map_err(|e| Problem::file(&self.path, &e))?;
+        if self.is_file {
+            crashsafe::sync_parent(&self.path).map_err(|e| Problem::file(&self.path, &e))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// What of `0..size` is not in `ranges`, which are in order.
+fn rest(ranges: &[(u64, u64)], size: u64) -> Vec<(u64, u64)> {
+    let (mut at, mut out) = (0, Vec::new());
+    for (start, len) in ranges {
+        if *start > at {
+            out.push((at, *start));
+        }
+        at = at.max(start + len);
+    }
+    if at < size {
+        out.push((at, size));
+    }
+    out
+}
+
+/// Somebody wants the copy to stop.
+fn stopped(id: &str) -> Problem {
+    Problem::failed(format!("stopped; the same command goes on where it was: failover {id} runs as before"))
+}
+
+/// The way back of one disk, at work.
+struct Work<'a> {
+    data: &'a Path,
+    id: &'a str,
+    branch: String,
+    note: PathBuf,
+    back: Back,
+    disk: Disk,
+    stop: &'a dyn Fn() -> bool,
+}
+
+impl Work<'_> {
+    /// Makes these ranges of the disk what the branch was at `self.back.seq`. `note` keeps how far it is.
+    fn bring(&mut self, ranges: &[(u64, u64)], keeps: bool) -> Result<u64, Problem> {
+        let (_, mut image) = Image::open(self.data, &self.branch, &When::Seq(self.back.seq))?;
+        let mut progress = Progress::new(ranges.iter().map(|r| r.1).sum());
+        let (mut there, mut moved, mut noted) = (Vec::new(), 0, self.back.at);
+        let (disk, back, note, stop) = (&mut self.disk, &mut self.back, &self.note, self.stop);
+        let size = back.size;
+        let done = image.read_ranges(ranges.iter().copied(), |offset, data| {
+            let inside = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+            let wrote = disk.bring(offset, &data[..inside], &mut there).map_err(|e| Problem::file(&disk.path, &e))?;
+            moved += wrote;
+            back.moved_bytes += wrote;
+            back.compared_bytes += inside as u64;
+            progress.add(inside as u64);
+            if stop() {
+                return Err(stopped(self.id));
+            }
+            if keeps && offset + data.len() as u64 >= noted + NOTE {
+                noted = offset + data.len() as u64;
+                disk.sync()?;
+                back.at = noted;
+                back.save(note)?;
+            }
+            Ok(())
+        });
+        done.map(|()| moved)
+    }
+
+    /// Zeroes of the branch, where the disk has something.
+    fn clear(&mut self, ranges: &[(u64, u64)]) -> Result<(), Problem> {
+        let zeroes = vec![0; 256 << 10];
+        let mut there = Vec::new();
+        for (start, end) in ranges {
+            let mut at = *start;
+            while at < *end {
+                let (from, to) = self.disk.data_from(at, *end);
+                at = from;
+                while at < to {
+                    let len = usize::try_from(to - at).unwrap_or(usize::MAX).min(zeroes.len());
+                    let wrote = self.disk.bring(at, &zeroes[..len], &mut there);
+                    self.back.moved_bytes += wrote.map_err(|e| Problem::file(&self.disk.path, &e))?;
+                    self.back.compared_bytes += len as u64;
+                    at += len as u64;
+                    if (self.stop)() {
+                        return Err(stopped(self.id));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self) -> Result<(), Problem> {
+        let (_, mut image) = Image::open(self.data, &self.branch, &When::Seq(self.back.seq))?;
+        let data = image.data_ranges()?;
+        drop(image);
+        self.clear(&rest(&data, self.back.size))?;
+        let from = self.back.at;
+        let left = data.iter().filter(|r| r.0 + r.1 > from).map(|r| (r.0.max(from), r.0 + r.1 - r.0.max(from)));
+        self.bring(&left.collect::<Vec<_>>(), true)?;
+        self.disk.sync()?;
+        (self.back.phase, self.back.at) = (Way::CatchUp, self.back.size);
+        self.back.save(&self.note)
+    }
+
+    /// What was written since; answers how many bytes that were.
+    fn catch_up(&mut self) -> Result<u64, Problem> {
+        let mut control = ControlClient::connect(self.data)?;
+        let newest = control.resolve(&self.branch, &When::Latest)?.seq;
+        if newest == self.back.seq {
+            return Ok(0);
+        }
+        let mut ranges = Vec::new();
+        let from = When::Seq(self.back.seq);
+        control.diff((None, &from), (&self.branch, &When::Seq(newest)), |at, len| ranges.push((at, len)))?;
+        // Noted when it is there: until then the older moment counts.
+        let before = std::mem::replace(&mut self.back.seq, newest);
+        if let Err(e) = self.bring(&ranges, false).and_then(|_| self.disk.sync()) {
+            self.back.seq = before;
+            self.back.save(&self.note)?;
+            return Err(e);
+        }
+        self.back.save(&self.note)?;
+        Ok(ranges.iter().map(|r| r.1).sum())
+    }
+}
+
+/// The disk of the job that is meant.
+fn disk_of<'a>(job: &'a Job, a: &BackArgs) -> Result<&'a Fork, Problem> {
+    match (&a.volume, job.disks.as_slice()) {
+        (None, [one]) => Ok(one),
+        (None, _) => {
+            Err(Problem::usage(format!("machine {} has several disks: say which with --volume", job.machine.name)))
+        }
+        (Some(name), all) => all
+            .iter()
+            .find(|d| d.volume == *name)
+            .ok_or_else(|| Problem::usage(format!("machine {} has no disk {name}", job.machine.name))),
+    }
+}
+
+/// Whether the old disk may be written: all that is on it is kept.
+fn may_return(control: &mut ControlClient, volume: &str) -> Result<(), Problem> {
+    let fence = control.fence(FenceAsk::Show { volume: volume.to_owned() })?;
+    if fence.state != FenceState::Closed {
+        return Err(Problem::failed(format!("volume {volume} is not fenced: its disk may be in use")));
+    }
+    let end = format!("fenced-{}", fence.epoch);
+    // A planned failover has everything in the volume itself.
+    for name in [Some(volume), fence.tail.as_deref()].into_iter().flatten() {
+        if control.points(name)?.points.iter().any(|p| p.name == end) {
+            return Ok(());
+        }
+    }
+    Err(Problem::failed(format!(
+        "the agent of volume {volume} has not brought yet what it had beyond @{}: start it and wait until `afterimage point ls` \
+         shows {end} on its tail; until then its disk stays as it is",
+        fence.seq
+    )))
+}
+
+fn wait_down(data: &Path, jobs: &Jobs, id: &str) -> Result<Job, Problem> {
+    let start = Instant::now();
+    follow(data, jobs, id, &mut |job| {
+        if job.phase == Phase::Down || start.elapsed() < DOWN {
+            return Ok(job.phase == Phase::Down);
+        }
+        Err(Problem::failed(format!("the machine of failover {id} does not go down: look into its runner.log")))
+    })
+}
+
+fn told(back: &Back, id: &str, returns: bool) -> String {
+    let counts = format!("{} compared, {} written", format_size(back.compared_bytes), format_size(back.moved_bytes));
+    let to = back.to.display();
+    match back.phase {
+        Way::Done if returns => format!("{to} is the machine's disk again ({counts}); the old primary takes writes\n"),
+        Way::Done => format!(
+            "{to} is what the branch is ({counts}); the machine is down: `afterimage failover stop {id}` ends the failover, whose \
+             branches stay\n"
+        ),
+        _ => format!(
+            "{to} is behind by what the machine writes now ({counts}); the same command with --cut-over ends it, with the machine \
+             down for the last of it\n"
+        ),
+    }
+}
+
+/// `failover failback`.
+///
+/// # Errors
+/// If something is in the way; what is done is kept, and the same command goes on.
+pub fn failback(a: &BackArgs) -> Result<(), Problem> {
+    let signals = signals::watch()?;
+    let data = folder(&a.data)?;
+    let jobs = Jobs::of(&data);
+    let job = jobs.load(&a.id).map_err(failed)?;
+    if !job.is_failover() || !matches!(job.phase, Phase::Holding | Phase::Down) {
+        let text =
+            format!("job {} is no failover whose machine runs, or is down: it is {}", a.id, report::phase(job.phase));
+        return Err(Problem::failed(text));
+    }
+    let fork = disk_of(&job, a)?;
+    if a.returns && a.cut_over && job.disks.len() > 1 {
+        return Err(Problem::usage(
+            "the old primary gets its disks back one by one: cut each over without --return, then roll back with --keep-branch",
+        ));
+    }
+    let mut control = ControlClient::connect(&data)?;
+    if a.returns {
+        may_return(&mut control, &fork.volume)?;
+    } else if restore::is_locked(&a.to) {
+        let text = format!("{} is in use: if it is the disk of the old primary, say --return", a.to.display());
+        return Err(Problem::failed(text));
+    }
+    let note = jobs.folder_of(&a.id).map_err(failed)?.join(format!("back-{}.json", fork.volume));
+    let branch = format!("{}/{}", fork.volume, fork.name);
+    let now = control.resolve(&branch, &When::Latest)?;
+    let fresh = Back {
+        version: VERSION,
+        volume: fork.volume.clone(),
+        to: a.to.clone(),
+        phase: Way::Copy,
+        seq: now.seq,
+        at: 0,
+        compared_bytes: 0,
+        moved_bytes: 0,
+        size: now.size,
+    };
+    let known = Back::load(&note)?.filter(|b| b.to == a.to && b.size == now.size);
+    if known.is_none() && a.to.exists() && !a.json {
+        show::put(&format!("{} becomes what {branch} is: what it has else is lost\n", a.to.display()))?;
+        agreed(a.yes)?;
+    } else if known.is_none() && a.to.exists() {
+        agreed(a.yes)?;
+    }
+    let back = known.unwrap_or(fresh);
+    back.save(&note)?;
+    let disk = Disk::open(&a.to, back.size, a.rate)?;
+    let stop = || signals.try_recv().is_ok();
+    let mut work = Work { data: &data, id: &a.id, branch, note, back, disk, stop: &stop };
+    if work.back.phase == Way::Copy {
+        work.copy()?;
+    }
+    for _ in 0..ROUNDS {
+        if work.catch_up()? <= LITTLE {
+            break;
+        }
+    }
+    if a.cut_over {
+        cut_over(&mut work, &jobs, a)?;
+    }
+    if a.json { show::put_json(&work.back) } else { show::put(&told(&work.back, &a.id, a.returns)) }
+}
+
+fn cut_over(work: &mut Work<'_>, jobs: &Jobs, a: &BackArgs) -> Result<(), Problem> {
+    let id = &a.id;
+    work.back.phase = Way::CutOver;
+    work.back.save(&work.note)?;
+    if jobs.load(id).map_err(failed)?.phase != Phase::Down {
+        jobs.ask(id, HALT).map_err(failed)?;
+        wait_down(work.data, jobs, id)?;
+    }
+    // Nothing writes to the branch any more.
+    while work.catch_up()? > 0 {}
+    work.back.phase = Way::Done;
+    work.back.save(&work.note)?;
+    if a.returns {
+        jobs.ask(id, BACK).map_err(failed)?;
+        jobs.ask_to_stop(id).map_err(failed)?;
+        follow(work.data, jobs, id, &mut |_| Ok(false))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "back_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@
 //! | [`clock`] | time as an injected thing |
 //! | [`barrier`] | barriers across machines, as state machines |
 //! | [`gate`] | the gate that a barrier closes |
+//! | [`cpio`] | archives for the initramfs of a guest |
 //! | [`crashsafe`] | files that are whole or not there |
 //! | [`net`] | stream sockets between the roles, unix or TCP |
 //! | [`qemu`] | QEMU's machine protocol and guest agent |
@@ -17,6 +18,7 @@ pub mod barrier;
 pub mod block;
 pub mod buf;
 pub mod clock;
+pub mod cpio;
 pub mod crashsafe;
 pub mod gate;
 pub mod net;

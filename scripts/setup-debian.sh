@@ -21,6 +21,7 @@ packages=(
     ipxe-qemu seabios      # firmware of the test guest
     e2fsprogs xfsprogs
     cpio xz-utils          # the test guest's initramfs
+    ntfs-3g dosfstools fdisk    # mkfs.ntfs, mkfs.vfat, sfdisk: disks whose files are read
     util-linux             # unshare, nsenter
     iproute2               # ip, ss: hosts that are network namespaces
 )

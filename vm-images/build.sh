@@ -26,7 +26,7 @@ fio_programs=(fio)
 # Modules of the guest, with those that they depend on; /init loads `early`, the kernel asks modprobe for others when it
 # needs them. crc32c is looked up by name at run time, so no module's list of dependencies holds it.
 early=(virtio_pci virtio_blk virtio_net qemu_fw_cfg crc32c_generic crc32c_intel ext4 nbd ublk_drv)
-modules=("${early[@]}" xfs loop virtio_rng dm_mod dm_log_writes)
+modules=("${early[@]}" xfs vfat ntfs3 nls_ascii nls_cp437 loop virtio_rng dm_mod dm_log_writes)
 # Of the root disk. It holds no fio, so most of it is free.
 root_size=256M
 
@@ -126,6 +126,19 @@ install_modules() {
     done >"$tree/etc/early-modules"
 }
 
+# The kernel as a host has it, with the modules that `afterimage files` may want, compressed as they are packaged.
+keep_kernel() {
+    local root=$1 out=$2 modules
+    modules=$(cd "$root" && ls -d lib/modules/*)
+    mkdir -p "$out/boot"
+    ln "$root"/boot/vmlinuz-* "$out/boot/"
+    (cd "$root" && find "$modules" -name 'modules.builtin' -o -type f \( \
+        -path '*/fs/ext4/*' -o -path '*/fs/jbd2/*' -o -name 'mbcache.ko*' -o -path '*/fs/xfs/*' -o -path '*/fs/fat/*' -o \
+        -path '*/fs/ntfs3/*' -o -path '*/fs/nls/*' -o -path '*/lib/*crc*' -o -path '*/crypto/crc32*' -o \
+        -path '*/drivers/virtio/*' -o -name 'virtio_blk.ko*' -o -name 'virtio_console.ko*' \) |
+        cpio --quiet -p -d -m "$out")
+}
+
 base_tree() {
     local debian=$1 kernel=$2 tree=$3
     mkdir -p "$tree"/{bin,sbin,dev,proc,sys,tmp,mnt,etc,run,lib,lib64,root,var/lib}
@@ -166,6 +179,7 @@ build() {
     fetch "$work/debian" "${base_packages[@]}" "${fio_packages[@]}" $(libraries_of "${base_packages[@]}" "${fio_packages[@]}")
     fetch "$work/kernel" "$package"
     mkdir "$work/out"
+    keep_kernel "$work/kernel" "$work/out/kernel"
     base_tree "$work/debian" "$work/kernel" "$work/tree"
     # What fio needs beyond the base.
     cp -a "$work/tree" "$work/with-fio"

@@ -14,15 +14,14 @@
 //! its files; it dies with the test program, too.
 
 mod console;
-mod cpio;
 mod image;
 
 use crate::process::spawn;
 use crate::seats::Seat;
 pub use crate::seats::{Seats, reserve as seats};
 use crate::tool::{cannot_start, line_of, tail, tool};
+use afterimage_base::cpio::Entry;
 use console::{Console, Missing};
-use cpio::Entry;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
 use std::io::Write;
@@ -214,7 +213,7 @@ impl Builder {
     /// Hands a file over.
     #[must_use]
     pub fn file(mut self, path: &str, content: impl Into<Vec<u8>>) -> Self {
-        self.files.push(Entry { path: path.to_owned(), mode: 0o644, content: content.into() });
+        self.files.push(Entry::file(path, 0o644, content));
         self
     }
 
@@ -227,7 +226,7 @@ impl Builder {
     pub fn copy(mut self, from: &Path, path: &str) -> Self {
         let read = || Ok::<_, std::io::Error>((from.metadata()?.permissions().mode() & 0o777, std::fs::read(from)?));
         let (mode, content) = read().unwrap_or_else(|e| panic!("read {}: {e}", from.display()));
-        self.files.push(Entry { path: path.to_owned(), mode, content });
+        self.files.push(Entry::file(path, mode, content));
         self
     }
 

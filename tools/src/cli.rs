@@ -69,6 +69,8 @@ pub enum Command {
     Detach(DetachArgs),
     /// Write a volume as it was to a file, a block device or a pipe
     Restore(RestoreArgs),
+    /// Files of a volume as they were: list, copy, print, compare; no root, and nothing is started
+    Files(crate::files::args::FilesArgs),
     /// List what changed between two moments
     Diff(DiffArgs),
     /// Wait until a volume is live or durable
@@ -91,6 +93,12 @@ pub enum Command {
     /// Hold a freeze for the agent, which starts this itself
     #[command(hide = true)]
     FreezeGuard,
+    /// Read file systems, in the guest that `files` starts
+    #[command(hide = true)]
+    FilesGuest {
+        /// How many disks it has
+        disks: usize,
+    },
     /// Show the main job on a disk of its own: protect, spoil, bring back
     Demo(DemoArgs),
 }

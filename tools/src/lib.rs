@@ -13,6 +13,7 @@
 //! | [`show`], [`restore`], [`export`] | the user's commands |
 //! | [`attach`], [`attached`] | volumes as block devices of this machine: the commands, and who makes them |
 //! | [`target`], [`failover`] | machines, and starting them from their history |
+//! | [`files`] | files of a volume as they were |
 //! | [`check`], [`dump`], [`ring_file`] | verification of, and a look into, the files of a data folder |
 //! | [`verify`] | `afterimage verify`, both ends |
 //! | [`demo`] | `afterimage demo` |
@@ -36,6 +37,7 @@ pub mod dump;
 pub mod duty;
 pub mod export;
 pub mod failover;
+pub mod files;
 pub mod group;
 pub mod image;
 pub mod join;

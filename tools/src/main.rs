@@ -7,8 +7,8 @@ use afterimage::cli::{
 use afterimage::cmd::retention;
 use afterimage::problem::Problem;
 use afterimage::{
-    attach, branch, check, demo, dump, export, failover, group, join, mgmt, remote, restore, roles, show, target, up,
-    verify,
+    attach, branch, check, demo, dump, export, failover, files, group, join, mgmt, remote, restore, roles, show,
+    target, up, verify,
 };
 use afterimage_mgmt::attach::{AttachOptions, Front};
 use afterimage_mgmt::protocol::Access;
@@ -95,6 +95,8 @@ fn run(command: Command) -> Result<(), Problem> {
         Command::Dump(a) => dump::run(&folder(a.data)?, a.what, a.which.as_deref(), a.json),
         Command::Target(command) => target::run(command),
         Command::Failover(command) => failover::run(command),
+        Command::Files(a) => files::run(&a),
+        Command::FilesGuest { disks } => files::inside::run(disks),
         Command::FreezeGuard => std::process::exit(afterimage_agent::app::guard::run().into()),
         Command::Demo(a) => demo::run(a.keep),
     }

@@ -4,9 +4,10 @@
 
 pub mod args;
 
+use crate::files::kernel;
 use crate::problem::Problem;
 use crate::show::{put, put_json, table};
-use crate::target::args::{AddArgs, CheckArgs, DescribeArgs, Form, ListArgs, TargetCommand};
+use crate::target::args::{AddArgs, CheckArgs, DescribeArgs, Form, KernelArgs, ListArgs, TargetCommand};
 use afterimage_base::crashsafe;
 use afterimage_mgmt::client::{ClientError, ControlClient};
 use afterimage_mgmt::target::accelerator::kvm_works;
@@ -38,7 +39,26 @@ pub fn run(command: TargetCommand) -> Result<(), Problem> {
         }
         TargetCommand::Describe(a) => describe(&a),
         TargetCommand::Check(a) => check(&a),
+        TargetCommand::Kernel(a) => kernel_of(&a),
     }
+}
+
+/// `target kernel`.
+fn kernel_of(a: &KernelArgs) -> Result<(), Problem> {
+    let data = a.data.folder()?;
+    let kernel = match &a.from {
+        Some(from) => kernel::take(&data, from)?,
+        None if a.download => kernel::download(&data)?,
+        None => kernel::find(&data)?,
+    };
+    if a.json {
+        return put_json(&kernel);
+    }
+    let lacks = if kernel.lacks.is_empty() { String::new() } else { format!(", but not {}", kernel.lacks.join(", ")) };
+    put(&format!(
+        "`afterimage files` reads ext2, ext3, ext4, xfs, fat and ntfs with kernel {}{lacks}\n",
+        kernel.version
+    ))
 }
 
 fn machines(data: &Path) -> PathBuf {

@@ -9,6 +9,7 @@
 //! | [`clock`] | time as an injected thing |
 //! | [`barrier`] | barriers across machines, as state machines |
 //! | [`gate`] | the gate that a barrier closes |
+//! | [`cpio`] | archives for the initramfs of a guest |
 //! | [`crashsafe`] | files that are whole or not there |
 //! | [`net`] | stream sockets between the roles, unix or TCP |
 //! | [`qemu`] | QEMU's machine protocol and guest agent |
@@ -19,6 +20,7 @@ pub mod block;
 pub mod buf;
 pub mod calendar;
 pub mod clock;
+pub mod cpio;
 pub mod crashsafe;
 pub mod gate;
 pub mod net;

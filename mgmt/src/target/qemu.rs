@@ -110,9 +110,7 @@ impl Start<'_> {
         out.add(&["-name", &format!("guest={},debug-threads=on", m.name), "-S", "-nodefaults", "-no-user-config"]);
         let board = if m.board == Board::Q35 { "q35" } else { "pc" };
         out.add(&["-machine", board]);
-        let how =
-            if self.kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg,thread=multi", "-cpu", "max"] };
-        out.add(&how);
+        out.add(&accelerator(self.kvm));
         out.add(&["-m", &format!("{}M", m.memory.0 >> 20), "-smp", &m.processors.to_string()]);
         if let Some(uuid) = m.uuid {
             out.add(&["-uuid", &uuid.to_string()]);
@@ -189,7 +187,15 @@ impl Start<'_> {
     }
 }
 
-fn blockdev(i: usize, place: &DiskPlace) -> String {
+/// How the guest is run, and on which processor.
+#[must_use]
+pub const fn accelerator(kvm: bool) -> [&'static str; 4] {
+    if kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg,thread=multi", "-cpu", "max"] }
+}
+
+/// The backend of the disk with this number, as the value of `-blockdev`; its name is `disk` and the number.
+#[must_use]
+pub fn blockdev(i: usize, place: &DiskPlace) -> String {
     let (server, export) = match place {
         DiskPlace::Unix { socket, export } => (json!({"type": "unix", "path": socket}), export),
         DiskPlace::Tcp { host, port, export } => {

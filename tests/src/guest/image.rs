@@ -1,8 +1,8 @@
 //! What a guest is booted from: the builds of vm-images/build.sh, and whether KVM can run them.
 
-use super::cpio::{self, Entry};
 use crate::binary::{repository, target_and_profile};
 use crate::tool::{Tool, tool};
+use afterimage_base::cpio::{self, Entry};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};

@@ -17,6 +17,25 @@ pub enum TargetCommand {
     Describe(DescribeArgs),
     /// See whether this host can run a machine
     Check(CheckArgs),
+    /// Show the kernel of the guest with which `afterimage files` reads, or take another one
+    Kernel(KernelArgs),
+}
+
+/// Arguments of `target kernel`.
+#[derive(Debug, Args)]
+pub struct KernelArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Take the one of this package, or of this folder with boot/vmlinuz-VERSION and lib/modules/VERSION
+    #[arg(value_name = "PACKAGE.deb|FOLDER")]
+    pub from: Option<PathBuf>,
+    /// Take Debian's, which apt-get downloads; it is not installed
+    #[arg(long, conflicts_with = "from")]
+    pub download: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `target add`.

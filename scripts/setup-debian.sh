@@ -22,6 +22,7 @@ packages=(
     e2fsprogs xfsprogs
     cpio xz-utils          # the test guest's initramfs
     util-linux             # unshare, nsenter
+    debootstrap            # a root in which the package is installed
 )
 
 case "${1:-}" in

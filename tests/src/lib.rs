@@ -11,6 +11,7 @@
 //! | [`peer`] | other NBD servers, to check the harness with and to measure against |
 //! | [`proxy`] | a TCP proxy that cuts, stalls, spoils and slows |
 //! | [`guest`] | QEMU guests, driven by their serial ports |
+//! | [`inside`] | a guest that protects disks of its own |
 //! | [`seats`] | how many guests run at a time |
 //! | [`ext4`] | is this image a sound ext4 after journal replay? |
 //! | [`lab`] | the usual setting: one protected disk in a folder of its own |
@@ -24,6 +25,7 @@ pub mod data;
 pub mod ext4;
 pub mod guest;
 pub mod herd;
+pub mod inside;
 pub mod lab;
 pub mod pair;
 pub mod peer;

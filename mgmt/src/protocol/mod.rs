@@ -29,7 +29,9 @@ mod status;
 
 pub use branch::{Access, BranchAsk, BranchKind, BranchList, BranchStatus};
 pub use failure::{Code, Failure};
-pub use history::{CompareBegun, DiffEnd, Extents, GapInfo, PointInfo, PointList, Position, SizeChange, Window};
+pub use history::{
+    CompareBegun, DeviceResize, DiffEnd, Extents, GapInfo, PointInfo, PointList, Position, SizeChange, Window,
+};
 pub use members::{Ca, Certified, Members, MgmtAsk, RevokeDone, TokenMade};
 pub use status::{GapNow, Role, State, Status, StoreStatus, SyncInfo, VolumeStatus};
 

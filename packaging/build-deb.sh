@@ -69,7 +69,7 @@ depends=()
     echo "Maintainer: The Afterimage authors <nobody@localhost>"
     echo "Installed-Size: $(du -k -s --apparent-size "$root" | cut -f1)"
     [ ${#depends[@]} -eq 0 ] || echo "Depends: ${depends[*]}"
-    echo "Suggests: nbd-client, qemu-system-x86, qemu-utils, xz-utils"
+    echo "Suggests: qemu-system-x86, qemu-utils, xz-utils"
     echo "Section: admin"
     echo "Priority: optional"
     echo "Description: continuous data protection for disks and QEMU virtual machines"

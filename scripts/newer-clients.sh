@@ -15,6 +15,7 @@ set -euo pipefail
 umask 022
 self=$(realpath "$0")
 here=$(dirname "$self")
+. "$here/kept.sh"
 cache=${AFTERIMAGE_CLIENTS_DIR:-${CARGO_TARGET_DIR:-$here/../target}/newer-clients}
 mirror=${AFTERIMAGE_CLIENTS_FROM:-http://deb.debian.org/debian}
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -124,18 +125,4 @@ case "${1:-}" in
     "" | --force) ;;
     *) echo "usage: $0 [--force]" >&2; exit 2 ;;
 esac
-mkdir -p "$cache"
-cache=$(cd "$cache" && pwd)
-out=$cache/$release-$(sha256sum "$self" | cut -c1-12)
-
-# One at a time; who waited finds it done.
-exec 9>"$cache/lock"
-flock 9
-[ "${1:-}" != --force ] || rm -rf "$out"
-if [ ! -e "$out/bin" ]; then
-    work=$(mktemp -d "$cache/build.XXXXXX")
-    trap 'rm -rf "$work"' EXIT
-    build "$work"
-    mv "$work/out" "$out"
-fi
-echo "$out"
+kept "$cache" "$release-$(cat "$self" "$here/kept.sh" | sha256sum | cut -c1-12)" bin "${1:-}"

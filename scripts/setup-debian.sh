@@ -24,6 +24,7 @@ packages=(
     ntfs-3g dosfstools fdisk    # mkfs.ntfs, mkfs.vfat, sfdisk: disks whose files are read
     util-linux             # unshare, nsenter
     iproute2               # ip, ss: hosts that are network namespaces
+    debootstrap            # a root in which the package is installed
 )
 
 case "${1:-}" in

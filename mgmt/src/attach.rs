@@ -43,6 +43,9 @@ pub struct AttachOptions {
     /// Queues, each with a thread; without it, one.
     #[serde(default)]
     pub queues: Option<u16>,
+    /// Whether it is for one mount, and goes away with it.
+    #[serde(default)]
+    pub once: bool,
 }
 
 /// A block device that shows a volume.
@@ -64,6 +67,9 @@ pub struct Attached {
     pub trouble: Option<String>,
     /// What would be better, and this kernel cannot do.
     pub lacks: Vec<String>,
+    /// It goes away with the mount that it was made for.
+    #[serde(default)]
+    pub once: bool,
 }
 
 /// What was detached.

@@ -106,7 +106,13 @@ impl Site for Toy {
 
     fn resize_volume(&self, volume: &str, size: Option<u64>) -> Result<SizeChange, Failure> {
         known(volume)?;
-        Ok(SizeChange { volume: volume.to_owned(), from: 1 << 20, to: size.unwrap_or(2 << 20), gap: false })
+        Ok(SizeChange {
+            volume: volume.to_owned(),
+            from: 1 << 20,
+            to: size.unwrap_or(2 << 20),
+            gap: false,
+            devices: Vec::new(),
+        })
     }
 
     fn compare_volume(&self, volume: &str) -> Result<CompareBegun, Failure> {

@@ -1,6 +1,8 @@
 # What the tests of ublk have in common. Everything lies in memory: disks (sparse images), data folder, vault.
 export NO_COLOR=1 RUST_BACKTRACE=1 AFTERIMAGE_DATA=/run/a
 LOG=/run/up.log
+# What a test adds to the environment of the process.
+[ ! -e /run/env ] || . /run/env
 
 fail() {
     echo "failed: $*"
@@ -17,6 +19,12 @@ up() {
     echo $! >/run/up.pid
 }
 answers() { while ! afterimage status >/dev/null 2>&1; do sleep 0.1; done; }
+# Ends the process in the middle of whatever it does, and starts it again.
+crash() {
+    kill -9 "$(cat /run/up.pid)" && gone "$(cat /run/up.pid)"
+    up
+    answers
+}
 # Waits for a process that is not this shell's child.
 gone() { while [ -e "/proc/$1" ] && ! grep -q 'State:.Z' "/proc/$1/status" 2>/dev/null; do sleep 0.05; done; }
 
@@ -38,26 +46,32 @@ probe() {
     now
 }
 
+# `probes FOLDER...`
+probes() { for folder; do printf ' %s' "$(probe "$folder")"; done; }
+
+# `kills NUMBER FOLDER...`
 kills() {
-    for k in $(seq "$1"); do
+    times=$1
+    shift
+    for k in $(seq "$times"); do
         sleep "0.$((k * 37 % 90 + 10))"
         pid=$(cat /run/up.pid)
         from=$(now)
         kill -9 "$pid" || fail "kill $k: it had ended by itself"
         gone "$pid"
         up
-        echo "stall $from $(probe /mnt/e) $(probe /mnt/x)"
+        echo "stall $from$(probes "$@")"
         answers
     done
 }
 
-# Another version takes the place of this one.
+# Another version takes the place of this one: `replace FOLDER...`
 replace() {
     pid=$(cat /run/up.pid)
     from=$(now)
     kill "$pid" && gone "$pid"
     up
-    echo "stall $from $(probe /mnt/e) $(probe /mnt/x)"
+    echo "stall $from$(probes "$@")"
     answers
     grep -q "stays: its users wait" $LOG || fail "the devices were not left"
 }
@@ -88,3 +102,6 @@ verify() {
     dd "if=$1" bs=1M skip=21 count=1 iflag=direct of=/run/discarded 2>/dev/null
     head -c $((1 << 20)) /dev/zero | cmp - /run/discarded || fail "what is discarded reads as something"
 }
+
+# Two partitions of a disk: 8 MiB, and the rest.
+partition() { printf 'o\nn\np\n1\n\n+8M\nn\np\n2\n\n\nw\n' | fdisk "$1" >/run/fdisk.log 2>&1 || { cat /run/fdisk.log; fail "fdisk $1"; }; }

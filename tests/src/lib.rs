@@ -13,6 +13,7 @@
 //! | [`pretender`] | a guest agent that freezes nothing |
 //! | [`proxy`] | a TCP proxy that cuts, stalls, spoils and slows |
 //! | [`guest`] | QEMU guests, driven by their serial ports |
+//! | [`inside`] | a guest that protects disks of its own |
 //! | [`seats`] | how many guests run at a time |
 //! | [`ext4`] | is this image a sound ext4 after journal replay? |
 //! | [`netns`] | several hosts on this one, with links that can be cut |
@@ -27,6 +28,7 @@ pub mod data;
 pub mod ext4;
 pub mod guest;
 pub mod herd;
+pub mod inside;
 pub mod lab;
 pub mod netns;
 pub mod pair;

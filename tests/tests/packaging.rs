@@ -1,9 +1,10 @@
-//! The Debian package: built twice it is the same, holds what it should, and systemd understands its units and finds them
-//! hardened.
+//! The Debian package: built twice it is the same, holds what it should, systemd understands its units and finds them
+//! hardened; installed in a real root, upgraded, removed and purged it leaves nothing.
 
 use afterimage_tests::binary::{path_of, repository};
 use afterimage_tests::tool::{Tool, tool};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What `systemd-analyze security` may find at most, in tenths: 0 is nothing exposed, 100 everything.
 const EXPOSURE: [(&str, u32); 3] =
@@ -18,7 +19,7 @@ fn build(out: &Path) -> PathBuf {
 fn the_package_is_reproducible_and_whole() {
     let dir = tempfile::tempdir().unwrap();
     let package = build(&dir.path().join("first"));
-    std::thread::sleep(std::time::Duration::from_millis(1100));
+    std::thread::sleep(Duration::from_millis(1100));
     let again = build(&dir.path().join("second"));
     assert!(std::fs::read(&package).unwrap() == std::fs::read(&again).unwrap(), "two builds differ");
 
@@ -76,4 +77,35 @@ fn systemd_understands_the_units() {
             tool("systemd-analyze").args(["security", "--offline=yes", "--no-pager", &threshold]).arg(unit).run();
         println!("{name}: {}", rated.stdout.lines().last().unwrap_or_default());
     }
+}
+
+/// The whole way of the package in a Debian of its own, in an overlay on a kept folder.
+fn lives_in(release: &str) {
+    if !nix::unistd::geteuid().is_root() {
+        println!("not checked: a root of one's own needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let package = build(dir.path());
+    let made = tool(repository().join("scripts/debian-root.sh")).arg(release).deadline(Duration::from_secs(900)).run();
+    let script = include_str!("../guest/package.sh");
+    let inside = dir.path().join("package.sh");
+    std::fs::write(&inside, script).unwrap();
+    let done = tool("unshare")
+        .args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-e"])
+        .arg(&inside)
+        .args([made.stdout.trim_end(), &dir.path().display().to_string(), &package.display().to_string()])
+        .deadline(Duration::from_secs(300))
+        .run();
+    println!("{release}:\n{}", done.stdout);
+}
+
+#[test]
+fn the_package_lives_and_goes_in_debian_13() {
+    lives_in("trixie");
+}
+
+#[test]
+fn the_package_lives_and_goes_in_debian_12() {
+    lives_in("bookworm");
 }

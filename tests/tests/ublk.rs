@@ -1,41 +1,11 @@
 //! Volumes as block devices of the kernel, in a guest: fio and file systems on `/dev/ublkbN` and `/dev/nbdN`; the process
 //! killed, and replaced, under busy file systems; the past attached.
 
-use afterimage_tests::daemon::number;
 use afterimage_tests::data::Chance;
-use afterimage_tests::guest::{Guest, machine};
-use serde_json::Value;
-use std::time::Duration;
+use afterimage_tests::inside::{LIMIT, acked, ours, protecting};
 
-const LIMIT: Duration = Duration::from_secs(900);
 const KILLS: u32 = 20;
 const SAMPLES: u64 = 20;
-
-/// A guest that protects these sparse disks (name and MiB), all live.
-fn protecting(disks: &[(&str, u32)], processors: u32) -> Guest {
-    let script = include_str!("../guest/ublk.sh");
-    let vm = machine("ublk").afterimage().fio().processors(processors).memory(1024).file("/etc/ublk.sh", script);
-    let mut vm = vm.boot();
-    vm.run("ip link set lo up; mkdir -p /mnt/e /mnt/x /mnt/past; modprobe xfs");
-    for (name, mib) in disks {
-        vm.run(&format!("truncate -s {mib}M /run/{name}.raw; echo {name}=/run/{name}.raw >>/run/disks"));
-    }
-    ours(&mut vm, "up; answers");
-    for (name, _) in disks {
-        ours(&mut vm, &format!("afterimage wait {name} --timeout 5m"));
-    }
-    vm
-}
-
-fn ours(vm: &mut Guest, script: &str) -> String {
-    vm.run_within(LIMIT, &format!("set +e; . /etc/ublk.sh\nset -e; {script}"))
-}
-
-fn acked(vm: &mut Guest, volume: &str) -> u64 {
-    let status: Value = serde_json::from_str(&ours(vm, "afterimage status --json")).expect("a status is JSON");
-    let found = status["volumes"].as_array().and_then(|all| all.iter().find(|v| v["name"] == volume));
-    number(found.unwrap_or_else(|| panic!("no volume {volume} in {status}")), "seq_acked")
-}
 
 #[test]
 fn fio_verifies_every_front_end_and_moments_are_shown() {
@@ -58,7 +28,7 @@ fn fio_verifies_every_front_end_and_moments_are_shown() {
             format!("cmp {device} /run/then; if dd if=/dev/zero of={device} bs=4k count=1 conv=fsync; then exit 9; fi");
         ours(&mut vm, &check);
         // A kill takes nothing away: it is shown again under the same path.
-        ours(&mut vm, "kill -9 $(cat /run/up.pid); gone $(cat /run/up.pid); up; answers");
+        ours(&mut vm, "crash");
         ours(&mut vm, &format!("echo 3 >/proc/sys/vm/drop_caches; cmp {device} /run/then; afterimage detach {device}"));
     }
     let scratch = ours(&mut vm, "afterimage attach disk --at p --writable");
@@ -91,7 +61,7 @@ fn kills_of_the_agent_under_busy_file_systems() {
     assert!(refused.contains("is in use"), "{refused}");
 
     let work = ["e", "x"].map(|v| vm.spawn(&format!("set +e; . /etc/ublk.sh; work /mnt/{v}")));
-    let stalls = ours(&mut vm, &format!("kills {KILLS}; replace"));
+    let stalls = ours(&mut vm, &format!("kills {KILLS} /mnt/e /mnt/x; replace /mnt/e /mnt/x"));
     println!("killed {KILLS} times, then replaced (from, to on ext4, to on xfs, in seconds):\n{stalls}");
     vm.run("touch /run/stop");
     for job in &work {

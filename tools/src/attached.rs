@@ -1,21 +1,20 @@
 //! The block devices that this process serves: made, remembered, taken over after a kill, left for the next process.
 //!
 //! What is attached is remembered in `DATA/devices.json` and attached again at every start, under the same path, until it is
-//! detached. A ublk device outlives its process: after a kill the driver keeps what was asked, and so does it over a stop if
+//! detached. A device outlives its process: after a kill the kernel keeps what was asked, and so does it over a stop if
 //! somebody uses the device; the next start takes it over, and users have seen a pause. A device that nobody uses at a
 //! stop goes away until the next start.
 //!
 //! A moment that takes writes cannot be had again, since its writes are forgotten: it is not remembered, and ends with the process.
 
 mod memory;
-mod nbd;
 mod usage;
 
 use afterimage_base::block::BlockDevice;
 use afterimage_mgmt::attach::{AttachOptions, Attached, Detached, Front};
-use afterimage_mgmt::protocol::{Code, Failure};
-use afterimage_nbd::{Address, Export, ExportTable, Limits, Listen, Server};
-use afterimage_ublk::{Device, Error, Options, Origin, disk_path};
+use afterimage_mgmt::protocol::{Code, DeviceResize, Failure};
+use afterimage_nbd::kernel;
+use afterimage_ublk::{Device, Error, Features, Options, Origin, disk_path};
 use memory::{Note, load, store};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,15 +37,11 @@ pub trait Source {
     /// # Errors
     /// If there is no such volume or moment here.
     fn shown(&self, volume: &str, options: &AttachOptions) -> Result<Shown, Failure>;
-
-    /// Where the disk of a volume is served over NBD.
-    fn served_at(&self) -> Vec<Address>;
 }
 
 enum Kind {
     Ublk(Device),
-    /// With the server, if it is of this device alone.
-    Nbd(Option<Server>),
+    Nbd(kernel::Device),
     /// It could not be had again, for this reason.
     Lost(String),
 }
@@ -71,30 +66,35 @@ fn mark(id: &str, seq: Option<u64>) -> u64 {
     xxh3_64(format!("{id} {seq:?}").as_bytes()) | 1
 }
 
+fn path_of(note: &Note) -> PathBuf {
+    match note.front {
+        Front::Nbd => kernel::disk_path(note.number),
+        _ => disk_path(note.number),
+    }
+}
+
 impl One {
     fn path(&self) -> PathBuf {
-        match self.note.front {
-            Front::Nbd => nbd::path(self.note.number),
-            _ => disk_path(self.note.number),
-        }
+        path_of(&self.note)
     }
 
     fn describe(&self) -> Attached {
-        let Note { volume, front, seq, writable, queues, .. } = self.note.clone();
+        let Note { volume, front, seq, writable, queues, once, .. } = self.note.clone();
         let (trouble, lacks, queues) = match &self.kind {
             Kind::Ublk(device) => {
                 let about = device.about();
                 let trouble = (!device.is_served()).then(|| "the driver has ended it".to_owned());
                 (trouble, about.lacks.iter().map(|&l| l.to_owned()).collect(), about.queues)
             }
-            Kind::Nbd(_) => {
-                let lacks = vec!["takeover: the device fails when this process ends".to_owned()];
-                (nbd::trouble(self.note.number), lacks, queues)
+            Kind::Nbd(device) => {
+                let trouble = (!device.is_served()).then(|| "somebody has disconnected it".to_owned());
+                // More connections than one would not be safe over a takeover.
+                (trouble, device.lacks().into_iter().map(str::to_owned).collect(), 1)
             }
             Kind::Lost(why) => (Some(why.clone()), Vec::new(), queues),
         };
         let device = self.path().display().to_string();
-        Attached { volume, device, front, seq, writable, queues, trouble, lacks }
+        Attached { volume, device, front, seq, writable, queues, trouble, lacks, once }
     }
 }
 
@@ -104,7 +104,7 @@ impl Attachments {
     pub fn restore(data: &Path, source: &dyn Source) -> Attachments {
         let file = data.join("devices.json");
         let notes = load(&file);
-        let list = notes.into_iter().map(|note| again(note, data, source)).collect();
+        let list = notes.into_iter().map(|note| again(note, source)).collect();
         let all = Attachments { file, list: Mutex::new(list) };
         all.remember(&all.list());
         all
@@ -140,10 +140,17 @@ impl Attachments {
                 && one.note.seq == shown.seq
                 && one.note.writable == (shown.seq.is_none() || options.writable)
                 && front.is_none_or(|f| f == one.note.front)
+                // What takes writes is not shared between a mount and others.
+                && (one.note.once == options.once || !(one.note.writable && one.note.seq.is_some()))
                 && !matches!(one.kind, Kind::Lost(_))
         };
-        if let Some(one) = list.iter().find(same) {
-            return Ok(one.describe());
+        if let Some(at) = list.iter().position(|one| same(&one)) {
+            // Who attaches it wants it longer than a mount lasts.
+            if list[at].note.once && !options.once {
+                list[at].note.once = false;
+                self.remember(&list);
+            }
+            return Ok(list[at].describe());
         }
         let queues = options.queues.unwrap_or(1);
         let mut note = Note {
@@ -154,15 +161,15 @@ impl Attachments {
             front: front.unwrap_or(Front::Ublk),
             number: 0,
             queues,
+            once: options.once,
         };
-        let data = self.file.parent().unwrap_or(Path::new("."));
-        let kind = match make(&mut note, &shown, data, source) {
+        let kind = match make(&mut note, &shown) {
             Err(e) if front.is_none() && matches!(e, Missing::Ublk(_)) => {
                 tracing::info!("{}", e.text());
                 note.front = Front::Nbd;
                 let more =
                     |n: Missing| failed(format!("{}. Nor can the kernel's NBD client be used: {}", e.text(), n.text()));
-                make(&mut note, &shown, data, source).map_err(more)?
+                make(&mut note, &shown).map_err(more)?
             }
             other => other.map_err(|e| failed(e.text()))?,
         };
@@ -175,6 +182,26 @@ impl Attachments {
             tracing::info!("{}: this kernel lacks {what}", described.device);
         }
         Ok(described)
+    }
+
+    /// Gives the devices that show the disk of a volume its new size. Says for each what became of it.
+    #[must_use]
+    pub fn resized(&self, volume: &str) -> Vec<DeviceResize> {
+        let list = self.list();
+        let shown = list.iter().filter(|one| one.note.volume == volume && one.note.seq.is_none());
+        let resize = |one: &One| {
+            let done = match &one.kind {
+                Kind::Ublk(device) => device.resize().map_err(|e| e.to_string()),
+                Kind::Nbd(device) => device.resize().map_err(|e| e.to_string()),
+                Kind::Lost(why) => Err(why.clone()),
+            };
+            let device = one.path().display().to_string();
+            if let Err(why) = &done {
+                tracing::warn!("{device} keeps its old size: {why}");
+            }
+            DeviceResize { device, trouble: done.err() }
+        };
+        shown.map(resize).collect()
     }
 
     /// Takes a device away, or all of a volume.
@@ -214,31 +241,27 @@ impl Attachments {
         let mut left = false;
         for one in std::mem::take(&mut *self.list()) {
             let path = one.path();
-            match one {
-                One { note, kind: Kind::Ublk(device) } => {
-                    let forgotten = note.writable && note.seq.is_some();
-                    match usage::user_of(&path).filter(|_| !forgotten) {
-                        Some(who) => {
-                            left = true;
-                            device.leave();
-                            tracing::info!(
-                                "{} is in use ({who}) and stays: its users wait for the next start",
-                                path.display()
-                            );
-                        }
-                        None => drop(device.remove().map_err(|e| tracing::warn!("{}: {e}", path.display()))),
-                    }
+            let forgotten = one.note.writable && one.note.seq.is_some();
+            let user = usage::user_of(&path).filter(|_| !forgotten && !matches!(one.kind, Kind::Lost(_)));
+            if let Some(who) = &user {
+                left = true;
+                tracing::info!("{} is in use ({who}) and stays: its users wait for the next start", path.display());
+            }
+            let gone = match (one.kind, user) {
+                (Kind::Ublk(device), Some(_)) => {
+                    device.leave();
+                    Ok(())
                 }
-                One { note, kind: Kind::Nbd(_server) } => {
-                    if let Some(who) = usage::user_of(&path) {
-                        tracing::warn!(
-                            "{} is in use ({who}), and ends with this process: it cannot be handed over",
-                            path.display()
-                        );
-                    }
-                    nbd::disconnect(note.number);
+                (Kind::Nbd(device), Some(_)) => {
+                    device.leave();
+                    Ok(())
                 }
-                One { kind: Kind::Lost(_), .. } => {}
+                (Kind::Ublk(device), None) => device.remove().map_err(|e| e.to_string()),
+                (Kind::Nbd(device), None) => device.remove().map_err(|e| e.to_string()),
+                (Kind::Lost(_), _) => Ok(()),
+            };
+            if let Err(e) = gone {
+                tracing::warn!("{}: {e}", path.display());
             }
         }
         left
@@ -246,18 +269,16 @@ impl Attachments {
 }
 
 fn remove(one: One) -> Result<(), Failure> {
-    let path = one.path();
-    let named = |e: Error| failed(format!("{}: {e}", path.display()));
-    match one.kind {
-        Kind::Ublk(device) => device.remove().map_err(named),
-        Kind::Lost(_) if one.note.front == Front::Ublk => {
-            Device::remove_left(one.note.number, one.note.mark).map(drop).map_err(named)
+    let (path, note) = (one.path(), &one.note);
+    let done = match (one.kind, note.front) {
+        (Kind::Ublk(device), _) => device.remove().map_err(|e| e.to_string()),
+        (Kind::Nbd(device), _) => device.remove().map_err(|e| e.to_string()),
+        (Kind::Lost(_), Front::Nbd) => {
+            kernel::Device::remove_left(note.number, note.mark).map(drop).map_err(|e| e.to_string())
         }
-        Kind::Nbd(_) | Kind::Lost(_) => {
-            nbd::disconnect(one.note.number);
-            Ok(())
-        }
-    }
+        (Kind::Lost(_), _) => Device::remove_left(note.number, note.mark).map(drop).map_err(|e| e.to_string()),
+    };
+    done.map_err(|e| failed(format!("{}: {e}", path.display())))
 }
 
 /// Why a device cannot be had.
@@ -276,16 +297,26 @@ impl Missing {
     }
 }
 
-fn options(note: &Note) -> Options {
-    Options { queues: note.queues, recoverable: note.seq.is_none() || !note.writable, ..Options::new(note.mark) }
+/// What the kernel's ublk is to be taken not to have: for tests of what is done without.
+fn without() -> Features {
+    let named = std::env::var("AFTERIMAGE_UBLK_WITHOUT").unwrap_or_default();
+    named.split(',').filter_map(Features::named).fold(Features::NONE, Features::and)
 }
 
-fn make(note: &mut Note, shown: &Shown, data: &Path, source: &dyn Source) -> Result<Kind, Missing> {
+fn options(note: &Note) -> Options {
+    let recoverable = note.seq.is_none() || !note.writable;
+    Options { queues: note.queues, recoverable, without: without(), ..Options::new(note.mark) }
+}
+
+fn make(note: &mut Note, shown: &Shown) -> Result<Kind, Missing> {
     if note.front == Front::Nbd {
-        note.number = nbd::free().map_err(Missing::Other)?;
-        return connect(note, shown, data, source).map_err(Missing::Other);
+        load_nbd();
+        let device =
+            kernel::Device::connect(&shown.device, None, note.mark).map_err(|e| Missing::Other(e.to_string()))?;
+        note.number = device.number();
+        return Ok(Kind::Nbd(device));
     }
-    usage::load_module("ublk_drv", Path::new("/dev/ublk-control"));
+    load_ublk();
     match Device::create(&shown.device, &options(note)) {
         Ok(device) => {
             note.number = device.about().id;
@@ -296,56 +327,67 @@ fn make(note: &mut Note, shown: &Shown, data: &Path, source: &dyn Source) -> Res
     }
 }
 
-/// Connects the kernel's NBD client: to where all volumes are served, or to a server for this moment.
-fn connect(note: &Note, shown: &Shown, data: &Path, source: &dyn Source) -> Result<Kind, String> {
-    let export = if note.seq.is_none() {
-        let at = source.served_at();
-        let best = at.iter().find(|a| matches!(a, Address::Unix(_))).or(at.first());
-        nbd::connect(note, best.ok_or("the volumes are not served over NBD")?)?;
-        return Ok(Kind::Nbd(None));
-    } else {
-        Export { name: note.volume.clone(), description: String::new(), device: Arc::clone(&shown.device) }
-    };
-    let socket = data.join(format!("nbd{}.sock", note.number));
-    let table = Arc::new(ExportTable::single(export));
-    let server =
-        Server::start(vec![Listen::Unix(socket.clone())], table, Limits::default()).map_err(|e| e.to_string())?;
-    nbd::connect(note, &Address::Unix(socket))?;
-    Ok(Kind::Nbd(Some(server)))
+fn load_ublk() {
+    usage::load_module("ublk_drv", Path::new("/dev/ublk-control"));
+}
+
+fn load_nbd() {
+    usage::load_module("nbd", Path::new("/sys/module/nbd"));
 }
 
 /// Attaches what the last process had attached.
-fn again(mut note: Note, data: &Path, source: &dyn Source) -> One {
+fn again(mut note: Note, source: &dyn Source) -> One {
     let wanted = AttachOptions {
         at: note.seq.map(afterimage_mgmt::when::When::Seq),
         front: Some(note.front),
         writable: note.writable && note.seq.is_some(),
         queues: Some(note.queues),
+        once: note.once,
     };
     let kind = source.shown(&note.volume, &wanted).map_err(|e| e.message).and_then(|shown| {
         if mark(&shown.id, shown.seq) != note.mark {
             return Err(format!("volume {} is another one than it was", note.volume));
         }
-        if note.front == Front::Nbd {
-            nbd::disconnect(note.number);
-            return connect(&note, &shown, data, source);
+        let again = if note.front == Front::Nbd { nbd_again(&note, &shown) } else { ublk_again(&note, &shown) };
+        let (kind, number, taken) = again?;
+        note.number = number;
+        Ok((kind, if taken { "taken over" } else { "attached again" }))
+    });
+    let path = path_of(&note);
+    let (volume, path) = (&note.volume, path.display());
+    let kind = match kind {
+        Ok((kind, how)) => {
+            tracing::info!("volume {volume}: {how} {path}");
+            kind
         }
-        usage::load_module("ublk_drv", Path::new("/dev/ublk-control"));
-        let (device, origin) =
-            Device::take_over_or_create(&shown.device, note.number, &options(&note)).map_err(|e| e.to_string())?;
-        let how = if origin == Origin::TakenOver { "taken over" } else { "attached again" };
-        tracing::info!("volume {}: {how} {}", note.volume, device.path().display());
-        note.number = device.about().id;
-        Ok(Kind::Ublk(device))
-    });
-    let kind = kind.unwrap_or_else(|why| {
-        let path = disk_path(note.number);
-        tracing::error!(
-            "volume {}: {} is not served: {why}. `afterimage detach` takes it away",
-            note.volume,
-            path.display()
-        );
-        Kind::Lost(why)
-    });
+        Err(why) => {
+            tracing::error!("volume {volume}: {path} is not served: {why}. `afterimage detach` takes it away");
+            Kind::Lost(why)
+        }
+    };
     One { note, kind }
+}
+
+/// The device, its number, and whether it was taken over.
+type Again = Result<(Kind, u32, bool), String>;
+
+fn ublk_again(note: &Note, shown: &Shown) -> Again {
+    load_ublk();
+    let (device, origin) =
+        Device::take_over_or_create(&shown.device, note.number, &options(note)).map_err(|e| e.to_string())?;
+    let number = device.about().id;
+    Ok((Kind::Ublk(device), number, origin == Origin::TakenOver))
+}
+
+fn nbd_again(note: &Note, shown: &Shown) -> Again {
+    load_nbd();
+    let taken = kernel::Device::take_over(&shown.device, note.number, note.mark).map_err(|e| e.to_string())?;
+    if let Some(device) = taken {
+        // It may have changed while nobody was there.
+        device.resize().map_err(|e| e.to_string())?;
+        return Ok((Kind::Nbd(device), note.number, true));
+    }
+    let device = kernel::Device::connect(&shown.device, Some(note.number), note.mark).map_err(|e| e.to_string())?;
+    let number = device.number();
+    Ok((Kind::Nbd(device), number, false))
 }

@@ -67,6 +67,10 @@ pub enum Command {
     Attach(AttachArgs),
     /// Take a block device away again
     Detach(DetachArgs),
+    /// Mount a volume's file system, or that of the volume as it was
+    Mount(MountArgs),
+    /// Unmount what `mount` has mounted, and take its block device away
+    Umount(UmountArgs),
     /// Write a volume as it was to a file, a block device or a pipe
     Restore(RestoreArgs),
     /// Files of a volume as they were: list, copy, print, compare; no root, and nothing is started

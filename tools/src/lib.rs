@@ -11,7 +11,7 @@
 //! | [`duty`], [`readiness`] | what mgmt is told over the session, and may ask |
 //! | [`data`] | the data folder: lock and version |
 //! | [`show`], [`restore`], [`export`] | the user's commands |
-//! | [`attach`], [`attached`] | volumes as block devices of this machine: the commands, and who makes them |
+//! | [`attach`], [`attached`], [`mount`] | volumes as block devices of this machine: the commands, and who makes them |
 //! | [`target`], [`failover`] | machines, and starting them from their history |
 //! | [`files`] | files of a volume as they were |
 //! | [`check`], [`dump`], [`ring_file`] | verification of, and a look into, the files of a data folder |
@@ -43,6 +43,7 @@ pub mod image;
 pub mod join;
 pub mod load;
 pub mod mgmt;
+pub mod mount;
 pub mod notify;
 pub mod problem;
 pub mod progress;

@@ -1,13 +1,13 @@
 //! The `afterimage` command.
 
 use afterimage::cli::{
-    AgentArgs, AgentCommand, ApplianceArgs, ApplianceCommand, Cli, Command, DataArgs, PointCommand, StatusFormat,
-    VolumeCommand,
+    AgentArgs, AgentCommand, ApplianceArgs, ApplianceCommand, Cli, Command, DataArgs, MountArgs, PointCommand,
+    StatusFormat, VolumeCommand,
 };
 use afterimage::cmd::retention;
 use afterimage::problem::Problem;
 use afterimage::{
-    attach, branch, check, demo, dump, export, failover, files, group, join, mgmt, remote, restore, roles, show,
+    attach, branch, check, demo, dump, export, failover, files, group, join, mgmt, mount, remote, restore, roles, show,
     target, up, verify,
 };
 use afterimage_mgmt::attach::{AttachOptions, Front};
@@ -68,10 +68,15 @@ fn run(command: Command) -> Result<(), Problem> {
                 (_, true) => Some(Front::Nbd),
                 _ => None,
             };
-            let options = AttachOptions { at: a.at, front, writable: a.writable, queues: a.queues };
+            let options = AttachOptions { at: a.at, front, writable: a.writable, queues: a.queues, once: false };
             attach::attach(&folder(a.data)?, &a.volume, options, a.json)
         }
         Command::Detach(a) => attach::detach(&folder(a.data)?, &a.what, a.json),
+        Command::Mount(a) => {
+            let MountArgs { data, volume, at, writable, partition, options, dir, json } = a;
+            mount::mount(&folder(data)?, &mount::Options { volume, at, writable, partition, options, dir }, json)
+        }
+        Command::Umount(a) => mount::umount(&folder(a.data)?, &a.dir, a.json),
         Command::Restore(a) => {
             let options = restore::Options { volume: a.volume, at: a.at, to: a.to, format: a.format, yes: a.yes };
             // Not on standard output: the image may go there.

@@ -397,14 +397,21 @@ pub fn resize_volume(data: &Path, volume: &str, size: Option<u64>, json: bool) -
         return put(&format!("{volume} has {} ({} bytes) already\n", format_size(done.to), done.to));
     }
     let gap = if done.gap { "; the history has a gap until the new part of the disk is copied" } else { "" };
-    put(&format!(
-        "{volume}: {} ({} bytes) before, {} ({} bytes) from now on{gap}\nClients that are connected see it when they \
-         connect again\n",
+    let mut text = format!(
+        "{volume}: {} ({} bytes) before, {} ({} bytes) from now on{gap}\n",
         format_size(done.from),
         done.from,
         format_size(done.to),
         done.to
-    ))
+    );
+    for d in &done.devices {
+        let _ = match &d.trouble {
+            None => writeln!(text, "{} has the new size", d.device),
+            Some(why) => writeln!(text, "{} has its old size still: {why}", d.device),
+        };
+    }
+    text.push_str("NBD clients that are connected see it when they connect again\n");
+    put(&text)
 }
 
 /// Has the disk of a volume compared with the appliance's copy.

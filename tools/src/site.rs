@@ -421,7 +421,8 @@ impl Site for Local {
             };
             Failure::new(code, e.to_string())
         })?;
-        Ok(SizeChange { volume: name.to_owned(), from: done.from, to: done.to, gap: done.gap })
+        let devices = self.devices_resized(name);
+        Ok(SizeChange { volume: name.to_owned(), from: done.from, to: done.to, gap: done.gap, devices })
     }
 
     fn compare_volume(&self, name: &str) -> Result<CompareBegun, Failure> {

@@ -30,6 +30,8 @@ pub(crate) struct Connection<'a> {
     blocked: Blocked,
     /// The client sends no more requests.
     ended: bool,
+    /// It has said so.
+    left: bool,
     /// The last receive left nothing in the socket.
     drained: bool,
     /// The processor was offered to others since the last wait.
@@ -99,6 +101,7 @@ impl<'a> Connection<'a> {
             dropping: None,
             blocked: Blocked::Input,
             ended: false,
+            left: false,
             drained: false,
             yielded: false,
             receiving: Progress::default(),
@@ -129,6 +132,11 @@ impl<'a> Connection<'a> {
                 self.wait()?;
             }
         }
+    }
+
+    /// Whether the client said goodbye, and did not just vanish.
+    pub(crate) const fn was_left(&self) -> bool {
+        self.left
     }
 
     /// When a request has arrived in part, lets others run once before going to sleep: libraries send header and
@@ -187,7 +195,8 @@ impl<'a> Connection<'a> {
                     break;
                 }
                 Next::Whole(h, head, total) if self.core.has_room_for(&h) => {
-                    self.ended |= !self.core.execute(&h, &self.input.bytes()[head..total]);
+                    self.left |= !self.core.execute(&h, &self.input.bytes()[head..total]);
+                    self.ended |= self.left;
                     self.input.consume(total);
                     taken = true;
                 }

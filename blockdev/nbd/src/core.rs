@@ -55,6 +55,8 @@ pub(crate) struct Core {
     deaf: bool,
     /// The device is going away.
     shut_down: bool,
+    /// The client learns of a new size by another way.
+    follows: bool,
 }
 
 impl Core {
@@ -75,7 +77,13 @@ impl Core {
             counts: Counts::default(),
             deaf: false,
             shut_down: false,
+            follows: false,
         }
+    }
+
+    /// The same for a client that learns of a new size by another way: what it may ask for is what the device has then.
+    pub(crate) fn following(self) -> Self {
+        Self { follows: true, ..self }
     }
 
     pub(crate) fn queue(&mut self) -> &mut dyn Queue {
@@ -126,6 +134,9 @@ impl Core {
     /// Starts a request whose payload has arrived whole; false if it asks to disconnect.
     pub(crate) fn execute(&mut self, h: &Header, payload: &[u8]) -> bool {
         let id = Id { cookie: h.cookie, offset: h.offset };
+        if self.follows {
+            self.terms.geometry.size = self.device.geometry().size;
+        }
         let command = match self.terms.check(h, payload) {
             Ok(Command::Disconnect) => return false,
             Ok(command) => command,

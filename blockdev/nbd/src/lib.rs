@@ -1,4 +1,5 @@
-//! An NBD server for any [`BlockDevice`](afterimage_base::block::BlockDevice), and a small client for our tools.
+//! An NBD server for any [`BlockDevice`](afterimage_base::block::BlockDevice), a small client for our tools, and the kernel's
+//! client ([`kernel`]).
 //!
 //! The protocol is that of the NBD project's `doc/proto.md`: fixed newstyle handshake, simple and structured
 //! replies, `base:allocation`, and the extended headers of its branch `extension-ext-header`.
@@ -16,6 +17,7 @@ mod core;
 mod export;
 mod handshake;
 mod input;
+pub mod kernel;
 pub mod limits;
 mod listener;
 mod options;

@@ -26,6 +26,7 @@ pub(crate) enum Control {
     StartRecovery,
     EndRecovery,
     Features,
+    UpdateSize,
 }
 
 const READ: u32 = 2 << 30;
@@ -48,6 +49,7 @@ impl Control {
             Control::StartRecovery => (READ_WRITE, 0x10),
             Control::EndRecovery => (READ_WRITE, 0x11),
             Control::Features => (READ, 0x13),
+            Control::UpdateSize => (READ_WRITE, 0x15),
         };
         if encode { encoded(direction, CONTROL_LEN, number) } else { number }
     }

@@ -5,6 +5,7 @@
 
 use crate::abi::{CONTROL, Control as Command, INFO_LEN, Info, PARAMS_LEN, control_command, feature};
 use crate::error::Error;
+use crate::features::Features;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,20 +19,25 @@ pub(crate) struct Control {
     file: File,
     encode: bool,
     features: Option<u64>,
+    without: Features,
 }
 
 impl Control {
-    pub(crate) fn open() -> Result<Control, Error> {
+    pub(crate) fn open(without: Features) -> Result<Control, Error> {
         let file = OpenOptions::new().read(true).write(true).open(CONTROL).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::NoDriver(CONTROL),
             // The node without its driver.
             _ if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => Error::NoDriver(CONTROL),
             _ => Error::NotAllowed(CONTROL, e),
         })?;
-        let mut control = Control { file, encode: true, features: None };
+        let mut control = Control { file, encode: true, features: None, without };
+        if without.has(feature::ENCODE) {
+            control.encode = false;
+            return Ok(control);
+        }
         let mut bits = [0; 8];
         match control.run(Command::Features, 0, Some(&mut bits), 0) {
-            Ok(_) => control.features = Some(u64::from_ne_bytes(bits)),
+            Ok(_) => control.features = Some(without.less(u64::from_ne_bytes(bits))),
             Err(_) => control.encode = false,
         }
         Ok(control)
@@ -76,7 +82,7 @@ impl Control {
 
     /// Adds a device and returns what became of it: flags that the kernel does not know are gone.
     pub(crate) fn add(&self, info: &Info) -> Result<Info, Error> {
-        let mut bytes = info.encode();
+        let mut bytes = Info { flags: self.without.less(info.flags), ..*info }.encode();
         self.call((Command::Add, "add it"), info.id, Some(&mut bytes), 0)?;
         Ok(Info::decode(&bytes))
     }
@@ -100,6 +106,11 @@ impl Control {
         self.call((Command::Start, "start it"), id, None, std::process::id().into())
     }
 
+    /// Gives a running device another size.
+    pub(crate) fn update_size(&self, id: u32, sectors: u64) -> Result<(), Error> {
+        self.call((Command::UpdateSize, "change its size"), id, None, sectors)
+    }
+
     /// Makes the disk go away, once it has answered what it was asked.
     pub(crate) fn stop(&self, id: u32) -> Result<(), Error> {
         self.call((Command::Stop, "stop it"), id, None, 0)
@@ -119,7 +130,7 @@ impl Control {
     }
 
     /// Whether commands about requests are spelled in the newer way, for a device with these flags.
-    pub(crate) const fn encodes(flags: u64) -> bool {
-        flags & feature::ENCODE != 0
+    pub(crate) const fn encodes(&self, flags: u64) -> bool {
+        self.without.less(flags) & feature::ENCODE != 0
     }
 }

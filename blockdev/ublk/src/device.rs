@@ -3,10 +3,11 @@
 use crate::abi::{Info, MAX_DEPTH, MAX_IO, Params, SECTOR, attribute, feature, state};
 use crate::control::{ANY, Control};
 use crate::error::Error;
+use crate::features::Features;
 use crate::memory::Mapped;
 use crate::queue::{Plan, Worker};
-use crate::thread::serves_writeback;
 use afterimage_base::block::BlockDevice;
+use afterimage_base::writeback::serves_writeback;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -33,15 +34,15 @@ pub struct Options {
     pub mark: u64,
     /// Whether the device outlives this process and waits for the next one, with what it was asked meanwhile.
     pub recoverable: bool,
-    /// Whether payloads are fetched to where they are wanted, if the kernel can do that.
-    pub user_copy: bool,
+    /// What the kernel is taken not to have.
+    pub without: Features,
 }
 
 impl Options {
     /// One queue, recoverable.
     #[must_use]
     pub const fn new(mark: u64) -> Options {
-        Options { id: None, queues: 1, depth: 128, mark, recoverable: true, user_copy: true }
+        Options { id: None, queues: 1, depth: 128, mark, recoverable: true, without: Features::NONE }
     }
 }
 
@@ -77,6 +78,7 @@ pub struct Device {
     stop: Arc<EventFd>,
     threads: Vec<JoinHandle<(Option<Mapped>, bool)>>,
     file: Option<Arc<File>>,
+    shown: Option<Arc<dyn BlockDevice>>,
 }
 
 impl std::fmt::Debug for Device {
@@ -90,7 +92,7 @@ impl std::fmt::Debug for Device {
 /// # Errors
 /// [`Error::NoDriver`], [`Error::NotAllowed`].
 pub fn probe() -> Result<(), Error> {
-    Control::open().map(drop)
+    Control::open(Features::NONE).map(drop)
 }
 
 /// The node of a disk.
@@ -142,6 +144,12 @@ fn params(device: &dyn BlockDevice, max_io: u32) -> Result<Params, Error> {
     })
 }
 
+/// What is asked for.
+const fn wanted_of(recoverable: bool) -> u64 {
+    let recovery = if recoverable { feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE } else { 0 };
+    feature::USER_COPY | recovery
+}
+
 /// What a device with these flags lacks.
 fn lacks(wanted: u64, got: u64) -> Vec<&'static str> {
     let all = [
@@ -150,6 +158,10 @@ fn lacks(wanted: u64, got: u64) -> Vec<&'static str> {
         (feature::USER_COPY, "user copy: payloads are copied once more"),
     ];
     all.iter().filter(|(bit, _)| wanted & bit != 0 && got & bit == 0).map(|(_, text)| *text).collect()
+}
+
+fn can_resize(control: &Control) -> bool {
+    control.features().is_some_and(|f| f & feature::UPDATE_SIZE != 0)
 }
 
 fn open_node(id: u32) -> Result<File, Error> {
@@ -176,14 +188,8 @@ impl Device {
     /// # Errors
     /// [`Error`] says what is in the way; the device is gone again then.
     pub fn create(device: &Arc<dyn BlockDevice>, options: &Options) -> Result<Device, Error> {
-        let control = Control::open()?;
-        let mut flags = 0;
-        if options.recoverable {
-            flags |= feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE;
-        }
-        if options.user_copy {
-            flags |= feature::USER_COPY;
-        }
+        let control = Control::open(options.without)?;
+        let flags = wanted_of(options.recoverable);
         let max_io = device.topology().max_io.min(device.geometry().max_io).clamp(4096, MAX_IO) / 4096 * 4096;
         let wanted = Info {
             queues: options.queues.max(1),
@@ -210,7 +216,7 @@ impl Device {
     /// # Errors
     /// If the driver refuses.
     pub fn remove_left(id: u32, mark: u64) -> Result<bool, Error> {
-        let control = Control::open()?;
+        let control = Control::open(Features::NONE)?;
         match control.info(id)? {
             Some(info) if info.mark == mark => Device::new(control, info, info.flags)?.remove().map(|()| true),
             _ => Ok(false),
@@ -222,13 +228,13 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Held`] if its server is still there, and whatever the driver says.
-    pub fn take_over(device: &Arc<dyn BlockDevice>, id: u32, mark: u64) -> Result<Option<Device>, Error> {
-        let control = Control::open()?;
+    pub fn take_over(device: &Arc<dyn BlockDevice>, id: u32, options: &Options) -> Result<Option<Device>, Error> {
+        let (control, mark) = (Control::open(options.without)?, options.mark);
         let Some(info) = control.info(id)? else { return Ok(None) };
         if info.mark != mark {
             return Ok(None);
         }
-        let mut taken = Device::new(control, info, info.flags)?;
+        let mut taken = Device::new(control, info, wanted_of(options.recoverable))?;
         if !taken.recover(device)? {
             taken.remove()?;
             return Ok(None);
@@ -245,7 +251,7 @@ impl Device {
         id: u32,
         options: &Options,
     ) -> Result<(Device, Origin), Error> {
-        if let Some(taken) = Device::take_over(device, id, options.mark)? {
+        if let Some(taken) = Device::take_over(device, id, options)? {
             return Ok((taken, Origin::TakenOver));
         }
         let made = match Device::create(device, &Options { id: Some(id), ..*options }) {
@@ -257,8 +263,8 @@ impl Device {
 
     fn new(control: Control, info: Info, wanted: u64) -> Result<Device, Error> {
         let mut lacks = lacks(wanted, info.flags);
-        if control.features().is_none_or(|f| f & feature::UPDATE_SIZE == 0) {
-            lacks.push("resize: a changed size shows once it is attached again");
+        if !can_resize(&control) {
+            lacks.push("resize (Linux 6.16): a changed size shows once it is attached again");
         }
         let Info { id, queues, depth, max_io, .. } = info;
         let about = About { id, queues, depth, max_io, lacks };
@@ -267,7 +273,7 @@ impl Device {
             doing: "make an eventfd",
             source: e.into(),
         })?;
-        Ok(Device { control, info, about, stop: Arc::new(stop), threads: Vec::new(), file: None })
+        Ok(Device { control, info, about, stop: Arc::new(stop), threads: Vec::new(), file: None, shown: None })
     }
 
     /// Sets the device up and starts it.
@@ -314,6 +320,7 @@ impl Device {
         let id = self.info.id;
         let system = |source| Error::System { id, doing: "start its queues", source };
         let file = Arc::new(open_node(id)?);
+        self.shown = Some(Arc::clone(device));
         self.file = Some(Arc::clone(&file));
         let (send, ready) = mpsc::sync_channel(usize::from(self.info.queues));
         for number in 0..self.info.queues {
@@ -323,7 +330,7 @@ impl Device {
                 number,
                 depth: self.info.depth,
                 max_io: self.info.max_io,
-                encode: Control::encodes(self.info.flags),
+                encode: self.control.encodes(self.info.flags),
                 user_copy: self.info.flags & feature::USER_COPY != 0,
             };
             let (send, stop) = (send.clone(), Arc::clone(&self.stop));
@@ -370,6 +377,19 @@ impl Device {
     #[must_use]
     pub fn is_served(&self) -> bool {
         !self.threads.is_empty() && !self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Gives it the size that what it shows has now.
+    ///
+    /// # Errors
+    /// [`Error::NoResize`] if the kernel cannot do that.
+    pub fn resize(&self) -> Result<(), Error> {
+        let id = self.info.id;
+        let Some(device) = &self.shown else { return Ok(()) };
+        if !can_resize(&self.control) {
+            return Err(Error::NoResize(id));
+        }
+        self.control.update_size(id, params(&**device, self.info.max_io)?.sectors)
     }
 
     /// Ends the queues' threads, once what the device has begun is done and answered.

@@ -41,6 +41,12 @@ pub enum Error {
     /// The old server is still there, or the driver is not done with it.
     #[error("ublk device {0} is still held by another process after {1} s: end that first")]
     Held(u32, u64),
+    /// The kernel cannot change a running device's size.
+    #[error(
+        "this kernel cannot change the size of a ublk device that is in use (Linux 6.16 and later can): unmount /dev/ublkb{0}, \
+         detach it and attach it again"
+    )]
+    NoResize(u32),
     /// Any other error of the system.
     #[error("ublk device {id}: cannot {doing}: {source}")]
     System {

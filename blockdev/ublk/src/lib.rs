@@ -23,10 +23,11 @@ mod abi;
 mod control;
 pub mod device;
 mod error;
+mod features;
 mod memory;
 mod queue;
 mod ring;
-mod thread;
 
 pub use device::{About, Device, Options, Origin, disk_path, probe};
 pub use error::Error;
+pub use features::Features;

@@ -13,6 +13,7 @@
 //! | [`crashsafe`] | files that are whole or not there |
 //! | [`net`] | stream sockets between the roles, unix or TCP |
 //! | [`qemu`] | QEMU's machine protocol and guest agent |
+//! | [`writeback`] | threads that serve a block device of their own machine |
 //! | [`world`] | time, threads, chance and files, so that a simulation can own them |
 
 pub mod barrier;
@@ -27,3 +28,4 @@ pub mod net;
 pub mod qemu;
 pub mod simple;
 pub mod world;
+pub mod writeback;

@@ -73,6 +73,18 @@ pub struct SizeChange {
     pub to: u64,
     /// The history has a gap until the new part of the disk is copied.
     pub gap: bool,
+    /// The block devices that show the disk.
+    #[serde(default)]
+    pub devices: Vec<DeviceResize>,
+}
+
+/// What became of a block device when the disk that it shows changed its size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceResize {
+    /// The block device.
+    pub device: String,
+    /// Why it has its old size still; null if it has the new one.
+    pub trouble: Option<String>,
 }
 
 /// A comparison that has begun.

@@ -32,7 +32,8 @@ pub use branch::{Access, BranchAsk, BranchKind, BranchList, BranchStatus};
 pub use failure::{Code, Failure};
 pub use fence::{FenceAsk, FenceState, FenceStatus};
 pub use history::{
-    CompareBegun, DiffEnd, Extents, GapInfo, PointInfo, PointList, Position, SizeChange, VolumePoint, Window,
+    CompareBegun, DeviceResize, DiffEnd, Extents, GapInfo, PointInfo, PointList, Position, SizeChange, VolumePoint,
+    Window,
 };
 pub use members::{ApiCall, ApiReply, Ca, Certified, CertifyRequest, Members, RevokeDone, TokenMade, TokenRequest};
 pub use status::{GapNow, Role, State, Status, StoreStatus, SyncInfo, VolumeStatus};

@@ -18,6 +18,9 @@ pub(super) struct Note {
     /// N of `/dev/ublkbN` or `/dev/nbdN`.
     pub(super) number: u32,
     pub(super) queues: u16,
+    /// It goes away with the mount that it was made for.
+    #[serde(default)]
+    pub(super) once: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,6 +76,7 @@ mod tests {
             front: Front::Nbd,
             number: 3,
             queues: 2,
+            once: false,
         };
         store(&file, &[&note]).unwrap();
         assert_eq!(load(&file), [note]);

@@ -179,6 +179,46 @@ pub struct DetachArgs {
     pub json: bool,
 }
 
+/// Arguments of `mount`.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The volume
+    pub volume: String,
+    /// The moment, mounted read-only [default: the disk itself]
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub at: Option<When>,
+    /// Take writes at a moment, which are forgotten at `umount`
+    #[arg(long, requires = "at")]
+    pub writable: bool,
+    /// The partition [default: the only one that has a file system]
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+    /// More options for mount(8)
+    #[arg(short, long, value_name = "OPTIONS")]
+    pub options: Option<String>,
+    /// The folder to mount it on
+    pub dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `umount`.
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where it is mounted
+    pub dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `restore`.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {

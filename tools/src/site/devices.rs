@@ -4,8 +4,7 @@ use super::past::failure;
 use super::{Local, Served, uuid};
 use crate::attached::{Attachments, Shown, Source};
 use afterimage_mgmt::attach::{AttachOptions, Attached, Detached};
-use afterimage_mgmt::protocol::{Code, Failure};
-use afterimage_nbd::Address;
+use afterimage_mgmt::protocol::{Code, DeviceResize, Failure};
 
 impl Local {
     /// Attaches again what the last process had attached. To be called once, when everything is there.
@@ -34,6 +33,10 @@ impl Local {
 
     pub(super) fn detach_device(&self, what: &str) -> Result<Detached, Failure> {
         self.attachments()?.detach(what)
+    }
+
+    pub(super) fn devices_resized(&self, volume: &str) -> Vec<DeviceResize> {
+        self.attachments.get().map_or_else(Vec::new, |a| a.resized(volume))
     }
 
     fn disk(&self, volume: &str) -> Result<Shown, Failure> {
@@ -65,9 +68,5 @@ impl Source for Local {
         let device = device.map_err(|e| failure(Some(e)))?;
         let id = appliance.volumes().iter().find(|v| v.name == volume).map_or_else(String::new, |v| uuid(v.id));
         Ok(Shown { device, id, seq: Some(position.seq) })
-    }
-
-    fn served_at(&self) -> Vec<Address> {
-        self.addresses.clone()
     }
 }

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 
 /// A line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mount {
+pub struct Mount {
     device: String,
-    point: PathBuf,
-    source: PathBuf,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// What is mounted: the node of a block device, for file systems of one.
+    pub source: PathBuf,
 }
 
 /// Undoes the kernel's `\ooo` for white space and backslashes.
@@ -64,9 +66,15 @@ fn number(rdev: u64) -> String {
     format!("{}:{}", libc::major(rdev), libc::minor(rdev))
 }
 
-/// One mount point for each file system that is mounted from one of these block devices, in the order in which they were mounted.
+/// All mounts, in the order in which they were made: of several at one point the last is on top.
 #[must_use]
-pub fn mounted_from(devices: &[PathBuf]) -> Vec<PathBuf> {
+pub fn mounts() -> Vec<Mount> {
+    parse(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+}
+
+/// Those of file systems that are mounted from one of these block devices.
+#[must_use]
+pub fn mounts_of(devices: &[PathBuf]) -> Vec<Mount> {
     let mut numbers = BTreeSet::new();
     for device in devices {
         if let Ok(meta) = fs::metadata(device)
@@ -75,17 +83,22 @@ pub fn mounted_from(devices: &[PathBuf]) -> Vec<PathBuf> {
             stack(Path::new("/sys"), &number(meta.rdev()), &mut numbers);
         }
     }
-    let mut seen = BTreeSet::new();
     let of_source = |source: &Path| {
         let meta = fs::metadata(source).ok().filter(|m| m.file_type().is_block_device())?;
         Some(number(meta.rdev()))
     };
-    let mounts = parse(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
-    let ours = mounts.into_iter().filter(|m| {
+    let ours = mounts().into_iter().filter(|m| {
         // btrfs has device numbers of its own, and names the real one as its source.
         numbers.contains(&m.device) || of_source(&m.source).is_some_and(|n| numbers.contains(&n))
     });
-    ours.filter(|m| seen.insert(m.device.clone())).map(|m| m.point).collect()
+    ours.collect()
+}
+
+/// One mount point for each file system that is mounted from one of these block devices, in the order in which they were mounted.
+#[must_use]
+pub fn mounted_from(devices: &[PathBuf]) -> Vec<PathBuf> {
+    let mut seen = BTreeSet::new();
+    mounts_of(devices).into_iter().filter(|m| seen.insert(m.device.clone())).map(|m| m.point).collect()
 }
 
 #[cfg(test)]
@@ -103,7 +116,7 @@ mod tests {
         };
         assert_eq!(parse(text), [mount("98:0", "/mnt 2", "/dev/root"), mount("0:23", "/", "/dev/nbd0")]);
         assert_eq!(unescape("a\\134b\\9"), PathBuf::from("a\\b\\9"));
-        assert!(!parse(&fs::read_to_string("/proc/self/mountinfo").unwrap()).is_empty());
+        assert!(!mounts().is_empty());
     }
 
     #[test]

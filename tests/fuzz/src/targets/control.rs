@@ -42,7 +42,7 @@ impl Site for Little {
     }
 
     fn resize_volume(&self, volume: &str, size: Option<u64>) -> Result<SizeChange, Failure> {
-        Ok(SizeChange { volume: volume.into(), from: 4096, to: size.unwrap_or(8192), gap: false })
+        Ok(SizeChange { volume: volume.into(), from: 4096, to: size.unwrap_or(8192), gap: false, devices: Vec::new() })
     }
 
     fn compare_volume(&self, volume: &str) -> Result<CompareBegun, Failure> {

@@ -36,12 +36,10 @@ fn range(offset: u64, len: u64) -> std::ops::Range<usize> {
     usize::try_from(offset).unwrap()..usize::try_from(offset + len).unwrap()
 }
 
-/// A device at the end of `ops`, and what it should hold.
-fn point(dir: &Path, ops: &[Op]) -> (PointDevice, Vec<u8>) {
-    let history = VolumeHistory::open(dir, [3; 16], &[], config()).unwrap();
-    let mut image = vec![0; 92 * BLOCK_SIZE];
-    for (seq, (block, count, place)) in (1u64..).zip(ops) {
-        let count = (*count).min(91 - block);
+/// Appends `ops` to a history, and gives what the volume holds then.
+fn write(history: &VolumeHistory, ops: &[Op], image: &mut [u8]) {
+    for (block, count, place) in ops {
+        let (count, seq) = ((*count).min(91 - block), history.newest_seq() + 1);
         let place = place.map_or(Place::ZERO, |n| Place::new(1, n * 4096, 4096, 0).unwrap());
         history.append(&[(seq, seq)], &[Run { block: *block, count, seq, place }]).unwrap();
         for b in 0..count {
@@ -49,9 +47,20 @@ fn point(dir: &Path, ops: &[Op]) -> (PointDevice, Vec<u8>) {
             image[range((block + b) * 4096, 4096)].chunks_exact_mut(8).for_each(|w| w.copy_from_slice(&word));
         }
     }
+}
+
+/// A device that shows the newest point of a history.
+fn newest(history: &VolumeHistory) -> PointDevice {
+    PointDevice::new("d", history.view(history.newest_seq()).unwrap(), Arc::new(Blocks), SIZE)
+}
+
+/// A device at the end of `ops`, and what it should hold.
+fn point(dir: &Path, ops: &[Op]) -> (PointDevice, Vec<u8>) {
+    let history = VolumeHistory::open(dir, [3; 16], &[], config()).unwrap();
+    let mut image = vec![0; 92 * BLOCK_SIZE];
+    write(&history, ops, &mut image);
     image.truncate(usize::try_from(SIZE).unwrap());
-    let view = history.view(ops.len() as u64).unwrap();
-    (PointDevice::new("d", view, Arc::new(Blocks), SIZE), image)
+    (newest(&history), image)
 }
 
 fn check_device(device: &dyn SimpleDevice, image: &[u8], ranges: &[(u64, u64)]) {
@@ -86,6 +95,25 @@ proptest! {
         let (device, image) = point(dir.path(), &ops);
         check_device(&device, &image, &ranges);
         check_device(&device, &image, &[(0, SIZE), (SIZE - 1, 1), (4095, 2)]);
+    }
+
+    /// What was looked up is kept, and each of two points that share a cache has its own.
+    #[test]
+    fn one_block_at_a_time_two_points_of_a_history_read_as_their_images(first in ops(), second in ops()) {
+        let dir = tempfile::tempdir().unwrap();
+        let history = VolumeHistory::open(dir.path(), [3; 16], &[], config()).unwrap();
+        let mut image = vec![0; 92 * BLOCK_SIZE];
+        write(&history, &first, &mut image);
+        let (early, early_image) = (newest(&history), image.clone());
+        write(&history, &second, &mut image);
+        let late = newest(&history);
+        let mut block = vec![0; BLOCK_SIZE];
+        for (n, at) in (0..90).chain(0..90).map(|n| (n, n * BLOCK_SIZE as u64)) {
+            for (device, image) in [(&early, &early_image), (&late, &image)] {
+                device.read_at(at, &mut block).unwrap();
+                prop_assert!(block == image[range(at, BLOCK_SIZE as u64)], "block {n} at seq {}", device.seq());
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`point`] | the device, read-only |
+//! | `places` | where its blocks lie |
 //! | [`parallel`] | reads of one connection on several threads |
 //! | [`ahead`] | reading ahead |
 //! | `open` | opening them, and what changed between two seqs, by the volume's name |
@@ -10,6 +11,7 @@
 pub mod ahead;
 mod open;
 pub mod parallel;
+mod places;
 pub mod point;
 
 pub use point::PointDevice;

@@ -1,7 +1,8 @@
 //! Reads of an export, on several threads.
 //!
 //! A front end owns a queue and hands over what has arrived with each kick. A single request is served on the spot; of several,
-//! the connection's own thread serves what it can, and the threads of the [`ReadPool`] help. Reading from history is decoding, and
+//! the connection's own thread serves some at a time, so that their answers are on their way and the client can go on while the
+//! next ones are served, and the threads of the [`ReadPool`] help. Reading from history is decoding, and
 //! waiting for the disk when segments are not in the page cache: both go on side by side, so one connection with several requests
 //! in flight uses all cores and keeps the disk busy. Everything but reads is done on the spot.
 //!
@@ -27,6 +28,10 @@ use std::time::Duration;
 const BYTES_PER_HELPER: usize = 64 << 10;
 /// and so many requests, however short.
 const REQUESTS_PER_HELPER: usize = 8;
+/// What the queue's own thread serves before answers are sent: so many bytes,
+const OWN_BYTES: usize = 128 << 10;
+/// where a request counts as so many at least. Sending a few at a time costs less than a client that waits.
+const LEAST_BYTES: usize = 16 << 10;
 /// How often a queue that is being dropped looks again.
 const DROP_TICK: Duration = Duration::from_millis(100);
 
@@ -61,8 +66,11 @@ impl Finished {
     fn push(&self, completion: Completion) {
         let mut done = lock(&self.done);
         done.push(completion);
-        // Under the lock: whoever has emptied the list is not woken for what it has seen.
-        self.event.ring();
+        // Who takes the list clears the event before: what joins a list that somebody has rung for is taken with it.
+        if done.len() == 1 {
+            // Under the lock: whoever has emptied the list is not woken for what it has seen.
+            self.event.ring();
+        }
     }
 }
 
@@ -214,7 +222,14 @@ impl BlockDevice for Parallel {
             jobs: Mutex::default(),
             finished: Arc::new(Finished { done: Mutex::default(), event: Event::new()? }),
         });
-        Ok(Box::new(ParallelQueue { work, pool: Arc::clone(&self.pool), ended: Vec::new(), in_flight: 0, wanted: 0 }))
+        Ok(Box::new(ParallelQueue {
+            work,
+            pool: Arc::clone(&self.pool),
+            ended: Vec::new(),
+            in_flight: 0,
+            wanted: 0,
+            left: false,
+        }))
     }
 
     fn block_status(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>, BlockError> {
@@ -230,9 +245,27 @@ struct ParallelQueue {
     in_flight: usize,
     /// Pieces to read ahead that nobody has been called for.
     wanted: usize,
+    /// The own thread has left requests for its next turn, and the event is rung for that.
+    left: bool,
 }
 
 impl ParallelQueue {
+    /// Serves some of what waits.
+    fn serve(&mut self) {
+        let mut bytes = 0;
+        while bytes < OWN_BYTES
+            && let Some(completion) = self.work.step()
+        {
+            bytes += completion.buf.as_ref().map_or(0, |b| b.len()).max(LEAST_BYTES);
+            self.ended.push(completion);
+        }
+    }
+
+    /// Whether requests wait that nobody has begun.
+    fn is_left(&self) -> bool {
+        !lock(&self.work.jobs).is_empty()
+    }
+
     /// Serves what is no read. Making it durable may take its time, in which others go on.
     fn write(&mut self, tag: u64, request: Request<'_>) -> Submitted {
         let (request, durable) = match request {
@@ -278,16 +311,24 @@ impl Queue for ParallelQueue {
         let helpers = (bytes / BYTES_PER_HELPER).max(requests / REQUESTS_PER_HELPER);
         let helpers = helpers.min(requests.saturating_sub(1)) + std::mem::take(&mut self.wanted);
         self.pool.call(&self.work, helpers);
-        while let Some(completion) = self.work.step() {
-            self.ended.push(completion);
+        self.serve();
+        if self.is_left() && !self.left {
+            self.left = true;
+            self.work.finished.event.ring();
         }
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
+        if self.ended.is_empty() && self.left {
+            self.serve();
+        }
         let before = out.len();
         out.append(&mut self.ended);
-        // Cleared first: what comes in between leaves the event readable.
-        self.work.finished.event.clear();
+        self.left &= self.is_left();
+        if !self.left {
+            // Before the list is taken: what joins it later leaves the event readable.
+            self.work.finished.event.clear();
+        }
         out.append(&mut lock(&self.work.finished.done));
         self.in_flight -= out.len() - before;
     }

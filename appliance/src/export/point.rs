@@ -1,9 +1,10 @@
 //! A volume as it was at a seq, read-only.
 //!
 //! The device holds its view, and the view its layers, so nothing that it can read is collected while it is open (I10).
-//! A read of one block is one look-up and one frame. Block status walks through runs of the layers and never block by
+//! A read of one block is one look-up and one part of a frame. Block status walks through runs of the layers and never block by
 //! block, so an empty disk of any size is described at once.
 
+use super::places::Places;
 use crate::history::{HistoryError, View};
 use crate::store::BlockSource;
 use afterimage_base::block::{BlockError, Extent, Geometry};
@@ -32,7 +33,7 @@ struct Buffers {
 
 /// A volume as it was at a seq.
 pub struct PointDevice {
-    view: Arc<View>,
+    places: Places,
     source: Arc<dyn BlockSource>,
     size: u64,
     name: String,
@@ -40,7 +41,7 @@ pub struct PointDevice {
 
 impl std::fmt::Debug for PointDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PointDevice({} at seq {})", self.name, self.view.seq())
+        write!(f, "PointDevice({} at seq {})", self.name, self.seq())
     }
 }
 
@@ -48,18 +49,18 @@ impl PointDevice {
     /// The volume `name` of `size` bytes as `view` shows it, with its blocks in `source`.
     #[must_use]
     pub fn new(name: &str, view: Arc<View>, source: Arc<dyn BlockSource>, size: u64) -> Self {
-        Self { view, source, size, name: name.to_owned() }
+        Self { places: Places::new(view), source, size, name: name.to_owned() }
     }
 
     /// The seq that it shows.
     #[must_use]
     pub fn seq(&self) -> u64 {
-        self.view.seq()
+        self.places.view().seq()
     }
 
     /// Logs why a read failed, which a client only sees as an I/O error.
     fn failed(&self, what: &dyn std::fmt::Display) -> BlockError {
-        tracing::error!("volume {} at seq {}: {what}", self.name, self.view.seq());
+        tracing::error!("volume {} at seq {}: {what}", self.name, self.seq());
         BlockError::Io(libc::EIO)
     }
 
@@ -68,7 +69,11 @@ impl PointDevice {
         while !out.is_empty() {
             let count = ((out.len() / BLOCK_SIZE) as u64).min(BATCH);
             buffers.runs.clear();
-            self.view.resolve(block, count, &mut buffers.runs).map_err(|e| self.failed(&e))?;
+            let resolved = match count {
+                1 => self.places.of(block).map(|place| buffers.runs.push((1, place))),
+                _ => self.places.view().resolve(block, count, &mut buffers.runs),
+            };
+            resolved.map_err(|e| self.failed(&e))?;
             let n = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(BLOCK_SIZE).min(out.len());
             let (head, tail) = std::mem::take(&mut out).split_at_mut(n);
             out = tail;
@@ -157,7 +162,7 @@ impl SimpleDevice for PointDevice {
 
     fn block_status(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>, BlockError> {
         self.geometry().check(offset, len)?;
-        extents(&self.view, (offset, len), max).map_err(|e| self.failed(&e))
+        extents(self.places.view(), (offset, len), max).map_err(|e| self.failed(&e))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A bounded cache of opened layer pages, shared by all volumes.
+//! A bounded cache of opened layer pages, shared by all volumes, and of what was looked up in them.
 //!
 //! Pages are kept as they lie in the file, only opened: 11 bytes a version instead of 32, and a walk through half a
 //! page costs less than a miss.
@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 const SHARDS: usize = 16;
+/// What is counted for a page besides its bytes: its name, twice, and where it is.
+const OVERHEAD: usize = 128;
 
 /// A page's name: the layer's number in this process, and the page's.
 type Key = (u64, u64);
@@ -68,17 +70,18 @@ impl PageCache {
     pub(crate) fn put(&self, layer: u64, page: u64, bytes: &Arc<[u8]>) {
         let key = (layer, page);
         let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
-        if bytes.len() > self.shard_limit || shard.by_key.contains_key(&key) {
+        let cost = bytes.len() + OVERHEAD;
+        if cost > self.shard_limit || shard.by_key.contains_key(&key) {
             return;
         }
-        shard.make_room(self.shard_limit - bytes.len());
-        shard.bytes += bytes.len();
+        shard.make_room(self.shard_limit - cost);
+        shard.bytes += cost;
         let at = shard.slots.len();
         shard.slots.push(Slot { key, page: Arc::clone(bytes), used: false });
         shard.by_key.insert(key, at);
     }
 
-    /// Bytes of pages held.
+    /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.shards.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).bytes).sum()
@@ -98,7 +101,7 @@ impl Shard {
                 continue;
             }
             let gone = self.slots.swap_remove(hand);
-            self.bytes -= gone.page.len();
+            self.bytes -= gone.page.len() + OVERHEAD;
             self.by_key.remove(&gone.key);
             if let Some(moved) = self.slots.get(hand) {
                 self.by_key.insert(moved.key, hand);

@@ -145,6 +145,11 @@ impl Layer {
         self.number
     }
 
+    /// The cache that keeps its pages.
+    pub(crate) fn page_cache(&self) -> &Arc<PageCache> {
+        &self.cache
+    }
+
     /// Segments referred to, by number, and how many blocks tokens place there.
     #[must_use]
     pub fn segments(&self) -> &[(u32, u64)] {

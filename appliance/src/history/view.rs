@@ -4,6 +4,7 @@
 //! dropped, whatever is merged, moved or flushed in the meantime (I10).
 
 use super::HistoryError;
+use super::cache::PageCache;
 use super::cursor::{Piece, SeqCursor};
 use super::layer::Layer;
 use afterimage_format::place::Place;
@@ -60,6 +61,12 @@ impl View {
     #[must_use]
     pub(crate) fn layers(&self) -> &[Seen] {
         &self.layers
+    }
+
+    /// The cache that its layers share.
+    #[must_use]
+    pub(crate) fn page_cache(&self) -> Option<&Arc<PageCache>> {
+        self.layers.first().map(|seen| seen.layer.page_cache())
     }
 
     /// The place of one block.

@@ -1,4 +1,4 @@
-//! Decompressed frames that were read lately, in bounded memory.
+//! What was decompressed lately, in bounded memory: whole frames, and parts of frames.
 //!
 //! Sharded; in each shard a clock: the hand goes round, a frame that was used since its last visit stays, another one goes.
 
@@ -7,13 +7,34 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const SHARDS: usize = 16;
 
-/// A decompressed frame.
+/// What was decompressed.
 pub type Content = Arc<Vec<u8>>;
+
+/// A frame or a part of one: the frame's word ([`Place::frame`](afterimage_format::place::Place::frame)), and which part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    frame: u64,
+    part: Option<u8>,
+}
+
+impl Key {
+    /// All of a frame.
+    #[must_use]
+    pub const fn whole(frame: u64) -> Self {
+        Self { frame, part: None }
+    }
+
+    /// A part of it.
+    #[must_use]
+    pub const fn part(frame: u64, part: u8) -> Self {
+        Self { frame, part: Some(part) }
+    }
+}
 
 #[derive(Default)]
 struct Shard {
-    frames: HashMap<u64, (Content, bool)>,
-    hand: VecDeque<u64>,
+    frames: HashMap<Key, (Content, bool)>,
+    hand: VecDeque<Key>,
     bytes: usize,
 }
 
@@ -36,30 +57,31 @@ impl FrameCache {
         Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), limit: bytes / SHARDS }
     }
 
-    fn shard(&self, frame: u64) -> MutexGuard<'_, Shard> {
+    fn shard(&self, key: Key) -> MutexGuard<'_, Shard> {
         // Neighbouring frames differ in the middle of the word; multiplying brings that to the top.
-        let hash = frame.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
+        let hash = key.frame.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
         let shard = &self.shards[usize::try_from(hash).unwrap_or(0) % SHARDS];
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The content of the frame with this word ([`Place::frame`](afterimage_format::place::Place::frame)).
+    /// What is kept of it.
     #[must_use]
-    pub fn get(&self, frame: u64) -> Option<Content> {
-        self.shard(frame).frames.get_mut(&frame).map(|(content, used)| {
+    pub fn get(&self, key: Key) -> Option<Content> {
+        self.shard(key).frames.get_mut(&key).map(|(content, used)| {
             *used = true;
             Arc::clone(content)
         })
     }
 
-    /// Keeps a frame, letting others go.
-    pub fn put(&self, frame: u64, content: &Content) {
-        let mut guard = self.shard(frame);
+    /// Keeps it, letting others go. What is kept under a key stays the same, as frames do.
+    pub fn put(&self, key: Key, content: &Content) {
+        let mut guard = self.shard(key);
         let shard = &mut *guard;
-        if content.len() > self.limit || shard.frames.insert(frame, (Arc::clone(content), false)).is_some() {
+        if content.len() > self.limit || shard.frames.contains_key(&key) {
             return;
         }
-        shard.hand.push_back(frame);
+        shard.frames.insert(key, (Arc::clone(content), false));
+        shard.hand.push_back(key);
         shard.bytes += content.len();
         while shard.bytes > self.limit {
             let Some(oldest) = shard.hand.pop_front() else { break };
@@ -82,12 +104,13 @@ mod tests {
     fn it_stays_within_its_limit_and_keeps_what_is_used() {
         let cache = FrameCache::new(SHARDS * 10 * 1000);
         for i in 1..=2000u64 {
-            cache.put(i << 10, &Arc::new(vec![0; 1000]));
-            assert!(cache.get(1 << 10).is_some(), "used at every step");
+            cache.put(Key::whole(i << 10), &Arc::new(vec![0; 1000]));
+            assert!(cache.get(Key::whole(1 << 10)).is_some(), "used at every step");
         }
         let bytes: usize = cache.shards.iter().map(|s| s.lock().unwrap().bytes).sum();
         assert!(bytes <= SHARDS * 10 * 1000 && bytes > SHARDS * 5 * 1000, "{bytes}");
-        cache.put(9 << 10, &Arc::new(vec![0; 20_000]));
-        assert!(cache.get(9 << 10).is_none_or(|c| c.len() == 1000), "larger than its shard");
+        assert!(cache.get(Key::part(1 << 10, 0)).is_none(), "a part is another thing than the whole");
+        cache.put(Key::whole(9 << 10), &Arc::new(vec![0; 20_000]));
+        assert!(cache.get(Key::whole(9 << 10)).is_none_or(|c| c.len() == 1000), "larger than its shard");
     }
 }

@@ -1,19 +1,21 @@
 //! Reading blocks by place.
 //!
 //! Who asks for several blocks gets each of their frames with one decoding, wherever in the list they stand, and frames
-//! that lie close to each other in a segment with one read. What is read for a reader is kept in the cache; what is
+//! that lie close to each other in a segment with one read. Who asks for a few gets the parts of frames that they are in
+//! and no more: decompressing is most of what a small read costs. What is read for a reader is kept in the cache; what is
 //! read to be copied is not.
 
-use super::cache::{Content, FrameCache};
+use super::cache::{Content, FrameCache, Key};
 use super::{BlockSource, StoreError, file_name, io_error, scan};
 use crate::keys::{SegmentKey, VaultKey};
-use crate::reduce::frame::Opener;
+use crate::reduce::frame::{self, Opener, PART_BLOCKS};
 use afterimage_base::world::fs::File;
 use afterimage_format::BLOCK_SIZE;
-use afterimage_format::place::Place;
+use afterimage_format::place::{MAX_SLOTS, Place};
 use afterimage_format::segment::FrameKind;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +26,8 @@ const MAX_OPEN: usize = 256;
 const MAX_READ: u64 = 1 << 20;
 /// Frames so far apart are still read together: reading over them takes less than another request.
 const MAX_SKIPPED: u64 = 32 << 10;
+/// Who asks for so many blocks or fewer at a time is not expected to want the rest of their frames soon.
+const FEW_BLOCKS: usize = 2 * PART_BLOCKS;
 
 struct ReadSegment {
     path: PathBuf,
@@ -82,6 +86,53 @@ thread_local! {
 /// A block that is wanted: its place, and which of the output's blocks it is.
 type Wanted = (Place, usize);
 
+/// A frame that has to be decoded, and why.
+struct Missing<'a> {
+    frame: Place,
+    group: &'a [Wanted],
+    blocks: Range<usize>,
+}
+
+/// Takes what a frame holds.
+type Take<'a> = dyn FnMut(&Missing<'_>, &Blocks) -> Result<(), StoreError> + 'a;
+
+/// What is read, and what for.
+#[derive(Clone, Copy)]
+struct Purpose {
+    /// Whether it will be wanted again.
+    keep: bool,
+    /// Whether only parts of frames are decoded.
+    few: bool,
+}
+
+/// Blocks of a frame: those from `first` on.
+struct Blocks {
+    first: usize,
+    /// These are all.
+    whole: bool,
+    content: Content,
+}
+
+impl Blocks {
+    fn copy_out(&self, group: &[Wanted], out: &mut [u8]) -> Result<(), StoreError> {
+        for (place, i) in group {
+            let at = (place.slot() as usize).checked_sub(self.first).map(|n| n * BLOCK_SIZE);
+            let Some(bytes) = at.and_then(|at| self.content.get(at..at + BLOCK_SIZE)) else {
+                let what = format!("it has no block {}", place.slot());
+                return Err(StoreError::Damaged { segment: place.segment(), offset: place.offset(), what });
+            };
+            out[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE].copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+}
+
+/// The parts that the blocks of a group, which is sorted, are in: first and last.
+fn parts(group: &[Wanted]) -> (usize, usize) {
+    let of = |wanted: Option<&Wanted>| wanted.map_or(0, |w| w.0.slot() as usize / PART_BLOCKS);
+    (of(group.first()), of(group.last()))
+}
+
 impl Store {
     /// The store in the folder `dir` of segments, with a cache of `cache_bytes` of decompressed frames.
     #[must_use]
@@ -124,24 +175,6 @@ impl Store {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
     }
 
-    /// The decompressed content of the data frame that `place` lies in.
-    ///
-    /// # Errors
-    /// [`StoreError`] naming segment and offset.
-    pub fn frame(&self, place: Place) -> Result<Content, StoreError> {
-        if let Some(content) = self.cache.get(place.frame().word()) {
-            return Ok(content);
-        }
-        let mut found = None;
-        self.fetch(&[place.frame()], &mut |_, content| {
-            found = Some(Arc::clone(content));
-            Ok(())
-        })?;
-        let content = found.ok_or(StoreError::Worker)?;
-        self.cache.put(place.frame().word(), &content);
-        Ok(content)
-    }
-
     /// As [`BlockSource::read_blocks`], for who copies blocks: the cache is asked and left as it is.
     ///
     /// # Errors
@@ -162,30 +195,34 @@ impl Store {
         }
         self.counters.served_bytes.fetch_add((wanted.len() * BLOCK_SIZE) as u64, Ordering::Relaxed);
         wanted.sort_unstable();
-        let done = self.read_wanted(&wanted, out, keep);
+        let purpose = Purpose { keep, few: wanted.len() <= FEW_BLOCKS };
+        let done = self.read_wanted(&wanted, out, purpose);
         WANTED.set(wanted);
         done
     }
 
     /// Fills the blocks of `out` that `wanted`, which is sorted, says.
-    fn read_wanted(&self, wanted: &[Wanted], out: &mut [u8], keep: bool) -> Result<(), StoreError> {
-        let mut missing: Vec<(Place, &[Wanted])> = Vec::new();
+    fn read_wanted(&self, wanted: &[Wanted], out: &mut [u8], purpose: Purpose) -> Result<(), StoreError> {
+        let mut missing: Vec<Missing<'_>> = Vec::new();
         for group in wanted.chunk_by(|a, b| a.0.frame() == b.0.frame()) {
             let frame = group[0].0.frame();
-            match self.cache.get(frame.word()) {
-                Some(content) => copy_out(&content, group, out)?,
-                None => missing.push((frame, group)),
+            if let Some(blocks) = self.cached(frame, group, purpose) {
+                blocks.copy_out(group, out)?;
+                continue;
             }
+            let (first, last) = parts(group);
+            let blocks =
+                if purpose.few { first * PART_BLOCKS..(last + 1) * PART_BLOCKS } else { 0..MAX_SLOTS as usize };
+            missing.push(Missing { frame, group, blocks });
         }
         let mut rest = &missing[..];
         while !rest.is_empty() {
-            let frames: Vec<Place> = rest[..together(rest)].iter().map(|m| m.0).collect();
-            let (now, later) = rest.split_at(frames.len());
+            let (now, later) = rest.split_at(together(rest));
             rest = later;
-            self.fetch(&frames, &mut |i, content| {
-                copy_out(content, now[i].1, out)?;
-                if keep {
-                    self.cache.put(frames[i].word(), content);
+            self.fetch(now, &mut |missing, blocks| {
+                blocks.copy_out(missing.group, out)?;
+                if purpose.keep {
+                    self.keep(missing.frame, blocks);
                 }
                 Ok(())
             })?;
@@ -193,15 +230,35 @@ impl Store {
         Ok(())
     }
 
+    /// The blocks of `group` from the cache.
+    fn cached(&self, frame: Place, group: &[Wanted], purpose: Purpose) -> Option<Blocks> {
+        if let (true, (first, last)) = (purpose.few, parts(group))
+            && first == last
+            && let Some(content) = self.cache.get(Key::part(frame.word(), u8::try_from(first).ok()?))
+        {
+            return Some(Blocks { first: first * PART_BLOCKS, whole: false, content });
+        }
+        self.cache.get(Key::whole(frame.word())).map(|content| Blocks { first: 0, whole: true, content })
+    }
+
+    /// Keeps what was decoded: all of the frame, or one part of it. Several parts hardly ever come at once.
+    fn keep(&self, frame: Place, blocks: &Blocks) {
+        let Blocks { first, whole, content } = blocks;
+        if *whole {
+            self.cache.put(Key::whole(frame.word()), content);
+        } else if let Ok(part) = u8::try_from(first / PART_BLOCKS)
+            && first.is_multiple_of(PART_BLOCKS)
+            && content.len() <= PART_BLOCKS * BLOCK_SIZE
+        {
+            self.cache.put(Key::part(frame.word(), part), content);
+        }
+    }
+
     /// Reads frames of one segment, sorted and close to each other, with one read if that is possible, and hands
-    /// each to `take` with its number.
-    fn fetch(
-        &self,
-        frames: &[Place],
-        take: &mut dyn FnMut(usize, &Content) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+    /// what they hold to `take`.
+    fn fetch(&self, frames: &[Missing<'_>], take: &mut Take<'_>) -> Result<(), StoreError> {
         let Some(first) = frames.first() else { return Ok(()) };
-        let segment = self.segment(first.segment())?;
+        let segment = self.segment(first.frame.segment())?;
         // Taken and put back, as no read may depend on another one's end.
         let mut reader = match READER.take() {
             Some(reader) => reader,
@@ -219,32 +276,37 @@ impl Store {
         &self,
         reader: &mut Reader,
         segment: &ReadSegment,
-        frames: &[Place],
-        take: &mut dyn FnMut(usize, &Content) -> Result<(), StoreError>,
+        frames: &[Missing<'_>],
+        take: &mut Take<'_>,
     ) -> Result<(), StoreError> {
         let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(()) };
-        let whole = last.offset() + u64::from(last.frame_len_bound()) - first.offset();
-        match self.load(segment, &mut reader.bytes, first.offset(), whole) {
+        let start = first.frame.offset();
+        let whole = last.frame.offset() + u64::from(last.frame.frame_len_bound()) - start;
+        match self.load(segment, &mut reader.bytes, start, whole) {
             Ok(n) => {
-                for (i, frame) in frames.iter().enumerate() {
-                    let from = usize::try_from(frame.offset() - first.offset()).unwrap_or(usize::MAX).min(n);
-                    let to = n.min(from + frame.frame_len_bound() as usize);
-                    take(i, &self.open_frame(segment, reader, *frame, from..to)?)?;
+                for missing in frames {
+                    let from = usize::try_from(missing.frame.offset() - start).unwrap_or(usize::MAX).min(n);
+                    let to = n.min(from + missing.frame.frame_len_bound() as usize);
+                    take(missing, &self.open_frame(segment, reader, missing, from..to)?)?;
                 }
                 Ok(())
             }
             // A bad sector of one frame, or between two, takes no other with it.
             Err(_) if frames.len() > 1 => {
-                for (i, frame) in frames.iter().enumerate() {
-                    let bound = u64::from(frame.frame_len_bound());
-                    let n = self.load(segment, &mut reader.bytes, frame.offset(), bound);
-                    let n = n.map_err(io_error(&segment.path, "read it"))?;
-                    take(i, &self.open_frame(segment, reader, *frame, 0..n)?)?;
+                for missing in frames {
+                    let n = self.load_frame(segment, reader, missing.frame)?;
+                    take(missing, &self.open_frame(segment, reader, missing, 0..n)?)?;
                 }
                 Ok(())
             }
             Err(e) => Err(io_error(&segment.path, "read it")(e)),
         }
+    }
+
+    /// Reads one frame and what may lie behind it.
+    fn load_frame(&self, segment: &ReadSegment, reader: &mut Reader, frame: Place) -> Result<usize, StoreError> {
+        let read = self.load(segment, &mut reader.bytes, frame.offset(), u64::from(frame.frame_len_bound()));
+        read.map_err(io_error(&segment.path, "read it"))
     }
 
     /// Reads up to `len` bytes from `offset` on to the beginning of `bytes`; the file may end before.
@@ -263,47 +325,41 @@ impl Store {
         &self,
         segment: &ReadSegment,
         reader: &mut Reader,
-        frame: Place,
-        at: std::ops::Range<usize>,
-    ) -> Result<Content, StoreError> {
-        let mut content = Vec::new();
-        let opened =
-            reader.opener.open(&segment.key, &mut reader.bytes[at], &mut content).map_err(|e| e.to_string()).and_then(
-                |h| match h.kind {
-                    FrameKind::Data => Ok(()),
-                    _ => Err("it is no data frame".to_string()),
-                },
-            );
+        missing: &Missing<'_>,
+        at: Range<usize>,
+    ) -> Result<Blocks, StoreError> {
+        let frame = missing.frame;
         let damaged = |what| StoreError::Damaged { segment: frame.segment(), offset: frame.offset(), what };
-        opened.map_err(damaged)?;
-        self.counters.frames.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(content))
+        let mut content = Vec::new();
+        let opened = reader.opener.open_part(&segment.key, &mut reader.bytes[at], &missing.blocks, &mut content);
+        match opened {
+            Ok((header, first)) if header.kind == FrameKind::Data => {
+                self.counters.frames.fetch_add(1, Ordering::Relaxed);
+                let whole = content.len() == header.plain_len as usize;
+                Ok(Blocks { first, whole, content: Arc::new(content) })
+            }
+            Ok(_) => Err(damaged("it is no data frame".into())),
+            Err(e) => {
+                // Opening has changed its bytes. Those of the file tell a flipped bit from a forged frame.
+                let n = self.load_frame(segment, reader, frame)?;
+                let why = frame::verify(&reader.bytes[..n]).err().unwrap_or(e);
+                Err(damaged(why.to_string()))
+            }
+        }
     }
 }
 
 /// How many of the first frames of `missing` are read together.
-fn together(missing: &[(Place, &[Wanted])]) -> usize {
-    let Some((first, _)) = missing.first() else { return 0 };
+fn together(missing: &[Missing<'_>]) -> usize {
+    let Some(Missing { frame: first, .. }) = missing.first() else { return 0 };
     let end = |p: Place| p.offset() + u64::from(p.frame_len_bound());
-    let close = |pair: &[(Place, &[Wanted])]| {
-        let (before, next) = (pair[0].0, pair[1].0);
+    let close = |pair: &[Missing<'_>]| {
+        let (before, next) = (pair[0].frame, pair[1].frame);
         next.segment() == first.segment()
             && next.offset() <= end(before) + MAX_SKIPPED
             && end(next) - first.offset() <= MAX_READ
     };
     1 + missing.windows(2).take_while(|pair| close(pair)).count()
-}
-
-fn copy_out(content: &[u8], group: &[Wanted], out: &mut [u8]) -> Result<(), StoreError> {
-    for (place, i) in group {
-        let at = place.slot() as usize * BLOCK_SIZE;
-        let Some(bytes) = content.get(at..at + BLOCK_SIZE) else {
-            let what = format!("it has no block {}", place.slot());
-            return Err(StoreError::Damaged { segment: place.segment(), offset: place.offset(), what });
-        };
-        out[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE].copy_from_slice(bytes);
-    }
-    Ok(())
 }
 
 /// Reads until `buf` is full or the file ends.
@@ -325,3 +381,7 @@ impl BlockSource for Store {
         self.read(places, out, true)
     }
 }
+
+#[cfg(test)]
+#[path = "read_tests.rs"]
+mod tests;

@@ -27,7 +27,8 @@
 //! [`aad`], which binds a frame to vault, segment and position. The checksum lies outside the
 //! seal, so that scrubbing needs no key. What is sealed in each kind:
 //!
-//! * **data**: blocks of 4 KiB, back to back. A [`Place`](crate::place::Place) names one by frame and slot.
+//! * **data**: blocks of 4 KiB, back to back. A [`Place`](crate::place::Place) names one by frame and slot. Compressed, it is one or more
+//!   zstd frames, each of whole blocks and with its size in its header, so that one of them can be had without those before it.
 //! * **commit**: closes a batch, see [`commit`](crate::commit). The frames before it in the segment are whole if it is.
 //! * **directory**: one entry for each data and commit frame, in their order, see [`DirEntry`]. It keeps the fingerprints of
 //!   the blocks, for which a segment without directory has to be read.

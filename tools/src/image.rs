@@ -1,7 +1,7 @@
-//! A volume as it was, read as a whole: over several connections, with requests in flight on each.
+//! A volume as it was, read as a whole: over one connection, with requests in flight.
 //!
-//! A server decrypts and decompresses for one connection on one thread, so one connection uses one processor; a
-//! few of them use all. The pieces go round the connections and come back in the order of the disk.
+//! The server reads ahead of who reads from front to back, and decodes on all processors for one connection. Several
+//! connections that divide the disk between them would each have it read ahead of the others' parts too.
 
 use crate::problem::Problem;
 use afterimage_mgmt::client::ControlClient;
@@ -14,15 +14,13 @@ use std::path::Path;
 
 /// Length of a read.
 const PIECE: u64 = 512 << 10;
-/// Reads in flight on each connection: the server has one to work on while others travel.
-const DEPTH: usize = 8;
-/// More connections than this gain nothing: one thread receives from all of them.
-const MAX_CONNECTIONS: usize = 4;
+/// Reads in flight: as much as the server reads ahead.
+const DEPTH: usize = 16;
 
-/// One image behind one or more connections.
+/// One image behind a connection.
 #[derive(Debug)]
 pub struct Image {
-    clients: Vec<Client>,
+    client: Client,
 }
 
 /// What is read next into the hands of the caller.
@@ -30,12 +28,11 @@ pub struct Image {
 struct Piece {
     at: u64,
     len: usize,
-    client: usize,
 }
 
 impl From<Client> for Image {
     fn from(client: Client) -> Image {
-        Image { clients: vec![client] }
+        Image { client }
     }
 }
 
@@ -45,30 +42,15 @@ impl Image {
     /// # Errors
     /// If nothing runs there, or the moment cannot be opened.
     pub fn open(data: &Path, volume: &str, at: &When) -> Result<(Position, Image), Problem> {
-        let open = |at: &When| -> Result<(Position, Client), Problem> {
-            let (position, stream) = ControlClient::connect(data)?.nbd(volume, at, Access::Moment)?;
-            Ok((position, Client::over(OwnedFd::from(stream), volume, &Options::default())?))
-        };
-        let (position, first) = open(at)?;
-        let mut image = Image::from(first);
-        let wanted = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_CONNECTIONS);
-        // The first one holds the moment. Where a further one is refused, those that there are do it.
-        while image.clients.len() < wanted {
-            match open(&When::Seq(position.seq)) {
-                Ok((_, client)) => image.clients.push(client),
-                Err(e) => {
-                    tracing::debug!("no further connection: {e}");
-                    break;
-                }
-            }
-        }
-        Ok((position, image))
+        let (position, stream) = ControlClient::connect(data)?.nbd(volume, at, Access::Moment)?;
+        let client = Client::over(OwnedFd::from(stream), volume, &Options::default())?;
+        Ok((position, Image { client }))
     }
 
     /// Size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.clients.first().map_or(0, Client::size)
+        self.client.size()
     }
 
     /// The ranges that do not read as zeroes; see [`Client::data_ranges`].
@@ -76,27 +58,27 @@ impl Image {
     /// # Errors
     /// If the connection or the request fails.
     pub fn data_ranges(&mut self) -> Result<Vec<(u64, u64)>, Problem> {
-        Ok(self.clients.first_mut().map_or_else(|| Ok(Vec::new()), Client::data_ranges)?)
+        Ok(self.client.data_ranges()?)
     }
 
     /// Reads `ranges` in order and gives each piece to `sink`. What reaches past the end of the disk is zero.
     ///
     /// # Errors
-    /// If a connection or a read fails, or what `sink` says.
+    /// If the connection or a read fails, or what `sink` says.
     pub fn read_ranges(
         &mut self,
         ranges: impl Iterator<Item = (u64, u64)>,
         mut sink: impl FnMut(u64, &[u8]) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
-        let (size, most) = (self.size(), DEPTH * self.clients.len());
-        let mut pieces = ranges.flat_map(|(start, len)| pieces(start, len)).zip((0..self.clients.len()).cycle());
+        let size = self.size();
+        let mut pieces = ranges.flat_map(|(start, len)| pieces(start, len));
         let (mut order, mut early) = (VecDeque::new(), HashMap::new());
         loop {
-            while order.len() < most {
-                let Some(((at, len), client)) = pieces.next() else { break };
+            while order.len() < DEPTH {
+                let Some((at, len)) = pieces.next() else { break };
                 let inside = u32::try_from(len.min(size.saturating_sub(at))).unwrap_or(u32::MAX);
-                self.clients[client].submit(at, &Command::Read { offset: at, len: inside })?;
-                order.push_back(Piece { at, len: usize::try_from(len).unwrap_or(usize::MAX), client });
+                self.client.submit(at, &Command::Read { offset: at, len: inside })?;
+                order.push_back(Piece { at, len: usize::try_from(len).unwrap_or(usize::MAX) });
             }
             let Some(piece) = order.pop_front() else { return Ok(()) };
             self.take(piece, &mut early, &mut sink)?;
@@ -114,7 +96,7 @@ impl Image {
             return give(piece, &data, sink);
         }
         loop {
-            let reply = self.clients[piece.client].receive()?;
+            let reply = self.client.receive()?;
             reply.result.map_err(|e| failed(reply.cookie, &e))?;
             if reply.cookie == piece.at {
                 return give(piece, reply.data, sink);

@@ -16,8 +16,12 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::thread;
 use std::time::Instant;
 
+/// So much of a file is written before its disk is told to begin.
+const SYNC_EVERY: usize = 32 << 20;
 /// Zeroes shorter than this are not worth a hole.
 const HOLE: usize = 4096;
 
@@ -212,12 +216,38 @@ fn to_file(image: &mut Image, ranges: &[(u64, u64)], format: Format, file: &File
     }
     file.set_len(image.size())?;
     let mut progress = Progress::new(total(ranges));
-    image.read_ranges(ranges.iter().copied(), |offset, data| {
-        write_sparse(file, offset, data)?;
-        progress.add(data.len() as u64);
-        Ok(())
+    syncing(file, |written| {
+        image.read_ranges(ranges.iter().copied(), |offset, data| {
+            write_sparse(file, offset, data)?;
+            written(data.len());
+            progress.add(data.len() as u64);
+            Ok(())
+        })
     })?;
     Ok(total(ranges))
+}
+
+/// Does `work`, which says how much it has written to `file`, and makes that durable meanwhile: at the end little is left to
+/// wait for, and the disk writes while the next blocks are decoded.
+fn syncing(file: &File, work: impl FnOnce(&mut dyn FnMut(usize)) -> Result<(), Problem>) -> Result<(), Problem> {
+    // Room for one: while one sync is under way, a single further one takes what has come since.
+    let (wanted, syncs) = sync_channel::<()>(1);
+    thread::scope(|scope| {
+        let syncer = scope.spawn(move || syncs.iter().try_for_each(|()| file.sync_data()));
+        let mut since = 0;
+        let done = work(&mut |bytes| {
+            since += bytes;
+            if since >= SYNC_EVERY {
+                since = 0;
+                // One is waiting already, or one has failed, which is said below.
+                let _ = wanted.try_send(());
+            }
+        });
+        drop(wanted);
+        // An error of the disk is told once, to whoever hears it first.
+        let synced = syncer.join().unwrap_or_else(|_| Err(io::Error::other("the thread that syncs has panicked")));
+        done.and(synced.map_err(Problem::from))
+    })
 }
 
 /// Writes what is not zero into a file that is zero so far, neighbouring blocks with one call.

@@ -197,7 +197,7 @@ impl Opener {
             out.extend_from_slice(content.get(from..to).ok_or(OpenError::Decompress)?);
             return Ok((header, from / BLOCK_SIZE));
         }
-        let (mut rest, mut at, mut first) = (&*content, 0, from);
+        let (mut rest, mut at, mut first) = (content, 0, from);
         while at < to {
             let (part, len) = first_part(rest, all - at)?;
             if at + len > from {

@@ -97,8 +97,10 @@ impl Place {
     /// `me` is the place of the strand that runs, `self` that of another one which was begun or left by this, both strands are
     /// still there, and everything is called on one thread of the system.
     pub unsafe fn switch_from(self, me: Place) {
-        // SAFETY: the caller says that both are there.
-        let (me, other) = unsafe { (&*me.0, &*self.0) };
+        // SAFETY: the caller says that it is there.
+        let me = unsafe { &*me.0 };
+        // SAFETY: as above.
+        let other = unsafe { &*self.0 };
         // SAFETY: as the caller says.
         unsafe { other.switch_from(me) };
     }

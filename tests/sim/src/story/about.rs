@@ -36,7 +36,9 @@ impl About {
     /// A load that lasts until the story ends, and leaves time for what happens.
     pub(super) fn shape(self, setup: &mut Setup) {
         setup.operations = u64::MAX;
-        setup.think = if self == About::Publish { 5 * MILLI } else { 500 * MILLI };
+        // A client that thinks for longer would let others wait for what it has under way.
+        setup.think = if self == About::Publish { 5 * MILLI } else { 100 * MILLI };
+        setup.queues = setup.queues.min(2);
         if self == About::Unread {
             // Much is read at a start: many segments, and no layers that make reading them superfluous.
             (setup.segment, setup.runs) = (64 << 10, 100_000);

@@ -22,6 +22,7 @@ packages=(
     e2fsprogs xfsprogs
     cpio xz-utils          # the test guest's initramfs
     util-linux             # unshare, nsenter
+    iproute2               # ip, ss: hosts that are network namespaces
 )
 
 case "${1:-}" in

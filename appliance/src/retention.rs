@@ -172,6 +172,42 @@ impl Appliance {
         Ok(found)
     }
 
+    /// Keeps what `keep` names readable in the volume with this id, as pinned points, and lets go of the seqs in `drop` that were kept so. For
+    /// groups, whose points lie where no volume has one of its own. Returns the seqs that cannot be kept any more.
+    ///
+    /// # Errors
+    /// [`ApplianceError::NoVolume`], or [`ApplianceError::Session`] if the manifest cannot be written.
+    pub fn keep_seqs(&self, id: &[u8; 16], keep: Vec<PointMeta>, drop: &[u64]) -> Result<Vec<u64>, ApplianceError> {
+        let all = self.registry.all();
+        let none = || ApplianceError::NoVolume(uuid::Uuid::from_bytes(*id).to_string(), String::new());
+        let v = all.iter().find(|v| v.id == *id).ok_or_else(none)?;
+        // A round that is under way has its own idea of what stays.
+        let _turn = self.registry.collector.lock();
+        let (mut new, mut refused) = (Vec::new(), Vec::new());
+        for point in keep {
+            let there = v.progress().points.iter().any(|p| p.seq == point.seq && p.pinned);
+            match self.check_seq(&v.name, point.seq) {
+                Ok(()) if there => {}
+                Ok(()) => new.push(PointMeta { auto: true, pinned: true, ..point }),
+                Err(ApplianceError::When(..)) => refused.push(point.seq),
+                Err(e) => return Err(e),
+            }
+        }
+        let goes = |p: &PointMeta| p.auto && p.pinned && !p.note.is_empty() && drop.contains(&p.seq);
+        let unchanged = new.is_empty() && !v.progress().points.iter().any(goes);
+        if unchanged {
+            return Ok(refused);
+        }
+        let apply = |points: &mut Vec<PointMeta>| {
+            points.retain(|p| !goes(p) && new.iter().all(|n| n.seq != p.seq));
+            points.extend(new.iter().cloned());
+            points.sort_by_key(|p| p.seq);
+        };
+        self.change(&v.name, |meta| apply(&mut meta.points))?;
+        v.edit_progress(|p| apply(&mut p.points));
+        Ok(refused)
+    }
+
     fn change(&self, volume: &str, change: impl FnOnce(&mut VolumeMeta)) -> Result<(), ApplianceError> {
         let id = self.volume(volume)?.id;
         let done = self.shared.vault.edit(|m| m.volumes.iter_mut().find(|v| v.id == id).map(change));

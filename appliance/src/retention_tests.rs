@@ -175,3 +175,35 @@ fn pins_removals_and_holds() {
     let kept = site.appliance().kept("disk", None).unwrap();
     assert_eq!(kept.points[0].1, [Why::Pin]);
 }
+
+#[test]
+fn i10_what_points_of_groups_need_is_kept_beyond_the_window_until_it_is_let_go() {
+    let mut site = Site::new(60, policy(2, [0; 4]));
+    let id = hello().volume;
+    let point = |seq: u64| crate::PointMeta {
+        note: "g".into(),
+        ..crate::PointMeta::new(format!("g/{seq}"), seq, START + seq * 5 * MINUTE, true)
+    };
+    // None is where a point of the volume is; the last is not there at all.
+    let wanted = vec![point(31), point(61), point(9999)];
+    assert_eq!(site.appliance().keep_seqs(&id, wanted, &[]).unwrap(), [9999]);
+    site.restart(false);
+    for clean in [true, false] {
+        site.collect();
+        let names = site.names();
+        assert_eq!((&names[..2], names.len()), (&["g/31".to_owned(), "g/61".to_owned()][..], 2 + 13), "{names:?}");
+        site.verify(&names);
+        assert!(site.appliance().keep_seqs(&id, vec![point(31)], &[]).unwrap().is_empty(), "it is there already");
+        assert_eq!(site.appliance().keep_seqs(&id, vec![point(33)], &[]).unwrap(), [33], "too late");
+        site.restart(clean);
+    }
+    // One goes; a point that is not of a group is not let go by that.
+    site.appliance().change_point("disk", "p60", PointChange::Pin).unwrap();
+    assert!(site.appliance().keep_seqs(&id, Vec::new(), &[31, 120]).unwrap().is_empty());
+    site.restart(false);
+    site.collect();
+    let names = site.names();
+    assert_eq!((&*names[0], &**names.last().unwrap(), names.len()), ("g/61", "p60", 1 + 13), "{names:?}");
+    site.verify(&names);
+    assert!(site.appliance().keep_seqs(&[1; 16], Vec::new(), &[]).is_err(), "no such volume");
+}

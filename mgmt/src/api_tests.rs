@@ -5,7 +5,7 @@ use super::problem::Kind;
 use super::routes::{self, Method};
 use super::types::*;
 use crate::catalogue::{ApiRole, NewToken};
-use crate::members::{Clock, DiskFound, DisksTaken, Interface, MemberAsk, Readiness, Way};
+use crate::members::{Clock, DiskFound, DisksTaken, Done, Interface, MemberAsk, Readiness, Way};
 use crate::office::{Answered, Office, Port};
 use crate::protocol::{Code, Failure, PointList};
 use crate::units::Time;
@@ -106,6 +106,7 @@ impl Duties for Fake {
                 volumes.extend(names.iter().map(|n| volume(n, "initial-sync")));
                 ok(DisksTaken { volumes: names })
             }
+            _ => ok(Done::default()),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! How an app-consistent point was made, as the control socket tells it and `--json` prints it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How a point was made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AppPoint {
-    /// `app`, or `crash`: like after a power cut.
+    /// `app`, or `crash`: like after a power cut; `failed` if that was not wanted.
     pub consistency: String,
     /// The first step that failed, and why; null if none did.
     pub reason: Option<String>,
@@ -16,7 +17,7 @@ pub struct AppPoint {
 }
 
 /// How a step went.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AppStep {
     /// `pre`, `freeze`, `marker`, `thaw` or `post`.
     pub step: String,

@@ -4,8 +4,8 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REPLY, write_line};
 use crate::protocol::{
-    Access, BranchAsk, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList, Position,
-    Reply, Request, SizeChange, Status, VERSION,
+    Access, ApiCall, ApiReply, BranchAsk, CompareBegun, DiffEnd, Envelope, Extents, Failure, PointInfo, PointList,
+    Position, Reply, Request, SizeChange, Status, VERSION, VolumePoint,
 };
 use crate::retention::{PointAction, Retention, RetentionChange};
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
@@ -116,8 +116,8 @@ impl ControlClient {
     ///
     /// # Errors
     /// As [`ClientError`] says.
-    pub fn mgmt<T: DeserializeOwned>(&mut self, ask: MgmtAsk) -> Result<T, ClientError> {
-        self.call(Request::Mgmt { ask })
+    pub fn mgmt(&mut self, call: ApiCall) -> Result<ApiReply, ClientError> {
+        self.call(Request::Mgmt { call })
     }
 
     /// See [`Request::Status`].
@@ -155,7 +155,15 @@ impl ControlClient {
         self.call(Request::CreatePoint { volume: volume.to_owned(), name: name.to_owned(), app: false })
     }
 
-    /// The same, app-consistent.
+    /// See [`Request::CreatePoints`].
+    ///
+    /// # Errors
+    /// If one of the volumes is in no state to make points.
+    pub fn create_points(&mut self, name: &str) -> Result<Vec<VolumePoint>, ClientError> {
+        self.call(Request::CreatePoints { name: name.to_owned() })
+    }
+
+    /// The same as [`ControlClient::create_point`], app-consistent.
     ///
     /// # Errors
     /// If nothing says how, or a step failed and that ends it.

@@ -1,5 +1,6 @@
 //! What mgmt asks agents and appliances over their sessions, and what they answer. JSON, so fields may be added.
 
+use crate::retention::RetentionChange;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -20,11 +21,109 @@ pub enum MemberAsk {
         /// Name of the volume.
         volume: String,
     },
+    /// Has an agent make applications quiet for a point of its group: what comes before freezing. Answers [`Quieted`].
+    Quiet {
+        /// The point's name.
+        point: String,
+    },
+    /// Has it freeze, and answers [`Quieted`] when that is done or has failed.
+    Freeze {
+        /// Which: [`Quieted::id`].
+        id: String,
+    },
+    /// Has it thaw, and answers with a list of [`crate::groups::VolumeApp`] when everything is over.
+    Thaw {
+        /// Which.
+        id: String,
+    },
+    /// Tells an agent how often points are made of its volumes, by policy: [`Done`].
+    Schedule {
+        /// Volumes that are not named do as the agent's own settings say.
+        volumes: Vec<VolumeSchedule>,
+    },
+    /// Tells an appliance what is kept of volumes, by policy. Answers [`Done`].
+    Retain {
+        /// Of which.
+        volumes: Vec<VolumeRetention>,
+    },
+    /// What an appliance would keep of a volume: [`crate::retention::Retention`].
+    Kept {
+        /// The volume's id.
+        id: String,
+        /// By these rules.
+        change: RetentionChange,
+    },
+    /// Tells an appliance which seqs points of groups need, and which no more. Answers [`Done`], with those that it does not have any more.
+    Keep {
+        /// In which volumes.
+        volumes: Vec<VolumeSeqs>,
+    },
     /// Has an agent take these disks under protection now and from now on, and answers [`DisksTaken`].
     Protect {
         /// They.
         disks: Vec<DiskWish>,
     },
+}
+
+/// Applications of a machine on their way to quiet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quieted {
+    /// Names it until it is thawed.
+    pub id: String,
+    /// How many volumes take part.
+    pub volumes: usize,
+}
+
+/// How often points are made of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSchedule {
+    /// Its id.
+    pub id: String,
+    /// Seconds between points that are consistent for a crash; 0 makes none.
+    pub crash_seconds: u32,
+    /// Minutes between those that are consistent for applications; 0 makes none.
+    pub app_minutes: u32,
+}
+
+/// What is kept of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRetention {
+    /// Its id.
+    pub id: String,
+    /// What is to be different.
+    pub change: RetentionChange,
+}
+
+/// Seqs of a volume that points of groups need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSeqs {
+    /// Its id.
+    pub id: String,
+    /// Those that are needed from now on.
+    pub keep: Vec<SeqKept>,
+    /// Those that are needed no more.
+    pub drop: Vec<u64>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeqKept {
+    /// It.
+    pub seq: u64,
+    /// Its time, nanoseconds since 1970.
+    pub time: u64,
+    /// GROUP/POINT.
+    pub name: String,
+}
+
+/// What was not done, because it could not be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Done {
+    /// Ids of volumes that are not known.
+    pub unknown: Vec<String>,
+    /// Seqs that are not there any more.
+    pub gone: Vec<(String, u64)>,
 }
 
 /// What a member's clock shows.

@@ -5,8 +5,10 @@
 //! textfile collector of the node exporter); mgmt serves those of all its members at `/metrics`, with the labels `machine` or
 //! `appliance`, so that nothing has to dial in to a protected host.
 
+mod groups;
 mod office;
 
+pub use groups::Tally;
 pub use office::{families as office_families, of_office};
 
 use crate::protocol::{State, Status, StoreStatus, VolumeStatus};

@@ -71,6 +71,15 @@ impl Reports {
         self.held().values().cloned().collect()
     }
 
+    /// Where the windows of all volumes begin, as their appliances say: ids and first seqs.
+    #[must_use]
+    pub fn windows(&self) -> Vec<(String, u64)> {
+        let held = self.held();
+        let appliances = held.values().filter(|r| r.identity.role == Role::Appliance);
+        let volumes = appliances.flat_map(|r| &r.status.volumes);
+        volumes.filter_map(|v| v.first_seq.map(|first| (v.id.clone(), first))).collect()
+    }
+
     /// What the appliances say of a volume: the one with this id.
     #[must_use]
     pub fn history_of(&self, volume: &str) -> Option<(String, VolumeStatus)> {

@@ -1,6 +1,7 @@
 //! What of a volume's history is kept, as the control socket speaks of it.
 
 use crate::units::Time;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What is to be different. What is not said stays as it is.
@@ -39,7 +40,7 @@ impl RetentionChange {
 }
 
 /// What is kept, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Retention {
     /// Name of the volume.
     pub volume: String,
@@ -70,7 +71,7 @@ pub struct Retention {
 }
 
 /// What becomes of a point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PointFate {
     /// Its name.
     pub name: String,
@@ -85,7 +86,7 @@ pub struct PointFate {
 }
 
 /// What would be given back. The room comes free bit by bit, as collection gets to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FreedBytes {
     /// Versions of blocks.
     pub blocks: u64,

@@ -28,6 +28,8 @@ struct Last {
 #[derive(Debug)]
 pub struct Schedule {
     every: Option<Duration>,
+    /// What a policy says of some volumes.
+    policy: BTreeMap<String, Option<Duration>>,
     last: BTreeMap<String, Last>,
 }
 
@@ -35,13 +37,24 @@ impl Schedule {
     /// Points every so often; `None` makes none.
     #[must_use]
     pub const fn new(every: Option<Duration>) -> Self {
-        Self { every, last: BTreeMap::new() }
+        Self { every, policy: BTreeMap::new(), last: BTreeMap::new() }
+    }
+
+    /// For these volumes something else counts, and no more for others of which that was said before.
+    pub fn set_policy(&mut self, policy: BTreeMap<String, Option<Duration>>) {
+        self.policy = policy;
+    }
+
+    /// How often points of a volume are made.
+    #[must_use]
+    pub fn every(&self, volume: &str) -> Option<Duration> {
+        self.policy.get(volume).copied().unwrap_or(self.every)
     }
 
     /// Whether a point is due for the volume at monotonic time `now`.
     #[must_use]
     pub fn due(&self, now: Duration, volume: Seen<'_>) -> bool {
-        let Some(every) = self.every else { return false };
+        let Some(every) = self.every(volume.name) else { return false };
         volume.consistent
             && match self.last.get(volume.name) {
                 None => true,
@@ -52,7 +65,9 @@ impl Schedule {
     /// Whether a point at shutdown is worth making: the volume has been written since the last one.
     #[must_use]
     pub fn due_at_shutdown(&self, volume: Seen<'_>) -> bool {
-        self.every.is_some() && volume.consistent && self.last.get(volume.name).is_none_or(|last| volume.seq > last.seq)
+        self.every(volume.name).is_some()
+            && volume.consistent
+            && self.last.get(volume.name).is_none_or(|last| volume.seq > last.seq)
     }
 
     /// Notes that a point (of whatever kind) stands at `seq`.
@@ -91,6 +106,19 @@ mod tests {
         s.failed(6 * MIN, "d");
         assert!(!s.due(7 * MIN, seen(true, 8)));
         assert!(s.due(11 * MIN, seen(true, 8)));
+    }
+
+    #[test]
+    fn what_a_policy_says_of_a_volume_counts_as_long_as_it_says_it() {
+        let mut s = Schedule::new(Some(5 * MIN));
+        s.made(MIN, "d", 7);
+        s.set_policy([("d".to_owned(), Some(MIN)), ("e".to_owned(), None)].into());
+        assert!(s.due(2 * MIN, seen(true, 8)) && !s.due(2 * MIN, Seen { name: "e", ..seen(true, 8) }));
+        s.set_policy([("d".to_owned(), None)].into());
+        assert!(!s.due(20 * MIN, seen(true, 8)) && !s.due_at_shutdown(seen(true, 8)));
+        assert!(s.due(2 * MIN, Seen { name: "e", ..seen(true, 8) }));
+        s.set_policy(BTreeMap::new());
+        assert!(s.due(6 * MIN, seen(true, 8)) && !s.due(5 * MIN, seen(true, 8)));
     }
 
     #[test]

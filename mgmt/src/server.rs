@@ -4,8 +4,8 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REQUEST, write_line};
 use crate::protocol::{
-    Access, BranchAsk, Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, MgmtAsk, PointInfo, PointList,
-    Position, Reply, Request, SizeChange, Status, VERSION,
+    Access, ApiCall, ApiReply, BranchAsk, Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, PointInfo,
+    PointList, Position, Reply, Request, SizeChange, Status, VERSION, VolumePoint,
 };
 use crate::retention::{PointAction, Retention, RetentionChange};
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
@@ -53,6 +53,15 @@ pub trait Site: Send + Sync + 'static {
     /// # Errors
     /// [`Code::NotReady`] if the volume is in no state to make points.
     fn create_point(&self, volume: &str, name: &str) -> Result<PointInfo, Failure>;
+
+    /// Makes points of all volumes with a disk here at one instant, and waits until they are durable.
+    ///
+    /// # Errors
+    /// [`Code::NotReady`] if one of the volumes is in no state to make points: then none has one.
+    fn create_points(&self, name: &str) -> Result<Vec<VolumePoint>, Failure> {
+        let _ = name;
+        Err(Failure::new(Code::OtherRole, "no disks are here: run the command with --data of the agent"))
+    }
 
     /// Makes an app-consistent point and waits until it is durable at the appliance.
     ///
@@ -152,9 +161,12 @@ pub trait Site: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Code::OtherRole`] if this is another role.
-    fn mgmt(&self, who: &str, ask: &MgmtAsk) -> Result<serde_json::Value, Failure> {
-        let _ = (who, ask);
-        Err(Failure::new(Code::OtherRole, "this is not mgmt: run the command with --data of `afterimage mgmt`"))
+    fn mgmt(&self, who: &str, call: &ApiCall) -> Result<ApiReply, Failure> {
+        let _ = (who, call);
+        Err(Failure::new(
+            Code::OtherRole,
+            "this is not mgmt: run the command with --data of `afterimage mgmt`, or with --mgmt and a token",
+        ))
     }
 
     /// Opens a volume as it was, or a branch, to be served.
@@ -323,6 +335,7 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
             Ok(Request::CreatePoint { volume, name, app: false }) => {
                 finish(&stream, site.create_point(&volume, &name))?;
             }
+            Ok(Request::CreatePoints { name }) => finish(&stream, site.create_points(&name))?,
             Ok(Request::CreatePoint { volume, name, app: true }) => {
                 finish(&stream, site.create_app_point(&volume, &name))?;
             }
@@ -346,7 +359,7 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
             Ok(Request::Watch { interval_ms }) => {
                 return watch(&stream, shared, site, Duration::from_millis(interval_ms).max(MIN_INTERVAL));
             }
-            Ok(Request::Mgmt { ask }) => finish(&stream, site.mgmt(&caller(&stream), &ask))?,
+            Ok(Request::Mgmt { call }) => finish(&stream, site.mgmt(&caller(&stream), &call))?,
             Ok(Request::Nbd { volume, at, writable, branch }) => {
                 return hand_over(&stream, lines, site.open(&volume, &at, Access::of(writable, branch)));
             }

@@ -15,6 +15,18 @@ pub const SIZE: u64 = 1 << 20;
 /// The group.
 pub const GROUP: &str = "herd";
 
+/// What is other than usual.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Special {
+    /// What agents and mgmt do wrong on purpose.
+    pub broken: Option<&'static str>,
+    /// More lines of the appliance's file.
+    pub appliance: &'static str,
+    /// Lines of each volume's table in the agents' files: they are started with files then. `{I}` stands for the agent's number, `{DIR}` for the folder
+    /// of everything.
+    pub volume: Option<&'static str>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Herd {
@@ -24,8 +36,7 @@ pub struct Herd {
     /// Agents' ways to mgmt.
     pub proxies: Vec<Proxy>,
     disks: usize,
-    /// An environment variable of the agents.
-    broken: bool,
+    special: Special,
     wire: u16,
     port: u16,
     dir: tempfile::TempDir,
@@ -44,15 +55,21 @@ fn ready(process: &mut Process, data: &Path, what: &str) {
 }
 
 impl Herd {
-    /// So many agents, each with so many disks, in one group with these options. `broken` agents open their gates too early.
+    /// So many agents, each with so many disks, in one group with these options. `broken` is what agents and mgmt do wrong on purpose.
+    #[must_use]
+    pub fn new(agents: usize, disks: usize, options: &[&str], broken: Option<&'static str>) -> Herd {
+        Herd::special(agents, disks, options, Special { broken, ..Special::default() })
+    }
+
+    /// The same with what is other than usual.
     ///
     /// # Panics
     /// If one of them does not come up.
     #[must_use]
-    pub fn new(agents: usize, disks: usize, options: &[&str], broken: bool) -> Herd {
+    pub fn special(agents: usize, disks: usize, options: &[&str], special: Special) -> Herd {
         let dir = tempfile::Builder::new().prefix("afterimage-herd-").tempdir().expect("make a folder");
         let (port, wire) = (data::free_port(), data::free_port());
-        let mgmt = start_mgmt(dir.path(), port);
+        let mgmt = start_mgmt(dir.path(), port, special.broken);
         let join = |data: &Path, role: &str, name: &str, port: u16| {
             let token = afterimage(&dir.path().join("mgmt"))
                 .args(["mgmt", "token", "create", "--role", role, "--name", name])
@@ -63,7 +80,8 @@ impl Herd {
         let vault = dir.path().join("appliance");
         join(&vault, "appliance", "vault", port);
         let config = dir.path().join("appliance.toml");
-        let text = format!("listen = [\"tcp:127.0.0.1:{wire}\"]\nconnections_per_address = 1000\n");
+        let text =
+            format!("listen = [\"tcp:127.0.0.1:{wire}\"]\nconnections_per_address = 1000\n{}\n", special.appliance);
         std::fs::write(&config, text).expect("write a configuration file");
         let command = afterimage(&vault).args(["appliance", "--config"]).arg(&config);
         let mut appliance = Process::start(command.into_command(), &dir.path().join("appliance.log"));
@@ -74,7 +92,7 @@ impl Herd {
             _appliance: appliance,
             proxies: Vec::new(),
             disks,
-            broken,
+            special,
             wire,
             port,
             dir,
@@ -94,13 +112,7 @@ impl Herd {
         }
         let names: Vec<String> = (0..agents).map(|i| format!("m{i}")).collect();
         herd.mgmt_cli(&["group", "create", GROUP]).args(&names).args(options).run();
-        for i in 0..agents {
-            let end = Instant::now() + DEADLINE;
-            while !herd.is_live(i) {
-                assert!(Instant::now() < end, "agent {i} is not live: {}", herd.logs());
-                std::thread::sleep(std::time::Duration::from_millis(50));
-            }
-        }
+        (0..agents).for_each(|i| herd.wait_live(i));
         herd
     }
 
@@ -114,6 +126,18 @@ impl Herd {
         self.dir.path().join(format!("d{disk}.raw"))
     }
 
+    /// Waits until all disks that an agent serves are live.
+    ///
+    /// # Panics
+    /// If that does not come.
+    pub fn wait_live(&self, agent: usize) {
+        let end = Instant::now() + DEADLINE;
+        while !self.is_live(agent) {
+            assert!(Instant::now() < end, "agent {agent} is not live: {}", self.logs());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
     fn is_live(&self, agent: usize) -> bool {
         let done = afterimage(&self.data(agent)).args(["status", "--json"]).run_any();
         let volumes = done.status.success().then(|| parse(&done)["volumes"].clone());
@@ -125,14 +149,29 @@ impl Herd {
     /// # Panics
     /// If it does not come up.
     pub fn start_agent(&mut self, i: usize) {
+        self.start_agent_with(i, 0..self.disks);
+    }
+
+    /// Starts an agent that serves only these of its disks.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start_agent_with(&mut self, i: usize, disks: std::ops::Range<usize>) {
         let data = self.data(i);
         let mut command = afterimage(&data).args(["agent", "--ring", "8MiB", "--point-every", "0"]);
         command = command.arg("--appliance").arg(format!("tcp:127.0.0.1:{}", self.wire));
-        if self.broken {
-            command = command.env("AFTERIMAGE_BREAK", "no-hold");
+        if let Some(what) = self.special.broken {
+            command = command.env("AFTERIMAGE_BREAK", what);
         }
-        for d in 0..self.disks {
-            command = command.arg(self.image(i * self.disks + d));
+        let images = disks.map(|d| self.image(i * self.disks + d));
+        if let Some(lines) = self.special.volume {
+            let lines = lines.replace("{I}", &i.to_string()).replace("{DIR}", &self.dir.path().display().to_string());
+            let tables = images.map(|image| format!("[[volume]]\npath = {image:?}\n{lines}\n"));
+            let config = self.dir.path().join(format!("a{i}.toml"));
+            std::fs::write(&config, tables.collect::<String>()).expect("write a configuration file");
+            command = command.arg("--config").arg(config);
+        } else {
+            command = images.fold(command, Tool::arg);
         }
         let mut process = Process::start(command.into_command(), &self.dir.path().join(format!("a{i}.log")));
         ready(&mut process, &data, "an agent");
@@ -175,7 +214,19 @@ impl Herd {
 
     /// Starts it again.
     pub fn start_mgmt(&mut self) {
-        self.mgmt = Some(start_mgmt(self.dir.path(), self.port));
+        self.mgmt = Some(start_mgmt(self.dir.path(), self.port, self.special.broken));
+    }
+
+    /// The folder of everything.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A command for the appliance.
+    #[must_use]
+    pub fn appliance_cli(&self, words: &[&str]) -> Tool {
+        afterimage(&self.dir.path().join("appliance")).args(words)
     }
 
     /// A command for mgmt.
@@ -198,10 +249,7 @@ impl Herd {
     pub fn restore(&self, volume: &str, seq: u64) -> Vec<u8> {
         let to = self.dir.path().join("restored");
         let at = format!("@{seq}");
-        afterimage(&self.dir.path().join("appliance"))
-            .args(["restore", volume, "--at", &at, "--yes", "--to"])
-            .arg(&to)
-            .run();
+        self.appliance_cli(&["restore", volume, "--at", &at, "--yes", "--to"]).arg(&to).run();
         let bytes = std::fs::read(&to).expect("read a restored image");
         std::fs::remove_file(&to).expect("remove a restored image");
         bytes
@@ -221,9 +269,13 @@ impl Herd {
     }
 }
 
-fn start_mgmt(dir: &Path, port: u16) -> Process {
+fn start_mgmt(dir: &Path, port: u16, broken: Option<&str>) -> Process {
     let data = dir.join("mgmt");
-    let command = afterimage(&data).args(["mgmt", "--listen", &format!("127.0.0.1:{port}")]);
+    let listen = format!("127.0.0.1:{port}");
+    let mut command = afterimage(&data).args(["mgmt", "--api", "none", "--listen", &listen]);
+    if let Some(what) = broken {
+        command = command.env("AFTERIMAGE_BREAK", what);
+    }
     let mut process = Process::start(command.into_command(), &dir.join("mgmt.log"));
     ready(&mut process, &data, "mgmt");
     process

@@ -8,11 +8,14 @@
 //! | [`binary`] | finds, and if need be builds, our own programs |
 //! | [`daemon`] | `afterimage up`: start, status, kill -9, restart, restore, export |
 //! | [`pair`] | agent and appliance as two processes |
+//! | [`herd`] | several agents in a group, an appliance and mgmt |
 //! | [`peer`] | other NBD servers, to check the harness with and to measure against |
+//! | [`pretender`] | a guest agent that freezes nothing |
 //! | [`proxy`] | a TCP proxy that cuts, stalls, spoils and slows |
 //! | [`guest`] | QEMU guests, driven by their serial ports |
 //! | [`seats`] | how many guests run at a time |
 //! | [`ext4`] | is this image a sound ext4 after journal replay? |
+//! | [`netns`] | several hosts on this one, with links that can be cut |
 //! | [`lab`] | the usual setting: one protected disk in a folder of its own |
 //! | [`data`] | test data: seeded chance, image files, comparisons |
 //!
@@ -25,8 +28,10 @@ pub mod ext4;
 pub mod guest;
 pub mod herd;
 pub mod lab;
+pub mod netns;
 pub mod pair;
 pub mod peer;
+pub mod pretender;
 pub mod process;
 pub mod proxy;
 pub mod seats;

@@ -6,106 +6,14 @@ use afterimage_tests::daemon::{Daemon, daemon};
 use afterimage_tests::data;
 use afterimage_tests::guest::machine;
 use afterimage_tests::lab::DISK;
+use afterimage_tests::pretender::Pretender;
 use afterimage_tests::tool::tool;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 const LONG: Duration = Duration::from_secs(60);
-
-#[derive(Default)]
-struct State {
-    frozen: bool,
-    heard: Vec<String>,
-    /// How long freezing takes.
-    slow: Duration,
-    /// It thaws by itself before it is asked.
-    fickle: bool,
-}
-
-/// A guest agent that freezes nothing.
-#[derive(Clone, Default)]
-struct Pretender(Arc<Mutex<State>>);
-
-impl Pretender {
-    fn serve(&self, path: &Path) {
-        let (listener, own) = (UnixListener::bind(path).unwrap(), self.clone());
-        std::thread::spawn(move || {
-            // One client at a time, as QEMU has it.
-            for stream in listener.incoming() {
-                own.talk(stream.unwrap());
-            }
-        });
-    }
-
-    fn talk(&self, stream: UnixStream) {
-        let mut lines = BufReader::new(stream);
-        let mut line = Vec::new();
-        while matches!(lines.read_until(b'\n', &mut line), Ok(n) if n > 0) {
-            let text = line.strip_prefix(&[0xff]).unwrap_or(&line);
-            let asked: Value = serde_json::from_slice(text).unwrap();
-            let answer = self.answer(&asked);
-            let mut bytes = format!("{}\n", json!({ "return": answer })).into_bytes();
-            if asked["execute"] == "guest-sync-delimited" {
-                bytes.insert(0, 0xff);
-            }
-            // Who has given up does not read it.
-            let _ = lines.get_mut().write_all(&bytes);
-            line.clear();
-        }
-    }
-
-    fn answer(&self, asked: &Value) -> Value {
-        let command = asked["execute"].as_str().unwrap();
-        let slow = self.0.lock().unwrap().slow;
-        if command == "guest-fsfreeze-freeze" {
-            self.0.lock().unwrap().heard.push("asked to freeze".to_owned());
-            std::thread::sleep(slow);
-        }
-        let mut state = self.0.lock().unwrap();
-        match command {
-            "guest-sync-delimited" => asked["arguments"]["id"].clone(),
-            "guest-fsfreeze-status" => {
-                if state.fickle {
-                    state.frozen = false;
-                }
-                json!(if state.frozen { "frozen" } else { "thawed" })
-            }
-            "guest-fsfreeze-freeze" => {
-                state.frozen = true;
-                state.heard.push("freeze".to_owned());
-                json!(2)
-            }
-            "guest-fsfreeze-thaw" => {
-                state.frozen = false;
-                state.heard.push("thaw".to_owned());
-                json!(2)
-            }
-            other => panic!("{other} is not asked of a guest agent"),
-        }
-    }
-
-    fn set(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.0.lock().unwrap());
-    }
-
-    fn wait(&self, what: &str, test: impl Fn(&State) -> bool) {
-        let until = Instant::now() + LONG;
-        while !test(&self.0.lock().unwrap()) {
-            assert!(Instant::now() < until, "never: {what}; heard {:?}", self.0.lock().unwrap().heard);
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// What it was told to do, from now on anew.
-    fn heard(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap().heard)
-    }
-}
 
 struct Bench {
     daemon: Daemon,
@@ -212,10 +120,10 @@ fn what_fails_is_said_and_thawed() {
     assert!(bench.log().ends_with("post late crash\n"), "{}", bench.log());
     // Somebody else has frozen it: it is left alone.
     bench.agent.set(|s| (s.slow, s.frozen) = (Duration::ZERO, true));
-    bench.agent.heard();
+    drop(bench.agent.heard());
     let made = bench.create("theirs");
     assert!(made.stdout.contains("somebody else"), "{}", made.describe());
-    assert!(bench.agent.heard().is_empty() && bench.agent.0.lock().unwrap().frozen);
+    assert!(bench.agent.heard().is_empty() && bench.agent.is_frozen());
     assert_eq!(bench.points().len(), 2);
 }
 

@@ -3,77 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
 
-use afterimage_nbd::Address;
-use afterimage_nbd::client::Client;
 use afterimage_tests::daemon::number;
 use afterimage_tests::data::Chance;
 use afterimage_tests::herd::{GROUP, Herd};
+use afterimage_tests::tool::Finished;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use token::{Chain, chains, count};
 
-const BLOCK: u64 = 4096;
-
-/// One token. It visits the disks in this order, again and again.
-struct Chain {
-    order: Vec<usize>,
-    /// Its place on each disk.
-    offset: u64,
-}
-
-impl Chain {
-    fn disk(&self, count: u64) -> usize {
-        self.order[usize::try_from(count % self.order.len() as u64).unwrap()]
-    }
-
-    /// Carries the token until told to stop. A write that fails is made again: the token is handed on only when it is on the disk.
-    fn carry(&self, sockets: &[PathBuf], disks: usize, stop: &AtomicBool) -> u64 {
-        let mut clients: Vec<Option<Client>> = sockets.iter().flat_map(|_| (0..disks).map(|_| None)).collect();
-        let mut count = 0;
-        while !stop.load(Ordering::Relaxed) {
-            let next = count + 1;
-            let disk = self.disk(next);
-            let mut block = [0; 4096];
-            block[..8].copy_from_slice(&next.to_le_bytes());
-            let address = Address::Unix(sockets[disk / disks].clone());
-            let client = &mut clients[disk];
-            if client.is_none() {
-                *client = Client::connect(&address, &format!("d{disk}")).ok();
-            }
-            match client.as_mut().map(|c| c.write(self.offset, &block)) {
-                Some(Ok(())) => count = next,
-                _ => {
-                    *client = None;
-                    thread::sleep(Duration::from_millis(20));
-                }
-            }
-        }
-        count
-    }
-
-    /// What is wrong with these counts, one for each disk that has a part in the point.
-    fn judge(&self, seen: &[(usize, u64)]) -> Result<(), String> {
-        let most = seen.iter().map(|(_, count)| *count).max().unwrap_or(0);
-        for (disk, count) in seen {
-            // The last time at which the token was here, not later than the newest that anybody has.
-            let want = (0..=most).rev().take(self.order.len()).find(|c| self.disk(*c) == *disk).unwrap_or(0);
-            if *count != want {
-                return Err(format!("d{disk} has {count}, and not {want}, though another one has {most}: {seen:?}"));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn chains(disks: usize) -> Vec<Chain> {
-    let forth: Vec<usize> = (0..disks).collect();
-    // The disks of one machine lie apart in the second.
-    let apart: Vec<usize> = (0..disks).rev().step_by(2).chain((0..disks.saturating_sub(1)).rev().step_by(2)).collect();
-    vec![Chain { order: forth, offset: 0 }, Chain { order: apart, offset: 16 * BLOCK }]
-}
+mod token;
 
 fn is_point(point: &Value) -> bool {
     point["state"] == "complete" || point["state"] == "partial"
@@ -87,9 +29,7 @@ fn judge(herd: &Herd, chains: &[Chain], point: &Value) -> Result<(), String> {
         images.push((name[1..].parse::<usize>().unwrap(), herd.restore(name, number(v, "seq"))));
     }
     for chain in chains {
-        let at = usize::try_from(chain.offset).unwrap();
-        let count = |image: &[u8]| u64::from_le_bytes(image[at..at + 8].try_into().unwrap());
-        let seen: Vec<(usize, u64)> = images.iter().map(|(disk, image)| (*disk, count(image))).collect();
+        let seen: Vec<(usize, u64)> = images.iter().map(|(disk, image)| (*disk, count(chain, image))).collect();
         chain.judge(&seen).map_err(|e| format!("point {}: {e}", point["name"]))?;
     }
     Ok(())
@@ -154,7 +94,7 @@ fn seconds(default: u64) -> Duration {
 #[test]
 fn i7_every_point_of_a_group_is_one_moment_of_all_machines() {
     let (agents, disks) = (3, 2);
-    let mut herd = Herd::new(agents, disks, &["--every", "1s"], false);
+    let mut herd = Herd::new(agents, disks, &["--every", "1s"], None);
     let chains = chains(agents * disks);
     let (sockets, stop) = (sockets(&herd, agents), AtomicBool::new(false));
     let mut chance = Chance::seeded();
@@ -238,7 +178,7 @@ fn i7_gates_that_open_too_early_are_found() {
         return;
     }
     let (agents, disks) = (2, 1);
-    let herd = Herd::new(agents, disks, &["--every", "1s"], true);
+    let herd = Herd::new(agents, disks, &["--every", "1s"], Some("no-hold"));
     herd.proxies[1].change_present(|rules| rules.delay = Duration::from_millis(10));
     let chains = chains(agents * disks);
     let (sockets, stop) = (sockets(&herd, agents), AtomicBool::new(false));
@@ -266,13 +206,79 @@ fn i7_gates_that_open_too_early_are_found() {
     assert!(found.contains("though another one has"), "{found}\n{}", herd.logs());
 }
 
+/// Tries a point until it is as it is wanted: members may have to come back first.
+fn point_until(herd: &Herd, what: &str, is: impl Fn(&Finished) -> bool) -> Finished {
+    let end = Instant::now() + Duration::from_secs(60);
+    for n in 0.. {
+        let done = herd.mgmt_cli(&["group", "point", GROUP, "--name", &format!("{what}-{n}"), "--json"]).run_any();
+        if is(&done) {
+            return done;
+        }
+        assert!(Instant::now() < end, "{what}: {}\n{}", done.describe(), herd.logs());
+        thread::sleep(Duration::from_millis(300));
+    }
+    unreachable!("it ends by its time")
+}
+
+/// A point of the group with so many volumes.
+fn is_whole(done: &Finished, volumes: usize) -> bool {
+    let point: Value = serde_json::from_str(&done.stdout).unwrap_or_default();
+    done.status.success() && point["state"] == "complete" && point["volumes"].as_array().unwrap().len() == volumes
+}
+
+#[test]
+fn i7_a_disk_that_is_left_out_is_missed_until_it_is_dropped_on_purpose() {
+    let mut herd = Herd::new(2, 2, &["--every", "0s"], None);
+    point_until(&herd, "all", |done| is_whole(done, 4));
+    // The agent comes back without d3, as after a slip in its configuration.
+    herd.kill_agent(1);
+    herd.start_agent_with(1, 0..1);
+    herd.wait_live(1);
+    let failed = point_until(&herd, "less", |done| done.stderr.contains("d3"));
+    assert!(failed.status.code() == Some(1) && failed.stderr.contains("m1: its agent does not serve d3"), "{failed:?}");
+    // mgmt that was away meanwhile knows it, too.
+    herd.kill_mgmt();
+    herd.start_mgmt();
+    point_until(&herd, "again", |done| done.stderr.contains("does not serve d3"));
+    herd.mgmt_cli(&["group", "set", GROUP, "--allow-partial", "true"]).run();
+    let partial = point_until(&herd, "part", |done| done.status.success());
+    let point: Value = serde_json::from_str(&partial.stdout).unwrap();
+    assert!(point["state"] == "partial" && point["volumes"].as_array().unwrap().len() == 2, "{point:#}");
+    assert!(point["missing"][0]["why"].as_str().unwrap().contains("d3"), "{point:#}");
+    herd.mgmt_cli(&["group", "set", GROUP, "--allow-partial", "false"]).run();
+    // What is served cannot be dropped; what is not, on purpose only.
+    let refused = herd.mgmt_cli(&["machine", "drop-volume", "m1", "d2"]).run_failing(1);
+    assert!(refused.stderr.contains("served by its agent"), "{}", refused.describe());
+    herd.mgmt_cli(&["machine", "drop-volume", "m1", "d3"]).run();
+    point_until(&herd, "without", |done| is_whole(done, 3));
+    // Served again, it belongs to its machine again.
+    herd.kill_agent(1);
+    herd.start_agent(1);
+    herd.wait_live(1);
+    point_until(&herd, "back", |done| is_whole(done, 4));
+}
+
+#[test]
+fn i7_a_mgmt_that_takes_whatever_is_served_is_found() {
+    // Programs from elsewhere cannot be broken on purpose.
+    if std::env::var_os("AFTERIMAGE_BIN_DIR").is_some() || !cfg!(debug_assertions) {
+        return;
+    }
+    let mut herd = Herd::new(1, 2, &["--every", "0s"], Some("any-volumes"));
+    point_until(&herd, "all", |done| is_whole(done, 2));
+    herd.kill_agent(0);
+    herd.start_agent_with(0, 0..1);
+    herd.wait_live(0);
+    point_until(&herd, "less", |done| is_whole(done, 1));
+}
+
 /// Prints how long writes were held: `cargo test --release -p afterimage-tests --test groups figures -- --ignored --nocapture`.
 #[test]
 #[ignore = "figures, for a quiet machine"]
 fn figures_of_holds() {
     let members = std::env::var("AFTERIMAGE_GROUP_MEMBERS").unwrap_or_else(|_| "1,16,64".to_owned());
     for agents in members.split(',').map(|n| n.parse::<usize>().unwrap()) {
-        let herd = Herd::new(agents, 1, &["--every", "1s", "--hold", "1s"], false);
+        let herd = Herd::new(agents, 1, &["--every", "1s", "--hold", "1s"], None);
         let sockets = sockets(&herd, agents);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {

@@ -303,6 +303,47 @@ fn every_port_of_every_role_answers_with_a_refusal() {
     hear(|| mgmt.log(), &["API", "was refused", "was not made here"]);
 }
 
+/// Everything that mgmt can be asked goes over its API, from any host with a token, as far as the token's role allows.
+#[test]
+fn commands_go_over_the_api_from_any_host_as_their_token_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let mgmt = Mgmt::start(dir.path());
+    let token = |role: &str| mgmt.cli(&["api-token", "create", "--name", role, "--role", role]).run().stdout;
+    let (admin, operator, viewer) = (token("admin"), token("operator"), token("viewer"));
+    // Elsewhere there is no data folder of mgmt.
+    let elsewhere = dir.path().join("elsewhere");
+    let address = format!("127.0.0.1:{}", mgmt.api);
+    let ask = |token: &str, words: &[&str]| {
+        let tool = afterimage(&elsewhere).env("AFTERIMAGE_API_TOKEN", token.trim());
+        tool.args(words).args(["--mgmt", &address])
+    };
+    let join = ask(&admin, &["mgmt", "token", "create", "--role", "appliance", "--name", "vault"]).run().stdout;
+    assert!(mgmt.join(&dir.path().join("vault"), "appliance", join.trim()).status.success());
+    ask(&operator, &["group", "create", "shop", "--every", "0s"]).run();
+    assert!(ask(&viewer, &["group", "ls"]).run().stdout.contains("shop"));
+    assert!(ask(&viewer, &["mgmt", "ls"]).run().stdout.contains("vault"));
+    for (token, words) in [
+        (&operator, &["mgmt", "token", "create"][..]),
+        (&operator, &["mgmt", "audit"]),
+        (&operator, &["mgmt", "revoke", "vault"]),
+        (&viewer, &["group", "set", "shop", "--every", "1s"]),
+        (&viewer, &["group", "point", "shop", "--name", "x"]),
+        (&viewer, &["policy", "create", "x"]),
+    ] {
+        let refused = ask(token, words).run_failing(1);
+        assert!(refused.stderr.contains("this takes a"), "{}", refused.describe());
+    }
+    let audit = ask(&admin, &["mgmt", "audit"]).run().stdout;
+    assert!(audit.contains("operator (operator, API token") && audit.contains("create-group"), "{audit}");
+    assert!(ask(&admin, &["mgmt", "revoke", "vault"]).run().stdout.contains("1 certificates revoked"));
+    // On mgmt's own host its user needs no token, and the audit log says who he was.
+    mgmt.cli(&["audit"]).run();
+    let here = afterimage(&mgmt.data).args(["group", "remove", "shop", "--yes"]).run();
+    assert!(here.stdout.contains("removed"), "{}", here.describe());
+    let lost = afterimage(&elsewhere).args(["group", "ls"]).run_failing(2);
+    assert!(lost.stderr.contains("where is mgmt?"), "{}", lost.describe());
+}
+
 #[test]
 fn a_revoked_machine_is_cut_off_at_once_and_its_guest_goes_on() {
     let (mut pair, mgmt) = joined();

@@ -179,6 +179,8 @@ pub struct ApplianceFile {
     pub ahead_memory: Option<Size>,
     /// Bytes of blocks that are brought into disk order in a second; 0 for not at all.
     pub order_rate: Option<Size>,
+    /// Time between two looks at what the window has left behind.
+    pub collect_every: Option<Span>,
 }
 
 /// `mgmt.toml`.

@@ -145,6 +145,8 @@ pub struct ApplianceSettings {
     pub memory: [Option<usize>; 4],
     /// Bytes of blocks that are brought into disk order in a second; `None` for the default.
     pub order_rate: Option<u64>,
+    /// Time between rounds of collection; `None` for the default.
+    pub collect_every: Option<Duration>,
 }
 
 impl ApplianceSettings {
@@ -163,6 +165,7 @@ impl ApplianceSettings {
             threads: None,
             memory: [None; 4],
             order_rate: None,
+            collect_every: None,
         }
     }
 }
@@ -230,6 +233,7 @@ fn start_appliance(data: &DataDir, settings: ApplianceSettings) -> Result<Applia
     config.layer_cache_bytes = layers.unwrap_or(config.layer_cache_bytes);
     config.ahead_bytes = ahead.unwrap_or(config.ahead_bytes);
     config.order_rate = settings.order_rate.unwrap_or(config.order_rate);
+    config.collect_every = settings.collect_every.unwrap_or(config.collect_every);
     let failed = |e: ApplianceError| Problem::failed(e.to_string());
     let mut appliance = Appliance::start(config).map_err(failed)?;
     for socket in settings.passed {

@@ -65,6 +65,13 @@ impl Duty {
             MemberAsk::Clock => value(Clock { time_ns: Time::now().0 }),
             MemberAsk::Readiness { disks } => value(readiness::look(&*self.site()?, self.appliance.get(), &disks)),
             MemberAsk::Points { volume } => value(self.site()?.points(&volume)?),
+            MemberAsk::Quiet { point } => value(self.site()?.quiet(&point)?),
+            MemberAsk::Freeze { id } => value(self.site()?.freeze(&id)?),
+            MemberAsk::Thaw { id } => value(self.site()?.thaw(&id)?),
+            MemberAsk::Schedule { volumes } => value(self.site()?.set_schedules(&volumes)),
+            MemberAsk::Retain { volumes } => value(self.site()?.retain(&volumes)?),
+            MemberAsk::Kept { id, change } => value(self.site()?.preview(&id, &change)?),
+            MemberAsk::Keep { volumes } => value(self.site()?.keep(volumes)?),
             MemberAsk::Protect { disks } => value(DisksTaken { volumes: self.site()?.take_disks(&disks)? }),
         }
     }

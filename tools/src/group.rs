@@ -1,23 +1,25 @@
 //! `afterimage group`: machines that share recovery points.
 
-use crate::cli::DataArgs;
 use crate::problem::Problem;
+use crate::remote::Way;
+use crate::remote::cli::WayArgs;
 use crate::show::{put, put_json, table};
-use afterimage_mgmt::client::ControlClient;
-use afterimage_mgmt::groups::{EVERY, Group, GroupAsk, GroupView, HOLD_MS, NewGroup, Point, PointState, Points};
-use afterimage_mgmt::protocol::MgmtAsk;
+use afterimage_mgmt::api::client::escape;
+use afterimage_mgmt::api::groups::{GroupChange, GroupMachines, GroupRequest, NewPoint, PointChange};
+use afterimage_mgmt::api::types::List;
+use afterimage_mgmt::app::AppStep;
+use afterimage_mgmt::groups::{Group, GroupView, KeptPoints, Point, PointState, Points};
 use afterimage_mgmt::units::{format_duration, parse_duration};
 use clap::{Args, Subcommand};
-use serde::de::DeserializeOwned;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 /// Arguments of `group`.
 #[derive(Debug, Args)]
 pub struct GroupArgs {
-    /// The data folder of mgmt.
+    /// How to reach mgmt.
     #[command(flatten)]
-    pub data: DataArgs,
+    pub way: WayArgs,
     /// What to do
     #[command(subcommand)]
     pub command: GroupCommand,
@@ -35,9 +37,15 @@ pub struct HowArgs {
     /// Whether a point of some machines is wanted when not all can be had
     #[arg(long, value_name = "true|false")]
     pub allow_partial: Option<bool>,
+    /// Time between app-consistent points, in whole minutes; 0 makes them on demand only
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub app_every: Option<Duration>,
+    /// The policy that says all that but --hold, and what is kept; none: the group says it itself
+    #[arg(long, value_name = "NAME|none")]
+    pub policy: Option<String>,
 }
 
-/// Subcommands of `group`. `--data` goes before them.
+/// Subcommands of `group`.
 #[derive(Debug, Subcommand)]
 pub enum GroupCommand {
     /// Make a group
@@ -60,6 +68,9 @@ pub enum GroupCommand {
         /// How it makes points
         #[command(flatten)]
         how: HowArgs,
+        /// Nothing of the group and its machines goes (true), or the policy decides again (false)
+        #[arg(long, value_name = "true|false")]
+        on_hold: Option<bool>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -109,6 +120,26 @@ pub enum GroupCommand {
         /// The point's name
         #[arg(long = "name", value_name = "NAME")]
         point: String,
+        /// With applications quiet around it, on every machine as its agent's settings say
+        #[arg(long)]
+        app: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Keep a point, whatever the policy says
+    Pin(PointArgs),
+    /// Leave a point to the policy again
+    Unpin(PointArgs),
+    /// Remove a point: what was kept for it alone is let go
+    Rm(PointArgs),
+    /// Show which points stay, and why; with --policy, which would
+    Kept {
+        /// The group
+        name: String,
+        /// By this policy instead of the group's own
+        #[arg(long, value_name = "NAME")]
+        policy: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -128,22 +159,52 @@ pub enum GroupCommand {
     },
 }
 
-fn ask<T: DeserializeOwned>(control: &mut ControlClient, order: GroupAsk) -> Result<T, Problem> {
-    Ok(control.mgmt(MgmtAsk::Group { order })?)
+/// A point of a group.
+#[derive(Debug, Args)]
+pub struct PointArgs {
+    /// The group
+    pub name: String,
+    /// The point
+    pub point: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
-fn how(name: String, how: &HowArgs, before: Option<&Group>) -> Result<NewGroup, Problem> {
-    let (every, hold, partial) = before.map_or((EVERY, HOLD_MS, false), |g| (g.every_seconds, g.hold_ms, g.partial));
-    let every_seconds = match how.every {
-        Some(every) if every.subsec_nanos() != 0 => {
-            return Err(Problem::usage("--every is in whole seconds: a point a second is the most"));
-        }
-        Some(every) => every.as_secs(),
-        None => every,
-    };
-    let hold = how.hold.map_or(u128::from(hold), |h| h.as_millis());
-    let hold_ms = u32::try_from(hold).map_err(|_| Problem::usage("--hold is 10s at most"))?;
-    Ok(NewGroup { name, every_seconds, hold_ms, partial: how.allow_partial.unwrap_or(partial) })
+/// What is said of how a group makes points.
+fn how(args: &HowArgs) -> Result<GroupChange, Problem> {
+    if args.every.is_some_and(|every| every.subsec_nanos() != 0) {
+        return Err(Problem::usage("--every is in whole seconds: a point a second is the most"));
+    }
+    if args.app_every.is_some_and(|every| every.as_secs() % 60 != 0 || every.subsec_nanos() != 0) {
+        return Err(Problem::usage("--app-every is in whole minutes"));
+    }
+    let minutes = |t: Duration| u32::try_from(t.as_secs() / 60).unwrap_or(u32::MAX);
+    let hold_ms = args.hold.map(|h| u32::try_from(h.as_millis())).transpose();
+    Ok(GroupChange {
+        every_seconds: args.every.map(|e| e.as_secs()),
+        hold_ms: hold_ms.map_err(|_| Problem::usage("--hold is 10s at most"))?,
+        partial: args.allow_partial,
+        app_every_minutes: args.app_every.map(minutes),
+        policy: args.policy.clone().map(|p| if p == "none" { String::new() } else { p }),
+        on_hold: None,
+    })
+}
+
+fn of(name: &str) -> String {
+    format!("/v1/groups/{}", escape(name))
+}
+
+fn at(p: &PointArgs) -> String {
+    format!("{}/points/{}", of(&p.name), escape(&p.point))
+}
+
+fn pin(way: &Way, p: &PointArgs, pinned: bool) -> Result<(), Problem> {
+    let points: Points = way.call("PATCH", &at(p), Some(&PointChange { pinned }))?;
+    if p.json {
+        return put_json(&points);
+    }
+    put(&format!("point {} of group {} {}\n", p.point, p.name, if pinned { "stays" } else { "is left to the policy" }))
 }
 
 /// Runs the command.
@@ -151,20 +212,20 @@ fn how(name: String, how: &HowArgs, before: Option<&Group>) -> Result<NewGroup, 
 /// # Errors
 /// If mgmt cannot be reached, or refuses.
 pub fn run(args: GroupArgs) -> Result<(), Problem> {
-    let mut control = ControlClient::connect(&args.data.folder()?)?;
-    let control = &mut control;
+    let way = Way::of(&args.way)?;
     let view = |view: GroupView, json: bool| if json { put_json(&view) } else { put(&shown(&view)) };
     match args.command {
         GroupCommand::Create { name, machines, how: h, json } => {
-            let new = how(name, &h, None)?;
-            view(ask(control, GroupAsk::Create { new, machines })?, json)
+            let new = GroupRequest { name, machines, how: how(&h)? };
+            view(way.call("POST", "/v1/groups", Some(&new))?, json)
         }
-        GroupCommand::Set { name, how: h, json } => {
-            let before: GroupView = ask(control, GroupAsk::Show { name: name.clone() })?;
-            let new = how(name, &h, Some(&before.group))?;
-            view(ask(control, GroupAsk::Set { new })?, json)
+        GroupCommand::Set { name, how: h, on_hold, json } => {
+            let change = GroupChange { on_hold, ..how(&h)? };
+            view(way.call("PATCH", &of(&name), Some(&change))?, json)
         }
-        GroupCommand::Add { name, machines, json } => view(ask(control, GroupAsk::Add { name, machines })?, json),
+        GroupCommand::Add { name, machines, json } => {
+            view(way.call("POST", &(of(&name) + "/machines"), Some(&GroupMachines { machines }))?, json)
+        }
         GroupCommand::Remove { name, machines, yes, json } if machines.is_empty() => {
             if !yes {
                 return Err(Problem::usage(format!(
@@ -172,7 +233,7 @@ pub fn run(args: GroupArgs) -> Result<(), Problem> {
                      the machines to be taken out"
                 )));
             }
-            let _: serde_json::Value = ask(control, GroupAsk::Delete { name: name.clone() })?;
+            way.delete(&of(&name))?;
             if json {
                 put_json(&serde_json::json!({ "removed": name }))
             } else {
@@ -180,21 +241,44 @@ pub fn run(args: GroupArgs) -> Result<(), Problem> {
             }
         }
         GroupCommand::Remove { name, machines, json, .. } => {
-            view(ask(control, GroupAsk::Remove { name, machines })?, json)
+            // One after the other: what is out is out.
+            for machine in &machines {
+                let path = format!("{}/machines/{}", of(&name), escape(machine));
+                let _: GroupView = way.call("DELETE", &path, None::<&()>)?;
+            }
+            view(way.get(&of(&name))?, json)
         }
         GroupCommand::Ls { json } => {
-            let all: Vec<GroupView> = ask(control, GroupAsk::List)?;
-            if json { put_json(&all) } else { put(&list(&all)) }
+            let all: List<GroupView> = way.get("/v1/groups")?;
+            if json { put_json(&all.items) } else { put(&list(&all.items)) }
         }
-        GroupCommand::Show { name, json } => view(ask(control, GroupAsk::Show { name })?, json),
-        GroupCommand::Point { name, point, json } => {
-            let made: Point = ask(control, GroupAsk::Point { name, point })?;
+        GroupCommand::Show { name, json } => view(way.get(&of(&name))?, json),
+        GroupCommand::Pin(p) => pin(&way, &p, true),
+        GroupCommand::Unpin(p) => pin(&way, &p, false),
+        GroupCommand::Rm(p) => {
+            way.delete(&at(&p))?;
+            if p.json {
+                put_json(&serde_json::json!({ "removed": p.point }))
+            } else {
+                put(&format!("point {} of group {} is removed\n", p.point, p.name))
+            }
+        }
+        GroupCommand::Kept { name, policy, json } => {
+            let policy = policy.map_or_else(String::new, |p| format!("?policy={}", escape(&p)));
+            let points: KeptPoints = way.get(&format!("{}/kept{policy}", of(&name)))?;
+            if json { put_json(&points) } else { put(&kept(&points)) }
+        }
+        GroupCommand::Point { name, point, app, json } => {
+            let made: Point = way.call("POST", &(of(&name) + "/points"), Some(&NewPoint { name: point, app }))?;
             if json { put_json(&made) } else { put(&places(&made)) }
         }
         GroupCommand::Points { name, point, limit, json } => {
-            let one = point.is_some();
-            let points: Points = ask(control, GroupAsk::Points { name, point, most: limit })?;
-            match (json, points.points.first().filter(|_| one)) {
+            let path = match &point {
+                Some(point) => format!("{}/points/{}", of(&name), escape(point)),
+                None => format!("{}/points?limit={limit}", of(&name)),
+            };
+            let points: Points = way.get(&path)?;
+            match (json, points.points.first().filter(|_| point.is_some())) {
                 (true, _) => put_json(&points),
                 (false, Some(point)) => put(&places(point)),
                 (false, None) => put(&history(&points)),
@@ -209,6 +293,7 @@ const fn word(state: PointState) -> &'static str {
         PointState::Complete => "complete",
         PointState::Partial => "partial",
         PointState::Failed => "failed",
+        PointState::Expired => "expired",
     }
 }
 
@@ -217,10 +302,27 @@ fn row(cells: &[&str]) -> Vec<String> {
 }
 
 fn every(group: &Group) -> String {
-    match group.every_seconds {
+    let mut text = match group.every_seconds {
         0 => "on demand".to_owned(),
         n => format!("every {}", format_duration(Duration::from_secs(n))),
+    };
+    if group.app_every_minutes > 0 {
+        let every = format_duration(Duration::from_secs(u64::from(group.app_every_minutes) * 60));
+        let _ = write!(text, ", app-consistent every {every}");
     }
+    if let Some(policy) = &group.policy {
+        let _ = write!(text, " (policy {policy})");
+    }
+    text
+}
+
+fn kept(points: &KeptPoints) -> String {
+    let mut rows = vec![row(&["TIME", "NAME", "KEPT"])];
+    for p in &points.points {
+        let why = if p.kept.is_empty() { "goes".to_owned() } else { p.kept.join(" ") };
+        rows.push(row(&[&p.time.short(), &p.name, &why]));
+    }
+    table(&rows)
 }
 
 fn list(all: &[GroupView]) -> String {
@@ -245,6 +347,9 @@ fn shown(view: &GroupView) -> String {
         every(group),
         group.hold_ms
     );
+    if group.on_hold {
+        out.push_str("on hold: nothing of it and its machines goes\n");
+    }
     for m in &group.members {
         let _ = writeln!(out, "  {} {}", m.name, if m.connected { "" } else { "(not connected)" }.trim_end());
     }
@@ -280,7 +385,27 @@ fn places(point: &Point) -> String {
     for m in &point.missing {
         let _ = writeln!(out, "missing: {}: {}", m.machine, m.why);
     }
+    if let Some(app) = &point.app {
+        let _ = writeln!(out, "{}-consistent{}", app.consistency, because(app.reason.as_deref()));
+        for m in &app.machines {
+            for v in &m.volumes {
+                let steps: Vec<String> = v.made.steps.iter().map(step).collect();
+                let _ = writeln!(out, "  {} {}: {} ({})", m.machine, v.volume, v.made.consistency, steps.join(", "));
+            }
+            if let Some(error) = &m.error {
+                let _ = writeln!(out, "  {}: {error}", m.machine);
+            }
+        }
+    }
     out
+}
+
+fn because(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |why| format!(": {why}"))
+}
+
+fn step(s: &AppStep) -> String {
+    format!("{} {} ms{}", s.step, s.ms, if s.ok { "" } else { " FAILED" })
 }
 
 /// Points and gaps in the order of time.
@@ -289,7 +414,10 @@ fn history(points: &Points) -> String {
     for p in &points.points {
         let times = if p.tries > 1 { format!("{} times until {}; ", p.tries, p.until.short()) } else { String::new() };
         let held = format!("{} us", p.held_us);
-        rows.push((p.time, row(&[&p.time.short(), word(p.state), &p.name, &held, &format!("{times}{}", why(p))])));
+        let app =
+            p.app.as_ref().map_or("", |a| if a.consistency == "app" { "app-consistent " } else { "crash-consistent " });
+        let said = format!("{}{app}{times}{}", if p.pinned { "pinned " } else { "" }, why(p));
+        rows.push((p.time, row(&[&p.time.short(), word(p.state), &p.name, &held, &said])));
     }
     for g in &points.gaps {
         rows.push((

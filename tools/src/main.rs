@@ -45,8 +45,11 @@ fn run(command: Command) -> Result<(), Problem> {
             show::status(&folder(a.data)?, format, a.watch.then_some(a.interval))
         }
         Command::Point(PointCommand::Ls { data, volume, json }) => show::points(&folder(data)?, &volume, json),
-        Command::Point(PointCommand::Create { data, volume, name, app, json }) => {
+        Command::Point(PointCommand::Create { data, volume: Some(volume), name, app, json, .. }) => {
             show::create_point(&folder(data)?, &volume, &name, app, json)
+        }
+        Command::Point(PointCommand::Create { data, volume: None, name, json, .. }) => {
+            show::create_points(&folder(data)?, &name, json)
         }
         Command::Point(PointCommand::Pin(a)) => retention::change_point(a, PointAction::Pin),
         Command::Point(PointCommand::Unpin(a)) => retention::change_point(a, PointAction::Unpin),

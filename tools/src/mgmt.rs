@@ -2,21 +2,21 @@
 
 use crate::cli::{MgmtArgs, MgmtCommand, TokenCommand};
 use crate::config::{self, MgmtFile};
-use crate::data::DataDir;
+use crate::data::{self, DataDir};
 use crate::problem::Problem;
+use crate::remote::Way;
 use crate::remote::cli::ApiTokenCommand;
 use crate::show::{put, put_json, table};
 use crate::{notify, screen, signals};
 use afterimage_base::crashsafe;
 use afterimage_base::net::Endpoint;
 use afterimage_format::coord::DEFAULT_PORT;
-use afterimage_mgmt::api::types::{ApiToken, ApiTokenMade, NewApiToken};
+use afterimage_mgmt::api::client::escape;
+use afterimage_mgmt::api::types::{ApiToken, ApiTokenMade, AuditLine, List, NewApiToken};
 use afterimage_mgmt::api::{Api, DEFAULT_API_PORT, openapi};
-use afterimage_mgmt::catalogue::AuditRow;
-use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::groups::Groups;
 use afterimage_mgmt::office::{Desk, Office, Port};
-use afterimage_mgmt::protocol::{Ca, Certified, Members, MgmtAsk, RevokeDone, TokenMade};
+use afterimage_mgmt::protocol::{Ca, Certified, CertifyRequest, Members, RevokeDone, TokenMade, TokenRequest};
 use afterimage_mgmt::server::{ControlServer, Site};
 use afterimage_mgmt::units::Time;
 use afterimage_trust::csr;
@@ -46,12 +46,12 @@ pub fn run(args: MgmtArgs) -> Result<(), Problem> {
         return put(&openapi::text());
     }
     if let Some(command) = args.command {
-        return ask(&args.data.folder()?, command);
+        return ask(&Way::of(&args.way)?, command);
     }
     let signals = signals::watch()?;
     screen::log("info");
     let file: MgmtFile = args.config.as_deref().map_or_else(|| Ok(MgmtFile::default()), config::load)?;
-    let folder = args.data.data.clone().or(file.data).map_or_else(|| args.data.folder(), Ok)?;
+    let folder = args.way.data.clone().or(file.data).map_or_else(data::default_path, Ok)?;
     let data = DataDir::create(&folder)?;
     let life = args.certificate_life.or(file.certificate_life.map(|s| s.0));
     if life.is_some_and(|l| l < Duration::from_secs(10)) {
@@ -75,7 +75,7 @@ pub fn run(args: MgmtArgs) -> Result<(), Problem> {
     let addresses: Vec<String> = port.addresses().iter().map(ToString::to_string).collect();
     let names = if args.api_names.is_empty() { file.api_names } else { args.api_names };
     let api = open_api(&office, if args.api.is_empty() { &file.api } else { &args.api }, names)?;
-    let desk = Desk::new(Arc::clone(&office), Arc::clone(&groups), data.path().to_owned(), addresses.clone());
+    let desk = Desk::new(Arc::clone(&office), data.path().to_owned(), addresses.clone());
     let control = data.path().join("control.sock");
     let control = ControlServer::start(&control, Arc::new(desk) as Arc<dyn Site>)
         .map_err(|e| Problem::failed(format!("{}: {e}", control.display())))?;
@@ -142,56 +142,56 @@ fn at(seconds: i64) -> String {
     Time(u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000_000_000)).short()
 }
 
-fn ask(data: &Path, command: MgmtCommand) -> Result<(), Problem> {
-    let mut control = ControlClient::connect(data)?;
+fn ask(way: &Way, command: MgmtCommand) -> Result<(), Problem> {
     match command {
         MgmtCommand::Token(TokenCommand::Create(a)) => {
-            let made: TokenMade = control.mgmt(MgmtAsk::CreateToken {
+            let new = TokenRequest {
                 role: a.role.word().to_owned(),
                 name: a.name,
                 id: a.id,
                 appliance: a.appliance,
                 replace: a.replace,
                 ttl_seconds: a.ttl.as_secs(),
-            })?;
+            };
+            let made: TokenMade = way.call("POST", "/v1/join-tokens", Some(&new))?;
             if a.json {
                 return put_json(&made);
             }
             eprintln!("for joining as {}, once, until {}", made.role, made.expires.short());
             put(&format!("{}\n", made.token))
         }
-        MgmtCommand::ApiToken(command) => api_token(&mut control, command),
+        MgmtCommand::ApiToken(command) => api_token(way, command),
         MgmtCommand::Ca { pin } => {
-            let ca: Ca = control.mgmt(MgmtAsk::Ca)?;
+            let ca: Ca = way.get("/v1/ca")?;
             put(&if pin { format!("{}\n", ca.pin) } else { ca.certificate })
         }
         // It asks nobody.
         MgmtCommand::Openapi => put(&openapi::text()),
         MgmtCommand::Ls { json } => {
-            let members: Members = control.mgmt(MgmtAsk::Members)?;
+            let members: Members = way.get("/v1/members")?;
             if json { put_json(&members) } else { put(&list(&members)) }
         }
         MgmtCommand::Revoke { what, json } => {
-            let done: RevokeDone = control.mgmt(MgmtAsk::Revoke { what })?;
+            let done: RevokeDone = way.call("DELETE", &format!("/v1/members/{}", escape(&what)), None::<&()>)?;
             if json { put_json(&done) } else { put(&told(&done)) }
         }
         MgmtCommand::Audit { limit, json } => {
-            let rows: Vec<AuditRow> = control.mgmt(MgmtAsk::Audit { most: limit })?;
+            let rows: List<AuditLine> = way.get(&format!("/v1/audit?limit={limit}"))?;
             if json {
-                return put_json(&rows);
+                return put_json(&rows.items);
             }
-            let lines = rows.into_iter().map(|r| vec![at(r.time), r.who, r.action, r.object, r.detail]).collect();
-            put(&headed(&["TIME", "WHO", "DID", "TO", ""], lines))
+            let line = |r: AuditLine| vec![r.time.short(), r.who, r.action, r.object, r.detail];
+            put(&headed(&["TIME", "WHO", "DID", "TO", ""], rows.items.into_iter().map(line).collect()))
         }
-        MgmtCommand::Certify { name, host, to } => certify(&mut control, name, host, &to),
+        MgmtCommand::Certify { name, host, to } => certify(way, name, host, &to),
     }
 }
 
-fn api_token(control: &mut ControlClient, command: ApiTokenCommand) -> Result<(), Problem> {
+fn api_token(way: &Way, command: ApiTokenCommand) -> Result<(), Problem> {
     match command {
         ApiTokenCommand::Create { name, role, ttl, json } => {
             let new = NewApiToken { name, role: role.into(), ttl_seconds: ttl.as_secs() };
-            let made: ApiTokenMade = control.mgmt(MgmtAsk::CreateApiToken { new })?;
+            let made: ApiTokenMade = way.call("POST", "/v1/api-tokens", Some(&new))?;
             if json {
                 return put_json(&made);
             }
@@ -199,7 +199,7 @@ fn api_token(control: &mut ControlClient, command: ApiTokenCommand) -> Result<()
             put(&format!("{}\n", made.token))
         }
         ApiTokenCommand::Ls { json } => {
-            let tokens: Vec<ApiToken> = control.mgmt(MgmtAsk::ApiTokens)?;
+            let tokens: Vec<ApiToken> = way.get::<List<ApiToken>>("/v1/api-tokens")?.items;
             if json {
                 return put_json(&tokens);
             }
@@ -213,7 +213,7 @@ fn api_token(control: &mut ControlClient, command: ApiTokenCommand) -> Result<()
             put(&headed(&["ID", "NAME", "ROLE", "STATE", "UNTIL"], tokens.iter().map(line).collect()))
         }
         ApiTokenCommand::Revoke { id } => {
-            let _: Option<()> = control.mgmt(MgmtAsk::RevokeApiToken { id })?;
+            way.delete(&format!("/v1/api-tokens/{id}"))?;
             put(&format!("API token {id} counts no more\n"))
         }
     }
@@ -260,7 +260,7 @@ fn told(done: &RevokeDone) -> String {
 }
 
 /// Makes a key here and has it certified, as files that QEMU, libnbd and nbdkit know.
-fn certify(control: &mut ControlClient, name: String, hosts: Vec<String>, to: &Path) -> Result<(), Problem> {
+fn certify(way: &Way, name: String, hosts: Vec<String>, to: &Path) -> Result<(), Problem> {
     let kind = if hosts.is_empty() { "client" } else { "server" };
     let fresh = csr::fresh().map_err(|e| Problem::failed(e.to_string()))?;
     let (key_file, certificate_file) = (to.join(format!("{kind}-key.pem")), to.join(format!("{kind}-cert.pem")));
@@ -268,7 +268,8 @@ fn certify(control: &mut ControlClient, name: String, hosts: Vec<String>, to: &P
         return Err(Problem::failed(format!("{} has a {kind}'s key already: name another folder", to.display())));
     }
     let request = hex(&fresh.request);
-    let made: Certified = control.mgmt(MgmtAsk::Certify { request, name, hosts })?;
+    let ask = CertifyRequest { request, name, hosts };
+    let made: Certified = way.call("POST", "/v1/certificates", Some(&ask))?;
     let write =
         |path: &Path, text: &str| crashsafe::replace(path, text.as_bytes()).map_err(|e| Problem::file(path, &e));
     crashsafe::create_folders(to).map_err(|e| Problem::file(to, &e))?;

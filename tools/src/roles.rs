@@ -210,6 +210,7 @@ fn appliance_settings(file: ApplianceFile, args: ApplianceArgs, data: &Path) -> 
         threads,
         memory: [file.dedupe_memory, file.frame_memory, file.layer_memory, file.ahead_memory].map(|m| m.map(bytes)),
         order_rate: file.order_rate.map(|s| s.0),
+        collect_every: file.collect_every.map(|s| s.0.max(Duration::from_secs(1))),
         tiers: TierArgs {
             hourly: args.tiers.hourly.or(file.hourly),
             daily: args.tiers.daily.or(file.daily),

@@ -2,11 +2,12 @@
 
 use crate::cli::StatusFormat;
 use crate::problem::Problem;
+use crate::remote::Way;
 use afterimage_mgmt::app::AppPoint;
 use afterimage_mgmt::attach::Attached;
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::metrics;
-use afterimage_mgmt::protocol::{MgmtAsk, PointList, Role, State, Status, SyncInfo, VolumeStatus};
+use afterimage_mgmt::protocol::{PointList, Role, State, Status, SyncInfo, VolumePoint, VolumeStatus};
 use afterimage_mgmt::units::{Time, format_duration, format_size};
 use afterimage_mgmt::when::When;
 use serde::Serialize;
@@ -152,7 +153,9 @@ pub fn status(data: &Path, format: StatusFormat, watch: Option<Duration>) -> Res
         return match format {
             StatusFormat::Table => put(&status_text(&status)),
             StatusFormat::Json => put_json(&status),
-            StatusFormat::Prometheus if status.role == Role::Mgmt => put(&control.mgmt::<String>(MgmtAsk::Metrics)?),
+            StatusFormat::Prometheus if status.role == Role::Mgmt => {
+                put(&Way::Here(data.to_owned()).get::<String>("/metrics")?)
+            }
             StatusFormat::Prometheus => put(&metrics::text(&status)),
         };
     };
@@ -264,6 +267,22 @@ pub fn create_point(data: &Path, volume: &str, name: &str, app: bool, json: bool
         Some(app) => format!(", {}", consistency(app)),
     };
     put(&format!("point '{}' of {volume} stands at @{} ({}){how}\n", point.name, point.seq, point.time.short()))
+}
+
+/// `afterimage point create --all`.
+///
+/// # Errors
+/// If no process answers, or a volume cannot have a point now.
+pub fn create_points(data: &Path, name: &str, json: bool) -> Result<(), Problem> {
+    let points = ControlClient::connect(data)?.create_points(name)?;
+    if json {
+        return put_json(&points);
+    }
+    let line = |p: &VolumePoint| format!("{} at @{}", p.volume, p.point.seq);
+    put(&format!(
+        "point '{name}' stands at one instant of {}\n",
+        points.iter().map(line).collect::<Vec<_>>().join(", ")
+    ))
 }
 
 #[derive(Serialize)]

@@ -8,6 +8,9 @@ mod devices;
 mod figures;
 mod kept;
 mod past;
+mod points;
+mod policy;
+mod quiet;
 mod taking;
 
 pub use taking::{Taken, Taker, load as load_taken};
@@ -22,10 +25,10 @@ use afterimage_base::block::BlockDevice;
 use afterimage_mgmt::attach::{AttachOptions, Attached, Detached};
 use afterimage_mgmt::protocol::{
     Access, BranchAsk, Code, CompareBegun, DiffEnd, Failure, GapInfo, PointInfo, PointList, Position, Role, SizeChange,
-    State, Status, VERSION, VolumeStatus,
+    State, Status, VERSION, VolumePoint, VolumeStatus,
 };
 use afterimage_mgmt::retention::{PointAction, Retention, RetentionChange};
-use afterimage_mgmt::schedule::{Schedule, Seen};
+use afterimage_mgmt::schedule::Schedule;
 use afterimage_mgmt::server::{Opened, Site};
 use afterimage_mgmt::units::Time;
 use afterimage_mgmt::verify::{VerifyOptions, VerifyProgress, VerifyReport};
@@ -112,6 +115,7 @@ pub struct Local {
     /// For disks that come while it runs.
     taker: OnceLock<Taker>,
     apps: Apps,
+    quiet: quiet::Sets,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -154,6 +158,7 @@ impl Local {
             stop: Stop::new()?,
             attachments: OnceLock::new(),
             taker: OnceLock::new(),
+            quiet: quiet::Sets::default(),
         })
     }
 
@@ -220,27 +225,6 @@ impl Local {
         let names =
             if names.is_empty() { "no disk is served".to_owned() } else { format!("served are {}", names.join(", ")) };
         Failure::new(Code::NotFound, format!("there is no volume '{name}' with a disk here: {names}"))
-    }
-
-    /// Makes the automatic points that are due.
-    pub fn make_due_points(&self) {
-        for served in self.served() {
-            let Served::Protected(volume) = served else { continue };
-            let status = volume.status();
-            let seen =
-                Seen { name: &status.name, consistent: status.state == VolumeState::Live, seq: status.seq_acked };
-            let time = self.clock.elapsed();
-            if !lock(&self.schedule).due(time, seen) {
-                continue;
-            }
-            match volume.create_point(&format!("auto-{}", whole_seconds(now())), true) {
-                Ok((seq, _)) => lock(&self.schedule).made(time, &status.name, seq),
-                Err(e) => {
-                    tracing::warn!("no automatic point: {e}");
-                    lock(&self.schedule).failed(time, &status.name);
-                }
-            }
-        }
     }
 
     /// Where disks are served.
@@ -408,6 +392,10 @@ impl Site for Local {
         lock(&self.schedule).made(self.clock.elapsed(), name, seq);
         Self::wait_durable(&volume, seq, point, seq)?;
         Ok(PointInfo { name: point.to_owned(), seq, time: Time(time), auto: false, pinned: false, app: None })
+    }
+
+    fn create_points(&self, point: &str) -> Result<Vec<VolumePoint>, Failure> {
+        self.points_of_all(point)
     }
 
     fn create_app_point(&self, name: &str, point: &str) -> Result<PointInfo, Failure> {

@@ -11,6 +11,7 @@
 //! make hours out of minutes, push nothing out early; a clock that was put back, which makes one hour out of many, neither; nor
 //! does a backlog that comes at once after an outage. History is kept longer by all that, and never shorter.
 
+use afterimage_base::calendar::Period;
 pub use afterimage_format::manifest::RetentionMeta as Policy;
 use std::collections::BTreeSet;
 
@@ -67,48 +68,6 @@ impl Why {
     }
 }
 
-const SECOND: u64 = 1_000_000_000;
-const DAY: u64 = 86_400;
-
-/// Days from 1970 to the first of January.
-const fn year_begins(year: u64) -> u64 {
-    const fn leaps(through: u64) -> u64 {
-        through / 4 - through / 100 + through / 400
-    }
-    (year - 1970) * 365 + leaps(year - 1) - leaps(1969)
-}
-
-/// Months since January 1970 of a day since 1970, in UTC.
-fn month_of(day: u64) -> u64 {
-    let mut year = 1970 + day / 366;
-    while year_begins(year + 1) <= day {
-        year += 1;
-    }
-    let (mut rest, leap) = (day - year_begins(year), year_begins(year + 1) - year_begins(year) == 366);
-    let lengths = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 0;
-    for length in lengths {
-        if rest < length {
-            break;
-        }
-        rest -= length;
-        month += 1;
-    }
-    (year - 1970) * 12 + month
-}
-
-/// The hour, day, week or month of a time.
-fn period(why: Why, time: u64) -> u64 {
-    let seconds = time / SECOND;
-    match why {
-        Why::Hourly => seconds / 3600,
-        // The first of January 1970 was a Thursday.
-        Why::Weekly => (seconds / DAY + 3) / 7,
-        Why::Monthly => month_of(seconds / DAY),
-        _ => seconds / DAY,
-    }
-}
-
 /// Why each point stays; nothing for those that go. `window` is the first seq of the window; `points` are in the order of their seqs.
 #[must_use]
 pub fn thin(policy: &Policy, window: u64, points: &[Candidate]) -> Vec<BTreeSet<Why>> {
@@ -122,18 +81,18 @@ pub fn thin(policy: &Policy, window: u64, points: &[Candidate]) -> Vec<BTreeSet<
         .collect();
     let before = points.partition_point(|p| p.seq < window);
     let tiers = [
-        (Why::Hourly, policy.hourly),
-        (Why::Daily, policy.daily),
-        (Why::Weekly, policy.weekly),
-        (Why::Monthly, policy.monthly),
+        (Why::Hourly, Period::Hour, policy.hourly),
+        (Why::Daily, Period::Day, policy.daily),
+        (Why::Weekly, Period::Week, policy.weekly),
+        (Why::Monthly, Period::Month, policy.monthly),
     ];
     let clocks: [fn(&Candidate) -> u64; 2] = [|p| p.time, |p| p.seen];
-    for (why, most) in tiers {
+    for (why, period, most) in tiers {
         for clock in clocks {
             let (mut periods, mut last) = (0, None);
             // From the newest on: the first of each period stays.
             for at in (0..before).rev() {
-                let this = period(why, clock(&points[at]));
+                let this = period.of(clock(&points[at]));
                 // A time that is later than that of a newer point belongs to the newer one's period.
                 if last.is_some_and(|last| this >= last) {
                     continue;

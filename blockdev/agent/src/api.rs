@@ -320,6 +320,12 @@ pub enum PointError {
         /// Its state.
         state: VolumeState,
     },
+    /// Others hold its gate, or a write does not get on.
+    #[error("volume {volume}: its gate could not be closed in time")]
+    Gate {
+        /// The volume.
+        volume: String,
+    },
     /// There is no room in the ring for the marker.
     #[error("volume {volume}: the ring is full, try again when the appliance has caught up")]
     Full {

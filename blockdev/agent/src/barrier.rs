@@ -8,7 +8,7 @@
 //! id of the journal in which it was given: a journal that is made anew, or a history that begins anew behind it, has lost the marker.
 
 use crate::agent::Agent;
-use crate::api::VolumeState;
+use crate::api::{PointError, VolumeState};
 use crate::machine::Mode;
 use crate::shared::Shared;
 use crate::volume::Volume;
@@ -19,6 +19,7 @@ use afterimage_base::world::{self, thread};
 use afterimage_format::coord::Kind as Message;
 use afterimage_format::coord::group::{Held, MAX_MARKERS, Marker, Named, NotHeld, Prepare, Released, Settled};
 use afterimage_format::record::Kind;
+use afterimage_journal::ReserveError;
 use afterimage_trust::session::{Attendant, Outbox};
 use std::collections::VecDeque;
 use std::io;
@@ -275,7 +276,7 @@ impl Desk<'_> {
         for deed in self.member.step(Step::Closed(id(of), marked.is_ok())) {
             self.answer(of, deed, Duration::ZERO, markers.clone());
         }
-        if broken_open() {
+        if broken("no-hold") {
             holds.clear();
         }
         while self.member.is_busy() {
@@ -342,36 +343,62 @@ fn close_and_mark<'a>(
     if volumes.len() > MAX_MARKERS {
         return Err(format!("this machine has more than {MAX_MARKERS} volumes"));
     }
+    let mut markers = Vec::new();
+    let began = at_one_instant(volumes, limit, holds, &mut |volume| {
+        markers.push(mark(volume.shared())?);
+        Ok(())
+    });
+    Ok((began.map_err(|e| e.to_string())?, markers))
+}
+
+/// Closes the gates of all volumes, and then has each marked. What was closed is in `holds`, also if that fails. Returns when it began.
+pub(crate) fn at_one_instant<'a>(
+    volumes: &'a [Arc<Volume>],
+    limit: Duration,
+    holds: &mut Vec<Hold<'a>>,
+    mark: &mut dyn FnMut(&Arc<Volume>) -> Result<(), PointError>,
+) -> Result<Instant, PointError> {
     let mut sorted: Vec<&Arc<Volume>> = volumes.iter().collect();
     sorted.sort_by_key(|v| v.id());
     // Before the gates: whoever holds a state may be waiting for a disk, and then the guests must not wait too.
     let states: Vec<_> = sorted.iter().map(|v| (v, v.shared().state())).collect();
     for (volume, state) in &states {
         if state.mode != Mode::Live || volume.shared().shown(state) != VolumeState::Live {
-            return Err(format!("volume {} is in state {}", volume.name(), volume.shared().shown(state)));
+            let (volume, state) = (volume.name().to_owned(), volume.shared().shown(state));
+            return Err(PointError::NotLive { volume, state });
         }
     }
     let began = world::now();
     for volume in &sorted {
         let hold = volume.shared().p.gate.close_until(began + limit);
-        holds.push(hold.ok_or_else(|| format!("volume {}: its gate could not be closed in time", volume.name()))?);
+        holds.push(hold.ok_or_else(|| PointError::Gate { volume: volume.name().to_owned() })?);
     }
-    let markers: Result<Vec<Marker>, String> = sorted.iter().map(|v| mark(v.shared())).collect();
+    for volume in &sorted {
+        if broken("apart") {
+            holds.clear();
+            world::sleep(Duration::from_millis(2));
+        }
+        mark(volume)?;
+    }
     drop(states);
-    Ok((began, markers?))
+    Ok(began)
 }
 
-fn mark(shared: &Shared) -> Result<Marker, String> {
-    let place = shared.p.ring.reserve(Kind::Void, 0, 0, 0, 0);
-    let place = place.map_err(|e| format!("volume {} has no room for a marker: {e}", shared.p.name))?;
+fn mark(shared: &Shared) -> Result<Marker, PointError> {
+    let volume = || shared.p.name.clone();
+    let place = shared.p.ring.reserve(Kind::Void, 0, 0, 0, 0).map_err(|e| match e {
+        ReserveError::Closed => PointError::NotLive { volume: volume(), state: VolumeState::Dirty },
+        _ => PointError::Full { volume: volume() },
+    })?;
     let time = shared.p.clock.wall();
     let seq = place.publish(time);
-    Ok(Marker { volume: shared.id, ring: shared.p.ring.id(), seq, time, name: shared.p.name.clone() })
+    Ok(Marker { volume: shared.id, ring: shared.p.ring.id(), seq, time, name: volume() })
 }
 
-/// Whether gates open right behind the marker: the break of I7 that a test of whole processes has to find. In no release.
-fn broken_open() -> bool {
-    cfg!(debug_assertions) && std::env::var_os("AFTERIMAGE_BREAK").is_some_and(|b| b == "no-hold")
+/// Whether this is to be done wrong, so that a test of whole processes finds it: `no-hold` opens gates right behind the marker, `apart` marks
+/// volumes one after the other, with gates open. In no release.
+fn broken(what: &str) -> bool {
+    cfg!(debug_assertions) && std::env::var_os("AFTERIMAGE_BREAK").is_some_and(|b| b == what)
 }
 
 #[cfg(test)]

@@ -72,4 +72,4 @@ pub use device::PlainDisk;
 pub use disk::{CacheMode, DiskError};
 pub use resize::{ResizeError, Resized};
 pub use verify::{VerifyError, VerifyOptions, VerifyProgress, VerifyReport};
-pub use volume::Volume;
+pub use volume::{Volume, create_points};

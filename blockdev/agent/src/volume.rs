@@ -40,6 +40,64 @@ pub struct Volume {
     stopped: AtomicBool,
 }
 
+/// Whether a point can have this name.
+fn check_name(name: &str) -> Result<(), PointError> {
+    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+        return Err(PointError::Name(name.to_owned()));
+    }
+    Ok(())
+}
+
+/// Writes the record of a point, under a closed gate.
+fn point_record(shared: &Shared, name: &str, auto: bool) -> Result<(u64, u64), PointError> {
+    let volume = || shared.p.name.clone();
+    let flags = if auto { FLAG_AUTO } else { 0 };
+    match shared.p.ring.reserve(Kind::Point, flags, 0, name.len() as u64, name.len()) {
+        Ok(mut place) => {
+            place.payload_mut().copy_from_slice(name.as_bytes());
+            let time = shared.p.clock.wall();
+            Ok((place.publish(time), time))
+        }
+        Err(ReserveError::Full) => Err(PointError::Full { volume: volume() }),
+        Err(ReserveError::Closed) => Err(PointError::NotLive { volume: volume(), state: VolumeState::Dirty }),
+        Err(ReserveError::Invalid(_)) => Err(PointError::Name(name.to_owned())),
+    }
+}
+
+/// Points of several volumes of this machine at one instant, at which all of their gates are closed, for `limit` at most. Returns the seq
+/// and time of each, in the order of the volumes.
+///
+/// # Errors
+/// [`PointError`]: then no volume has a point of it that could be taken for one of all.
+pub fn create_points(
+    volumes: &[Arc<Volume>],
+    name: &str,
+    auto: bool,
+    limit: Duration,
+) -> Result<Vec<(u64, u64)>, PointError> {
+    check_name(name)?;
+    let mut holds = Vec::new();
+    let mut made = Vec::new();
+    let done = crate::barrier::at_one_instant(volumes, limit, &mut holds, &mut |volume| {
+        made.push((volume.id(), point_record(&volume.shared, name, auto)?));
+        Ok(())
+    });
+    drop(holds);
+    volumes.iter().for_each(|v| v.shared.p.ring.wake_sender());
+    if let Err(e) = done {
+        // A note without text takes a point back.
+        for (id, (seq, _)) in &made {
+            let of = volumes.iter().find(|v| v.id() == *id);
+            if let Some(Err(e)) = of.map(|v| v.note_point(*seq, "")) {
+                tracing::warn!("point '{name}' at @{seq} could not be taken back: {e}");
+            }
+        }
+        return Err(e);
+    }
+    let of = |v: &Arc<Volume>| made.iter().find(|(id, _)| *id == v.id()).map(|(_, at)| *at);
+    Ok(volumes.iter().filter_map(of).collect())
+}
+
 impl Volume {
     pub(crate) fn start(
         config: &AgentConfig,
@@ -111,9 +169,7 @@ impl Volume {
     /// # Errors
     /// [`PointError`]: between a gap and its end there is no consistent point to be made (I6).
     pub fn create_point(&self, name: &str, auto: bool) -> Result<(u64, u64), PointError> {
-        if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
-            return Err(PointError::Name(name.to_owned()));
-        }
+        check_name(name)?;
         let shared = &self.shared;
         // Before the gate: whoever holds it may be waiting for a disk, and then the guest must not wait too.
         let state = shared.state();
@@ -122,20 +178,7 @@ impl Volume {
             return Err(PointError::NotLive { volume: volume(), state: shared.shown(&state) });
         }
         let hold = shared.p.gate.close();
-        let flags = if auto { FLAG_AUTO } else { 0 };
-        let place = shared.p.ring.reserve(Kind::Point, flags, 0, name.len() as u64, name.len());
-        let made = match place {
-            Ok(mut place) => {
-                place.payload_mut().copy_from_slice(name.as_bytes());
-                let time = shared.p.clock.wall();
-                (place.publish(time), time)
-            }
-            Err(ReserveError::Full) => return Err(PointError::Full { volume: volume() }),
-            Err(ReserveError::Closed) => {
-                return Err(PointError::NotLive { volume: volume(), state: VolumeState::Dirty });
-            }
-            Err(ReserveError::Invalid(_)) => return Err(PointError::Name(name.to_owned())),
-        };
+        let made = point_record(shared, name, auto)?;
         drop(hold);
         drop(state);
         shared.p.ring.wake_sender();

@@ -5,6 +5,7 @@
 //! | [`block`] | [`BlockDevice`](block::BlockDevice) and its [`Queue`](block::Queue): the interface between front ends (NBD, ublk) and what is behind them (a protected disk, a plain disk, a point of history) |
 //! | [`simple`] | the same for devices that answer at once, and a blocking caller |
 //! | [`buf`] | page-aligned buffers |
+//! | [`calendar`] | hours, days, weeks and months |
 //! | [`clock`] | time as an injected thing |
 //! | [`barrier`] | barriers across machines, as state machines |
 //! | [`gate`] | the gate that a barrier closes |
@@ -16,6 +17,7 @@
 pub mod barrier;
 pub mod block;
 pub mod buf;
+pub mod calendar;
 pub mod clock;
 pub mod crashsafe;
 pub mod gate;

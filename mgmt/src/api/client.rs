@@ -5,6 +5,7 @@
 
 use super::key::ApiKey;
 use super::types::ProblemBody;
+use crate::client::ClientError;
 use afterimage_base::net::Endpoint;
 use afterimage_trust::identity::Role;
 use afterimage_trust::stream::{Tls, TlsReader, deadline};
@@ -38,6 +39,9 @@ pub enum ApiError {
     /// The connection.
     #[error("mgmt at {0}: {1}")]
     Connection(String, io::Error),
+    /// The control socket, which stands for the port on mgmt's own host.
+    #[error(transparent)]
+    Here(ClientError),
     /// The answer.
     #[error("mgmt at {0} gave an answer that was not understood: {1}; is it of another version?")]
     Answer(String, String),

@@ -4,7 +4,7 @@ use super::problem::{Kind, Problem};
 use super::routes::{Call, Gives, Method, Parameter, Reply, Route, reply, schema};
 use super::types::List;
 use crate::catalogue::ApiRole;
-use crate::groups::{EVERY, GroupView, Groups, HOLD_MS, NewGroup, Point, Points};
+use crate::groups::{EVERY, GroupView, Groups, HOLD_MS, KeptPoints, NewGroup, Point, Points};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -37,6 +37,13 @@ pub struct GroupChange {
     pub hold_ms: Option<u32>,
     /// Whether a point of some of the members is wanted if not all can be had (false).
     pub partial: Option<bool>,
+    /// Minutes between app-consistent points (0: on demand only).
+    pub app_every_minutes: Option<u32>,
+    /// The policy that says all that but the hold of gates, and what is kept; empty for none. What a policy says cannot be said by the
+    /// group as well.
+    pub policy: Option<String>,
+    /// Nothing of the group goes, or (`false`) the policy decides again.
+    pub on_hold: Option<bool>,
 }
 
 /// Machines.
@@ -53,6 +60,17 @@ pub struct GroupMachines {
 pub struct NewPoint {
     /// Its name.
     pub name: String,
+    /// With applications quiet around it, on every machine as its agent's settings say.
+    #[serde(default)]
+    pub app: bool,
+}
+
+/// What is to become of a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PointChange {
+    /// It stays until it is unpinned, or (`false`) the policy decides again.
+    pub pinned: bool,
 }
 
 pub(super) const ROUTES: &[Route] = &[
@@ -158,7 +176,7 @@ pub(super) const ROUTES: &[Route] = &[
         gives: Gives::Json(201, schema::<Point>),
         run: |call| {
             let new: NewPoint = call.json()?;
-            reply(&groups(call)?.point(call.part(0), &new.name)?)
+            reply(&groups(call)?.point(&call.who, call.part(0), &new.name, new.app)?)
         },
     },
     Route {
@@ -172,31 +190,105 @@ pub(super) const ROUTES: &[Route] = &[
         gives: Gives::Json(200, schema::<Points>),
         run: |call| reply(&groups(call)?.points(call.part(0), Some(call.part(1)), 1)?),
     },
+    Route {
+        method: Method::Patch,
+        path: "/v1/groups/{group}/points/{point}",
+        id: "change-group-point",
+        role: ApiRole::Operator,
+        about: "Pins a point of a group, or leaves it to the policy again",
+        query: &[],
+        takes: Some(schema::<PointChange>),
+        gives: Gives::Json(200, schema::<Points>),
+        run: |call| {
+            let change: PointChange = call.json()?;
+            reply(&groups(call)?.pin(&call.who, call.part(0), call.part(1), change.pinned)?)
+        },
+    },
+    Route {
+        method: Method::Delete,
+        path: "/v1/groups/{group}/points/{point}",
+        id: "remove-group-point",
+        role: ApiRole::Operator,
+        about: "Removes a point of a group; what was kept for it alone is let go",
+        query: &[],
+        takes: None,
+        gives: Gives::Nothing,
+        run: |call| {
+            groups(call)?.remove_point(&call.who, call.part(0), call.part(1))?;
+            Ok(Reply::Nothing)
+        },
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/groups/{group}/kept",
+        id: "group-kept",
+        role: ApiRole::Viewer,
+        about: "Which points of a group stay, and why; with `policy`, which would",
+        query: &[Parameter { name: "policy", about: "By this policy instead of the group's own", number: false }],
+        takes: None,
+        gives: Gives::Json(200, schema::<KeptPoints>),
+        run: |call| reply(&groups(call)?.kept(call.part(0), call.parameter("policy"))?),
+    },
 ];
 
 fn groups(call: &Call<'_>) -> Result<Arc<Groups>, Problem> {
     call.office.groups().ok_or_else(|| Problem::new(Kind::Away, "mgmt is starting or stopping: try again"))
 }
 
-fn changed(name: &str, old: (u64, u32, bool), change: &GroupChange) -> NewGroup {
-    NewGroup {
-        name: name.to_owned(),
-        every_seconds: change.every_seconds.unwrap_or(old.0),
-        hold_ms: change.hold_ms.unwrap_or(old.1),
-        partial: change.partial.unwrap_or(old.2),
+/// `old`, changed.
+fn changed(old: NewGroup, change: GroupChange) -> Result<NewGroup, Problem> {
+    let policy = match change.policy {
+        Some(policy) if policy.is_empty() => None,
+        Some(policy) => Some(policy),
+        None => old.policy,
+    };
+    let said = [change.every_seconds.is_some(), change.partial.is_some(), change.app_every_minutes.is_some()];
+    if let Some(policy) = policy.as_ref().filter(|_| said.contains(&true)) {
+        let text = format!("group '{}' goes by policy '{policy}': change that, or let the group have none", old.name);
+        return Err(Problem::new(Kind::Conflict, text));
     }
+    Ok(NewGroup {
+        every_seconds: change.every_seconds.unwrap_or(old.every_seconds),
+        hold_ms: change.hold_ms.unwrap_or(old.hold_ms),
+        partial: change.partial.unwrap_or(old.partial),
+        app_every_minutes: change.app_every_minutes.unwrap_or(old.app_every_minutes),
+        name: old.name,
+        policy,
+    })
 }
 
 fn create(call: &Call<'_>) -> Result<Reply, Problem> {
     let new: GroupRequest = call.json()?;
-    let group = changed(&new.name, (EVERY, HOLD_MS, false), &new.how);
+    let usual = NewGroup {
+        name: new.name,
+        every_seconds: EVERY,
+        hold_ms: HOLD_MS,
+        partial: false,
+        app_every_minutes: 0,
+        policy: None,
+    };
+    let group = changed(usual, new.how)?;
     reply(&groups(call)?.create(&call.who, &group, &new.machines)?)
 }
 
 fn set(call: &Call<'_>) -> Result<Reply, Problem> {
-    let (all, name) = (groups(call)?, call.part(0));
-    let old = all.show(name)?.group;
-    reply(&all.set(&call.who, &changed(name, (old.every_seconds, old.hold_ms, old.partial), &call.json()?))?)
+    let (all, change) = (groups(call)?, call.json::<GroupChange>()?);
+    let old = all.show(call.part(0))?.group;
+    if let Some(hold) = change.on_hold {
+        all.hold(&call.who, call.part(0), hold)?;
+    }
+    if change == (GroupChange { on_hold: change.on_hold, ..GroupChange::default() }) {
+        return reply(&all.show(call.part(0))?);
+    }
+    let old = NewGroup {
+        name: old.name,
+        every_seconds: old.every_seconds,
+        hold_ms: old.hold_ms,
+        partial: old.partial,
+        app_every_minutes: old.app_every_minutes,
+        policy: old.policy,
+    };
+    reply(&all.set(&call.who, &changed(old, change)?)?)
 }
 
 fn points(call: &Call<'_>) -> Result<Reply, Problem> {

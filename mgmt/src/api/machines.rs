@@ -12,6 +12,8 @@ use super::view::{self, find, find_volume};
 use crate::catalogue::ApiRole;
 use crate::members::MemberAsk;
 use crate::protocol::PointList;
+use crate::retention::{Retention, RetentionChange};
+use serde::de::DeserializeOwned;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -119,6 +121,17 @@ pub(super) const ROUTES: &[Route] = &[
         run: |call| reply(&find_volume(call.office, call.part(0))?.1),
     },
     Route {
+        method: Method::Delete,
+        path: "/v1/volumes/{volume}",
+        id: "drop-volume",
+        role: ApiRole::Operator,
+        about: "Says that a volume which its agent does not serve any more is no part of its machine; its history stays",
+        query: &[],
+        takes: None,
+        gives: Gives::Nothing,
+        run: drop_volume,
+    },
+    Route {
         method: Method::Get,
         path: "/v1/volumes/{volume}/points",
         id: "volume-points",
@@ -128,6 +141,17 @@ pub(super) const ROUTES: &[Route] = &[
         takes: None,
         gives: Gives::Json(200, schema::<VolumePoints>),
         run: points,
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/volumes/{volume}/kept",
+        id: "volume-kept",
+        role: ApiRole::Viewer,
+        about: "What its appliance keeps of a volume, and why; with `policy`, what it would keep and give back",
+        query: &[Parameter { name: "policy", about: "By this policy instead of what counts now", number: false }],
+        takes: None,
+        gives: Gives::Json(200, schema::<Retention>),
+        run: kept,
     },
     Route {
         method: Method::Get,
@@ -187,14 +211,43 @@ fn volumes(call: &Call<'_>) -> Result<Reply, Problem> {
     reply(&List { items: all.into_iter().flat_map(|m| m.volumes).collect::<Vec<VolumeView>>() })
 }
 
-fn points(call: &Call<'_>) -> Result<Reply, Problem> {
+fn drop_volume(call: &Call<'_>) -> Result<Reply, Problem> {
+    // Another one may have its name by now.
+    let gone = view::whole(call.office)?.into_iter().find_map(|m| {
+        let volume = m.volumes.iter().find(|v| v.state == "gone" && view::is_named(v, call.part(0)));
+        volume.cloned().map(|v| (m, v))
+    });
+    let (machine, volume) = gone.map_or_else(|| find_volume(call.office, call.part(0)), Ok)?;
+    let name = format!("{}/{}", volume.machine, volume.name);
+    call.office.catalogue.change(&call.who, |c| c.drop_volume(&machine.agent.to_string(), &volume.id, &name))?;
+    Ok(Reply::Nothing)
+}
+
+/// Asks the appliance that keeps a volume's history.
+fn ask_appliance<T: DeserializeOwned>(
+    call: &Call<'_>,
+    ask: impl FnOnce(&VolumeView) -> MemberAsk,
+) -> Result<(VolumeView, T), Problem> {
     let (machine, volume) = find_volume(call.office, call.part(0))?;
     let appliances = view::appliances(call.office)?;
     let appliance = appliances.iter().find(|a| a.name == machine.machine.appliance);
     let appliance = appliance.ok_or_else(|| Problem::new(Kind::NotFound, "its appliance is not in the catalogue"))?;
     let id = Uuid::try_parse(&appliance.id).unwrap_or_default();
-    let ask = MemberAsk::Points { volume: volume.name.clone() };
-    let list: PointList = call.office.ask(&id, &format!("appliance {}", appliance.name), &ask, POINTS_LIMIT)?;
+    let name = format!("appliance {}", appliance.name);
+    let answer = call.office.ask(&id, &name, &ask(&volume), POINTS_LIMIT)?;
+    Ok((volume, answer))
+}
+
+fn kept(call: &Call<'_>) -> Result<Reply, Problem> {
+    let settings = call.parameter("policy").map(|name| call.office.catalogue.policy(name)).transpose()?;
+    let change = settings.map_or_else(RetentionChange::default, |p| p.settings.retention());
+    let ask = |v: &VolumeView| MemberAsk::Kept { id: v.id.clone(), change };
+    reply(&ask_appliance::<Retention>(call, ask)?.1)
+}
+
+fn points(call: &Call<'_>) -> Result<Reply, Problem> {
+    let ask = |v: &VolumeView| MemberAsk::Points { volume: v.name.clone() };
+    let (volume, list) = ask_appliance::<PointList>(call, ask)?;
     let points = list.points.into_iter();
     let gaps = list.gaps.into_iter();
     reply(&VolumePoints {

@@ -10,6 +10,7 @@
 //! | [`key`] | tokens |
 //! | [`view`] | machines and volumes, put together from the catalogue and what members report |
 //! | [`readiness`], [`protect`] | whether a machine can be protected, and doing it |
+//! | [`local`] | the same routes over the control socket |
 //! | [`client`] | the other end, which the commands use |
 //!
 //! The network is async (tokio, hyper), because thousands of slow clients must cost neither threads nor time of the barriers. What
@@ -19,7 +20,9 @@ pub mod client;
 mod events;
 pub mod groups;
 pub mod key;
+pub mod local;
 mod machines;
+mod members;
 pub mod openapi;
 mod policies;
 pub mod problem;

@@ -70,8 +70,11 @@ pub(super) const ROUTES: &[Route] = &[
 
 fn view(office: &Office, row: PolicyRow) -> Result<Policy, Problem> {
     let users = machines(office)?.into_iter().filter(|m| m.policy.as_ref() == Some(&row.name)).map(|m| m.name);
+    let groups =
+        office.catalogue.groups()?.into_iter().filter(|g| g.policy.as_ref() == Some(&row.name)).map(|g| g.name);
     Ok(Policy {
         machines: users.collect(),
+        groups: groups.collect(),
         name: row.name,
         settings: row.settings,
         created: time(row.created),

@@ -73,7 +73,8 @@ pub fn protect(office: &Office, who: &str, name: &str, ask: &ProtectRequest) -> 
     let disks: Vec<String> = ask.disks.iter().map(|d| d.path.clone()).collect();
     let (findings, found) = readiness::look(office, &machine, &disks);
     let appliances = view::appliances(office)?;
-    let host = appliances.iter().find(|a| a.name == machine.machine.appliance).map_or("", |a| &a.host);
+    let appliance = appliances.iter().find(|a| a.name == machine.machine.appliance);
+    let host = appliance.map_or("", |a| &a.host);
     let target = target(&machine, found.as_ref(), ask, host);
     let (id, name) = (machine.machine.id.clone(), machine.machine.name.clone());
     let mut out =
@@ -94,7 +95,10 @@ pub fn protect(office: &Office, who: &str, name: &str, ask: &ProtectRequest) -> 
     let json = serde_json::to_string(&out.target)?;
     let job = office.catalogue.change(who, |change| {
         if out.policy == DEFAULT_POLICY && !change.has_policy(DEFAULT_POLICY)? {
-            change.create_policy(DEFAULT_POLICY, &PolicySettings::default())?;
+            // It must not be less than what the appliance keeps of all.
+            let usual = PolicySettings::default();
+            let window = appliance.and_then(|a| a.window_seconds).map_or(usual.window_seconds, |w| w.max(60));
+            change.create_policy(DEFAULT_POLICY, &PolicySettings { window_seconds: window, ..usual })?;
         }
         change.protect((&id, &name), &out.policy, &json)?;
         change.begin_job("protect", &format!("machine {name}"), "taking disks under protection")

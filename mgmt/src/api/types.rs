@@ -387,6 +387,9 @@ pub struct Policy {
     pub settings: PolicySettings,
     /// Machines that it protects.
     pub machines: Vec<String>,
+    /// Groups that go by it.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// When it was made.
     pub created: Time,
     /// When it was changed.
@@ -478,7 +481,7 @@ pub struct Event {
     pub time: Time,
     /// How much it matters.
     pub severity: Severity,
-    /// Its kind: `change`, `connected`, `away`, `volume-state`, `volume-size`, `volume-gone`, `job`.
+    /// Its kind: `change`, `connected`, `away`, `volume-state`, `volume-size`, `volume-gone`, `policy`, `job`.
     pub kind: String,
     /// What it is about.
     pub object: String,

@@ -186,6 +186,11 @@ pub fn find(office: &Office, name: &str) -> Result<Whole, Problem> {
     })
 }
 
+/// Whether a volume has this id, is MACHINE/NAME, or has this name.
+pub fn is_named(v: &VolumeView, name: &str) -> bool {
+    v.id == name || v.name == name || format!("{}/{}", v.machine, v.name) == name
+}
+
 /// A volume by its id, by MACHINE/NAME, or by its name if no other has the same.
 ///
 /// # Errors
@@ -194,7 +199,7 @@ pub fn find_volume(office: &Office, name: &str) -> Result<(Whole, VolumeView), P
     let mut found = Vec::new();
     for machine in whole(office)? {
         for v in &machine.volumes {
-            if v.id == name || v.name == name || format!("{}/{}", v.machine, v.name) == name {
+            if is_named(v, name) {
                 found.push((machine.clone(), v.clone()));
             }
         }

@@ -1,7 +1,10 @@
 use super::*;
-use afterimage_format::coord::group::Settled;
+use crate::catalogue::points::Ended;
+use crate::groups::{Point, PointState};
+use afterimage_format::coord::group::{Marker, Named, Settled};
 use afterimage_trust::identity::Identity;
 use std::path::Path;
+use uuid::Uuid;
 
 struct Site {
     catalogue: Catalogue,
@@ -19,7 +22,7 @@ fn open(dir: &Path) -> Catalogue {
 }
 
 fn new(name: &str) -> NewGroup {
-    NewGroup { name: name.into(), every_seconds: 1, hold_ms: 100, partial: false }
+    NewGroup { name: name.into(), every_seconds: 1, hold_ms: 100, partial: false, app_every_minutes: 0, policy: None }
 }
 
 impl Site {
@@ -59,6 +62,7 @@ impl Site {
                 (machine_id(2).to_string(), "m2".into(), second),
             ],
             partial,
+            app: None,
         }
     }
 

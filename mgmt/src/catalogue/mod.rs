@@ -2,13 +2,15 @@
 //!
 //! Every change is one transaction that also says, in the audit log, who did what and when: [`Catalogue::change`] is the only
 //! way to change what somebody wants, and a change without an entry is not committed. What is seen rather than wanted (events, the
-//! volumes that agents report, how a job goes) is written by [`Catalogue::record`], whose [`Book`] reaches these tables alone; points of groups in [`groups`]. The file is in WAL mode and synchronous, so what was answered
+//! volumes that agents report, how a job goes) is written by [`Catalogue::record`], whose [`Book`] reaches these tables alone; points of groups in [`points`]. The file is in WAL mode and synchronous, so what was answered
 //! survives a kill and a power cut.
 
 mod book;
 pub mod groups;
+pub(crate) mod keeping;
 mod keys;
 mod objects;
+pub mod points;
 mod rows;
 mod schema;
 

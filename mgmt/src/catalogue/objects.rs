@@ -2,6 +2,7 @@
 
 use super::rows::check_name;
 use super::{Catalogue, CatalogueError, Change};
+use crate::retention::RetentionChange;
 use rusqlite::{Connection, OptionalExtension, Row};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,19 @@ impl PolicySettings {
         bound("app_interval_minutes", self.app_interval_minutes.into(), 0, MAX_APP.into())
     }
 
+    /// What it says of what is kept.
+    #[must_use]
+    pub fn retention(&self) -> RetentionChange {
+        RetentionChange {
+            window_seconds: Some(self.window_seconds),
+            hourly: Some(self.hourly),
+            daily: Some(self.daily),
+            weekly: Some(self.weekly),
+            monthly: Some(self.monthly),
+            ..RetentionChange::default()
+        }
+    }
+
     fn text(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
@@ -138,7 +152,7 @@ fn policy(r: &Row<'_>) -> rusqlite::Result<PolicyRow> {
     Ok(PolicyRow { name: r.get(0)?, settings, created: r.get(9)?, changed: r.get(10)? })
 }
 
-fn find_policy(db: &Connection, name: &str) -> Result<PolicyRow, CatalogueError> {
+pub(super) fn find_policy(db: &Connection, name: &str) -> Result<PolicyRow, CatalogueError> {
     let sql = format!("SELECT {POLICY} FROM policies WHERE name = ?1");
     db.query_row(&sql, [name], policy).optional()?.ok_or_else(|| {
         CatalogueError::NotFound(format!("there is no policy '{name}': `afterimage policy ls` shows what there is"))
@@ -216,12 +230,17 @@ impl Change<'_> {
     /// [`CatalogueError::Conflict`] if machines are protected by it.
     pub fn remove_policy(&self, name: &str) -> Result<(), CatalogueError> {
         find_policy(&self.tx, name)?;
-        let sql = "SELECT count(*) FROM protections WHERE policy = ?1";
-        let users: i64 = self.tx.query_row(sql, [name], |r| r.get(0))?;
-        if users > 0 {
-            return Err(CatalogueError::Conflict(format!(
-                "policy '{name}' protects {users} machines: protect them by another one first"
-            )));
+        for (sql, whom) in [
+            ("SELECT count(*) FROM protections WHERE policy = ?1", "machines: protect them by another one first"),
+            (
+                "SELECT count(*) FROM groups WHERE policy = ?1",
+                "groups: `afterimage group set --policy` gives them another one",
+            ),
+        ] {
+            let users: i64 = self.tx.query_row(sql, [name], |r| r.get(0))?;
+            if users > 0 {
+                return Err(CatalogueError::Conflict(format!("policy '{name}' is that of {users} {whom}")));
+            }
         }
         self.tx.execute("DELETE FROM policies WHERE name = ?1", [name])?;
         self.log("remove-policy", &format!("policy {name}"), "")
@@ -304,6 +323,27 @@ impl Change<'_> {
             return Err(CatalogueError::NotFound(format!("machine '{name}' is not protected by any policy")));
         }
         self.log("unprotect", &format!("machine {name}"), "")
+    }
+
+    /// Says that a volume which its agent does not serve any more is no part of its machine: groups do without it from now on. Its
+    /// history stays with the appliance.
+    ///
+    /// # Errors
+    /// [`CatalogueError::NotFound`], or [`CatalogueError::Conflict`] if the agent serves it.
+    pub fn drop_volume(&self, agent: &str, id: &str, name: &str) -> Result<(), CatalogueError> {
+        let sql = "SELECT gone IS NOT NULL FROM volumes WHERE agent = ?1 AND id = ?2";
+        match self.tx.query_row(sql, [agent, id], |r| r.get(0)).optional()? {
+            None => return Err(CatalogueError::NotFound(format!("there is no volume '{name}'"))),
+            Some(false) => {
+                return Err(CatalogueError::Conflict(format!(
+                    "volume '{name}' was served by its agent when mgmt heard of it last: take it out of the agent's command line or \
+                     file first"
+                )));
+            }
+            Some(true) => {}
+        }
+        self.tx.execute("DELETE FROM volumes WHERE agent = ?1 AND id = ?2", [agent, id])?;
+        self.log("drop-volume", &format!("volume {name}"), "its machine is complete without it")
     }
 
     /// Begins a job and returns its number.

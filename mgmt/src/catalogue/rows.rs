@@ -5,12 +5,13 @@ use afterimage_format::coord::{MAX_REVOKED, Revocations};
 use afterimage_trust::identity::{Claims, Identity, unhex};
 use afterimage_trust::{Role, TrustError};
 use rusqlite::{Connection, OptionalExtension, Row};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 /// A machine or an appliance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Member {
     /// `agent` or `appliance`.
     pub role: String,
@@ -29,7 +30,7 @@ pub struct Member {
 }
 
 /// A token, without its secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenRow {
     /// Its number.
     pub id: i64,
@@ -48,7 +49,7 @@ pub struct TokenRow {
 }
 
 /// A certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CertificateRow {
     /// Serial number.
     pub serial: String,

@@ -3,23 +3,33 @@
 //! | module | what |
 //! |---|---|
 //! | this | what users and the API ask: plain functions on [`Groups`] |
+//! | `shapes` | how groups and points are shown |
 //! | `hub` | who is connected, and which barrier waits for whose answer |
 //! | `run` | one barrier: the state machine of [`afterimage_base::barrier`] with its messages and times |
 //! | `schedule` | barriers by interval, and the gaps in which there were none |
+//! | `quiet` | freezing and thawing around the barrier of an app-consistent point |
+//! | [`keep`] | which points stay |
+//! | `steward` | brings policies, and what they keep, to appliances and agents |
 
 mod hub;
+pub mod keep;
+mod quiet;
 mod run;
 mod schedule;
+mod shapes;
+mod steward;
 
 pub use hub::Hub;
+pub use shapes::{
+    Gap, Group, GroupApp, GroupMember, GroupView, KeptPoint, KeptPoints, MachineApp, Missing, NewGroup, Point,
+    PointState, Points, Restorable, VolumeApp,
+};
 
 use crate::catalogue::{Catalogue, CatalogueError};
 use crate::office::Office;
 use crate::protocol::{Code, Failure};
 use crate::units::Time;
 use afterimage_base::barrier::Why;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -34,245 +44,6 @@ pub const HOLD_MS: u32 = 100;
 const SETTLE: Duration = Duration::from_secs(60);
 /// How long a point on demand waits for the one that is being made.
 const BUSY: Duration = Duration::from_secs(30);
-
-/// A group to be made, or how one is to be from now on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NewGroup {
-    /// Its name.
-    pub name: String,
-    /// Seconds between points; 0 makes them on demand only.
-    pub every_seconds: u64,
-    /// How long gates may be closed, in milliseconds.
-    pub hold_ms: u32,
-    /// Whether a point of some of the members is wanted if not all can be had.
-    pub partial: bool,
-}
-
-impl NewGroup {
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let fine = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if self.name.is_empty() || self.name.len() > 64 || !self.name.chars().all(fine) {
-            return Err(format!(
-                "'{}' is no name of a group: letters, digits, dots, dashes and underscores, at most 64",
-                self.name
-            ));
-        }
-        if self.every_seconds > 86_400 * 7 {
-            return Err("the interval of a group is a week at most; 0 makes points on demand only".into());
-        }
-        if !(1..=10_000).contains(&self.hold_ms) {
-            return Err("gates are held for 1 ms to 10 s".into());
-        }
-        Ok(())
-    }
-}
-
-impl std::fmt::Display for NewGroup {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.every_seconds {
-            0 => f.write_str("on demand")?,
-            n => write!(f, "every {n} s")?,
-        }
-        write!(f, ", hold {} ms, partial points {}", self.hold_ms, if self.partial { "wanted" } else { "not wanted" })
-    }
-}
-
-/// A machine of a group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct GroupMember {
-    /// Its id.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// Whether it has a session that knows of barriers.
-    pub connected: bool,
-}
-
-/// A group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Group {
-    /// Number in the catalogue.
-    pub id: i64,
-    /// Its name.
-    pub name: String,
-    /// Seconds between points; 0: on demand only.
-    pub every_seconds: u64,
-    /// How long gates may be closed, in milliseconds.
-    pub hold_ms: u32,
-    /// Whether points of some are wanted.
-    pub partial: bool,
-    /// When it was made, seconds since 1970.
-    pub created: i64,
-    /// Its machines, by name.
-    pub members: Vec<GroupMember>,
-}
-
-/// How a point stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum PointState {
-    /// All gates were closed at one instant; not every marker is durable yet, so it is no point yet.
-    Settling,
-    /// A point of all members.
-    Complete,
-    /// A point of those who are not missing.
-    Partial,
-    /// No point.
-    Failed,
-}
-
-/// A member that has no part in a point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Missing {
-    /// Its name.
-    pub machine: String,
-    /// Why.
-    pub why: String,
-}
-
-/// Where a point lies in one volume: `--at @SEQ` there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Restorable {
-    /// The machine.
-    pub machine: String,
-    /// The appliance that has the history.
-    pub appliance: Option<String>,
-    /// The volume.
-    pub volume: String,
-    /// Its id.
-    pub id: String,
-    /// The seq: its prefix up to there is this volume's part of the point.
-    pub seq: u64,
-    /// When the agent wrote the marker, by its own clock.
-    pub time: Time,
-}
-
-/// A point of a group, or what became of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Point {
-    /// Number in the catalogue.
-    pub id: i64,
-    /// Its name.
-    pub name: String,
-    /// How it stands.
-    pub state: PointState,
-    /// Made by the schedule.
-    pub auto: bool,
-    /// When its barrier began.
-    pub time: Time,
-    /// For a failed one that stands for several: when the last of them began.
-    pub until: Time,
-    /// How many it stands for.
-    pub tries: u64,
-    /// The longest that a gate was closed for it, in microseconds.
-    pub held_us: u64,
-    /// Who has no part in it.
-    pub missing: Vec<Missing>,
-    /// Where it lies; empty unless it is complete or partial.
-    pub volumes: Vec<Restorable>,
-}
-
-/// A time in which no point was tried though the interval wanted some.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Gap {
-    /// From then,
-    pub since: Time,
-    /// to then.
-    pub until: Time,
-    /// Why.
-    pub why: String,
-}
-
-/// The points of a group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Points {
-    /// The group.
-    pub group: String,
-    /// The points, the newest last.
-    pub points: Vec<Point>,
-    /// The gaps between them.
-    pub gaps: Vec<Gap>,
-}
-
-/// What is asked of groups over the control socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "group", rename_all = "kebab-case")]
-pub enum GroupAsk {
-    /// [`Groups::create`]; answers [`GroupView`].
-    Create {
-        /// How it is to be.
-        new: NewGroup,
-        /// Names or ids of machines.
-        machines: Vec<String>,
-    },
-    /// [`Groups::set`]; answers [`GroupView`].
-    Set {
-        /// How it is to be.
-        new: NewGroup,
-    },
-    /// [`Groups::delete`]; answers nothing.
-    Delete {
-        /// The group.
-        name: String,
-    },
-    /// [`Groups::add`]; answers [`GroupView`].
-    Add {
-        /// The group.
-        name: String,
-        /// Names or ids of machines.
-        machines: Vec<String>,
-    },
-    /// [`Groups::remove`]; answers [`GroupView`].
-    Remove {
-        /// The group.
-        name: String,
-        /// Names or ids of machines.
-        machines: Vec<String>,
-    },
-    /// [`Groups::list`].
-    List,
-    /// [`Groups::show`].
-    Show {
-        /// The group.
-        name: String,
-    },
-    /// [`Groups::point`]; answers [`Point`].
-    Point {
-        /// The group.
-        name: String,
-        /// The point's name.
-        point: String,
-    },
-    /// [`Groups::points`].
-    Points {
-        /// The group.
-        name: String,
-        /// This point only.
-        #[serde(default)]
-        point: Option<String>,
-        /// How many at most, the newest.
-        most: u32,
-    },
-}
-
-/// A group with figures.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct GroupView {
-    /// The group.
-    pub group: Group,
-    /// Its newest complete or partial point.
-    pub last: Option<Point>,
-    /// What the newest barrier came to.
-    pub newest: Option<Point>,
-    /// How long gates were closed, over the points counted, in microseconds: half of them at most,
-    pub hold_p50_us: u64,
-    /// 99 of 100 at most,
-    pub hold_p99_us: u64,
-    /// and the longest.
-    pub hold_max_us: u64,
-    /// How many points that are.
-    pub counted: u64,
-}
 
 /// Why a member is no part of a point, for people.
 #[must_use]
@@ -360,6 +131,8 @@ impl Groups {
         threads.push(thread::Builder::new().name("settle".to_owned()).spawn(settle)?);
         let of_thread = Arc::clone(&shared);
         threads.push(thread::Builder::new().name("schedule".to_owned()).spawn(move || schedule::run(&of_thread))?);
+        let of_thread = Arc::clone(&shared);
+        threads.push(thread::Builder::new().name("steward".to_owned()).spawn(move || steward::run(&of_thread))?);
         Ok(Groups { shared, threads })
     }
 
@@ -452,27 +225,6 @@ impl Groups {
         Ok(out)
     }
 
-    /// Does what was asked over the control socket, for `who`.
-    ///
-    /// # Errors
-    /// Those of what is asked.
-    pub fn answer(&self, who: &str, ask: &GroupAsk) -> Result<serde_json::Value, Failure> {
-        fn json<T: Serialize>(value: Result<T, Failure>) -> Result<serde_json::Value, Failure> {
-            serde_json::to_value(value?).map_err(failed)
-        }
-        match ask {
-            GroupAsk::Create { new, machines } => json(self.create(who, new, machines)),
-            GroupAsk::Set { new } => json(self.set(who, new)),
-            GroupAsk::Delete { name } => json(self.delete(who, name)),
-            GroupAsk::Add { name, machines } => json(self.add(who, name, machines)),
-            GroupAsk::Remove { name, machines } => json(self.remove(who, name, machines)),
-            GroupAsk::List => json(self.list()),
-            GroupAsk::Show { name } => json(self.show(name)),
-            GroupAsk::Point { name, point } => json(self.point(name, point)),
-            GroupAsk::Points { name, point, most } => json(self.points(name, point.as_deref(), *most)),
-        }
-    }
-
     /// One group.
     ///
     /// # Errors
@@ -491,11 +243,58 @@ impl Groups {
         Ok(Points { group: group.to_owned(), points, gaps })
     }
 
-    /// Makes a point now, and waits until it is durable everywhere.
+    /// Pins a point, or leaves it to the policy again.
+    ///
+    /// # Errors
+    /// If there is no such group, or no such point that can be restored.
+    pub fn pin(&self, who: &str, group: &str, point: &str, pinned: bool) -> Result<Points, Failure> {
+        self.change(who, |change| change.pin_group_point(group, point, pinned))?;
+        self.points(group, Some(point), 1)
+    }
+
+    /// Removes a point.
+    ///
+    /// # Errors
+    /// If there is none, or the group is on hold.
+    pub fn remove_point(&self, who: &str, group: &str, point: &str) -> Result<(), Failure> {
+        self.change(who, |change| change.remove_group_point(group, point))
+    }
+
+    /// Has nothing go of a group and its machines, or leaves it to the policy again.
+    ///
+    /// # Errors
+    /// If there is no such group.
+    pub fn hold(&self, who: &str, group: &str, hold: bool) -> Result<GroupView, Failure> {
+        self.change(who, |change| change.hold_group(group, hold))?;
+        self.show(group)
+    }
+
+    /// Which points of a group would stay by a policy, or do by its own, and why.
+    ///
+    /// # Errors
+    /// If there is no such group or policy.
+    pub fn kept(&self, group: &str, policy: Option<&str>) -> Result<KeptPoints, Failure> {
+        let (office, view) = (&self.shared.office, self.show(group)?.group);
+        let policy = policy.or(view.policy.as_deref());
+        let all = steward::candidates(office, view.id)?;
+        let mut chosen = keep::choose(&steward::tiers(office, policy)?, &all, Time::now().0);
+        let of = |p: crate::catalogue::keeping::LivePoint| {
+            let mut kept: Vec<String> =
+                chosen.remove(&p.id).unwrap_or_default().into_iter().map(str::to_owned).collect();
+            if view.on_hold {
+                kept.push("hold".to_owned());
+            }
+            KeptPoint { name: p.name, time: Time(p.time), kept }
+        };
+        let points = self.catalogue().live_points(view.id)?.into_iter().map(of).collect();
+        Ok(KeptPoints { group: group.to_owned(), policy: policy.map(str::to_owned), points })
+    }
+
+    /// Makes a point now, and waits until it is durable everywhere. `app`: with applications quiet around it.
     ///
     /// # Errors
     /// If it failed, with the names of those who are missing.
-    pub fn point(&self, group: &str, name: &str) -> Result<Point, Failure> {
+    pub fn point(&self, who: &str, group: &str, name: &str, app: bool) -> Result<Point, Failure> {
         crate::when::check_point_name(name).map_err(|e| Failure::new(Code::BadRequest, e.to_string()))?;
         let all = self.catalogue().groups()?;
         let none = || Failure::new(Code::NotFound, format!("there is no group '{group}'"));
@@ -503,8 +302,9 @@ impl Groups {
         if self.catalogue().group_points(group, Some(name), 1).is_ok() {
             return Err(Failure::new(Code::Conflict, format!("group '{group}' has a point '{name}' already")));
         }
+        self.change(who, |change| change.log("create-point", &format!("group {group}"), name))?;
         let busy = self.shared.occupy(found.id, BUSY).ok_or_else(|| failed("the barrier under way does not end"))?;
-        run::run(&self.shared.office, &found, name, false)?;
+        run::run(&self.shared.office, &found, run::Wish { name, auto: false, app })?;
         drop(busy);
         let until = Instant::now() + SETTLE;
         loop {
@@ -512,7 +312,7 @@ impl Groups {
             let point = points.pop().ok_or_else(|| failed("the point is gone"))?;
             match point.state {
                 PointState::Complete | PointState::Partial => return Ok(point),
-                PointState::Failed => {
+                PointState::Failed | PointState::Expired => {
                     let who: Vec<String> = point.missing.iter().map(|m| format!("{}: {}", m.machine, m.why)).collect();
                     return Err(failed(format!("no point: {}", who.join("; "))));
                 }

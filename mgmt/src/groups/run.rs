@@ -1,9 +1,11 @@
 //! One barrier.
 
 use super::hub::Answer;
-use super::{Group, reason};
+use super::quiet::{self, Quiet};
+use super::{Group, GroupApp, GroupMember, PointState, reason};
 use crate::catalogue::CatalogueError;
-use crate::catalogue::groups::Ended;
+use crate::catalogue::groups::KnownVolume;
+use crate::catalogue::points::Ended;
 use crate::office::Office;
 use afterimage_base::barrier::{Action, Coordinator, Event, Part, Why};
 use afterimage_format::coord::Kind;
@@ -25,8 +27,41 @@ pub(super) fn nanos() -> i64 {
 struct Party {
     id: Uuid,
     session: Option<(u64, TlsWriter)>,
+    /// What it is known to have.
+    volumes: Vec<KnownVolume>,
     markers: Vec<Marker>,
     why: Option<String>,
+}
+
+impl Party {
+    fn new(id: Uuid, session: Option<(u64, TlsWriter)>, volumes: Vec<KnownVolume>) -> Party {
+        let mut new = Party { id, session, volumes, markers: Vec::new(), why: None };
+        // Nobody's writes wait for a point that cannot be whole.
+        let gone: Vec<&str> = new.volumes.iter().filter(|v| v.gone).map(|v| &*v.name).collect();
+        if new.session.is_some() && !gone.is_empty() && !broken_any() {
+            (new.why, new.session) = (Some(missing(&gone)), None);
+        }
+        new
+    }
+
+    /// What it has closed is everything, or it says what is missing.
+    fn is_whole(&self, markers: &[Marker]) -> Result<(), String> {
+        let there = |v: &&KnownVolume| markers.iter().all(|m| Uuid::from_bytes(m.volume).to_string() != v.id);
+        let names: Vec<&str> = self.volumes.iter().filter(there).map(|v| &*v.name).collect();
+        if names.is_empty() || broken_any() { Ok(()) } else { Err(missing(&names)) }
+    }
+}
+
+fn missing(names: &[&str]) -> String {
+    format!(
+        "its agent does not serve {}, which belongs to this machine; `afterimage machine drop-volume` if that is so on purpose",
+        names.join(", ")
+    )
+}
+
+/// Whether a machine is whole with whatever its agent serves: the break of I7 that a test of whole processes has to find. In no release.
+fn broken_any() -> bool {
+    cfg!(debug_assertions) && std::env::var_os("AFTERIMAGE_BREAK").is_some_and(|b| b == "any-volumes")
 }
 
 struct Barrier {
@@ -71,6 +106,14 @@ impl Barrier {
         Some(match answer {
             Answer::Held(markers) if markers.is_empty() => Event::NotHeld(i),
             Answer::Held(markers) => {
+                if let Err(why) = party.is_whole(&markers) {
+                    party.why = Some(why);
+                    // It waits for that, and the others need not wait for it. If it has gone, its gates are open.
+                    if let Some((_, writer)) = &mut party.session {
+                        let _ = send(writer, Kind::Release, &self.of.encode());
+                    }
+                    return Some(Event::NotHeld(i));
+                }
                 party.markers = markers;
                 Event::Held(i)
             }
@@ -87,8 +130,30 @@ impl Barrier {
     }
 }
 
+/// What is wanted.
+#[derive(Clone, Copy)]
+pub(super) struct Wish<'a> {
+    /// The point's name.
+    pub name: &'a str,
+    /// It is the schedule that wants it.
+    pub auto: bool,
+    /// With applications quiet around it.
+    pub app: bool,
+}
+
+/// The members, as they stand now.
+fn parties(office: &Office, group: &Group) -> Result<Vec<Party>, CatalogueError> {
+    let mut sessions = office.hub_sessions();
+    let mut volumes = office.catalogue.volumes_of_group(group.id)?;
+    let mut party = |m: &GroupMember| {
+        let id = Uuid::try_parse(&m.id).unwrap_or_default();
+        Party::new(id, sessions.remove(&id), volumes.remove(&m.id).unwrap_or_default())
+    };
+    Ok(group.members.iter().map(&mut party).collect())
+}
+
 /// Makes a point of the group, or fails, and keeps which. What is decided is not visible before its markers are durable.
-pub(super) fn run(office: &Office, group: &Group, name: &str, auto: bool) -> Result<(), CatalogueError> {
+pub(super) fn run(office: &Office, group: &Group, wish: Wish<'_>) -> Result<(), CatalogueError> {
     if group.members.is_empty() {
         return Err(CatalogueError::Refused(format!("group '{}' has no machines", group.name)));
     }
@@ -98,15 +163,10 @@ pub(super) fn run(office: &Office, group: &Group, name: &str, auto: bool) -> Res
             group.name
         )));
     }
-    let mut sessions = office.hub_sessions();
-    let parties: Vec<Party> = group
-        .members
-        .iter()
-        .map(|m| {
-            let id = Uuid::try_parse(&m.id).unwrap_or_default();
-            Party { id, session: sessions.remove(&id), markers: Vec::new(), why: None }
-        })
-        .collect();
+    // Nobody is frozen for what cannot be.
+    let hopeful = group.partial || parties(office, group)?.iter().all(|p| p.session.is_some());
+    let quiet = (wish.app && hopeful).then(|| Quiet::begin(office, group, wish.name));
+    let parties = parties(office, group)?;
     let here: Vec<bool> = parties.iter().map(|p| p.session.is_some()).collect();
     let time = nanos();
     let (of, answers) = office.hub.begin();
@@ -131,7 +191,8 @@ pub(super) fn run(office: &Office, group: &Group, name: &str, auto: bool) -> Res
         }
     }
     office.hub.end(of);
-    keep(office, group, &barrier, coordinator.parts(), (name, auto, time))
+    let app = quiet.map(Quiet::end);
+    keep(office, group, &barrier, coordinator.parts(), (wish, time, app))
 }
 
 fn keep(
@@ -139,17 +200,22 @@ fn keep(
     group: &Group,
     barrier: &Barrier,
     parts: &[Part],
-    (name, auto, time): (&str, bool, i64),
+    (wish, time, app): (Wish<'_>, i64, Option<GroupApp>),
 ) -> Result<(), CatalogueError> {
+    let Wish { name, auto, .. } = wish;
+    let refuses = |i: usize| app.as_ref().and_then(|app| quiet::refuses(app, &group.members[i].name));
     let member = |i: usize| {
         let party = &barrier.parties[i];
         let result = match parts[i] {
-            Part::Out(Why::Refused) => Err(party.why.clone().unwrap_or_else(|| reason(Why::Refused))),
+            Part::Out(why @ (Why::Refused | Why::Away)) => Err(party.why.clone().unwrap_or_else(|| reason(why))),
             Part::Out(why) => Err(reason(why)),
-            _ => Ok(party.markers.clone()),
+            _ => refuses(i).map_or_else(|| Ok(party.markers.clone()), Err),
         };
         (group.members[i].id.clone(), group.members[i].name.clone(), result)
     };
+    let members: Vec<_> = (0..parts.len()).map(member).collect();
+    let (some, all) = (members.iter().any(|m| m.2.is_ok()), members.iter().all(|m| m.2.is_ok()));
+    let decided = barrier.decided && (all || group.partial && some);
     let ended = Ended {
         group: group.id,
         name: name.to_owned(),
@@ -157,13 +223,20 @@ fn keep(
         of: barrier.of,
         time,
         held_us: barrier.held_us.into(),
-        members: (0..parts.len()).map(member).collect(),
+        members,
         partial: group.partial,
+        app,
     };
-    office.catalogue.keep_point(&ended, barrier.decided)?;
-    if barrier.decided {
-        for (party, part) in barrier.parties.iter().zip(parts) {
-            if *part == Part::Stayed {
+    office.catalogue.keep_point(&ended, decided)?;
+    if barrier.held_us > 0 {
+        office.tally.held(&group.name, barrier.held_us.into());
+    }
+    if !decided {
+        office.tally.ended(&group.name, PointState::Failed);
+    }
+    if decided {
+        for ((party, part), (.., result)) in barrier.parties.iter().zip(parts).zip(&ended.members) {
+            if *part == Part::Stayed && result.is_ok() {
                 office.hub.watch(&party.id, &Held { of: barrier.of, markers: party.markers.clone() });
             }
         }

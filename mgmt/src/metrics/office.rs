@@ -24,7 +24,7 @@ const OWN: [(&str, &str, &str); 5] = [
 /// Their names.
 #[must_use]
 pub fn families() -> Vec<String> {
-    OWN.iter().map(|(name, ..)| (*name).to_owned()).collect()
+    OWN.iter().map(|(name, ..)| (*name).to_owned()).chain(super::groups::families()).collect()
 }
 
 /// The whole text.
@@ -62,6 +62,7 @@ pub fn of_office(office: &Office) -> Result<String, Problem> {
             let _ = writeln!(out, "afterimage_{name} {}", *office.catalogue.news().borrow());
         }
     }
+    super::groups::put(&mut out, office)?;
     let reports: Vec<_> = there().filter_map(|m| m.status.as_ref().map(|s| (m, s))).collect();
     head(&mut out, "info", "gauge", "1, with what runs as labels");
     let _ = writeln!(out, "afterimage_info{{version=\"{}\",role=\"mgmt\"}} 1", env!("CARGO_PKG_VERSION"));

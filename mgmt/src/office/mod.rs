@@ -84,6 +84,8 @@ pub struct Office {
     guests: Mutex<BTreeMap<u64, Guest>>,
     /// Where barriers and sessions meet.
     pub hub: Hub,
+    /// What is counted of groups.
+    pub tally: crate::metrics::Tally,
 }
 
 /// A number for this life, greater than those of all before: also when a copy of the catalogue was put back.
@@ -162,6 +164,7 @@ impl Office {
             questions,
             guests,
             hub,
+            tally: crate::metrics::Tally::default(),
         })
     }
 
@@ -284,6 +287,14 @@ impl Office {
         for guest in self.guests().values() {
             guest.bell.ring();
         }
+    }
+
+    /// The newest session of a member; `None` if it is away or too old to be asked.
+    #[must_use]
+    pub fn session_of(&self, member: &Uuid) -> Option<u64> {
+        let guests = self.guests();
+        let its = guests.iter().rev().find(|(_, g)| g.identity.id == *member);
+        its.filter(|(_, g)| g.version >= afterimage_format::coord::REPORTS).map(|(number, _)| *number)
     }
 
     /// Who is connected, and which list of revocations each uses.

@@ -117,3 +117,12 @@ pub struct DiffEnd {
     /// The later seq.
     pub to: u64,
 }
+
+/// A point that was made of one of several volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumePoint {
+    /// The volume.
+    pub volume: String,
+    /// The point.
+    pub point: PointInfo,
+}

@@ -1,79 +1,67 @@
-//! What only mgmt is asked: tokens, members, the audit log.
+//! What only mgmt is asked: its API over the control socket, and the shapes of tokens, members and certificates.
 
 use crate::units::Time;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What a client asks of mgmt.
+/// A request of mgmt's API, from who may use its control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "ask", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
-pub enum MgmtAsk {
-    /// Makes a token and answers [`TokenMade`].
-    CreateToken {
-        /// `agent` or `appliance`.
-        role: String,
-        /// The member's name; that of its host without it.
-        #[serde(default)]
-        name: Option<String>,
-        /// The member's id, to go on as one that was lost.
-        #[serde(default)]
-        id: Option<String>,
-        /// For a machine: the name of its appliance.
-        #[serde(default)]
-        appliance: Option<String>,
-        /// Takes the place of the member of this name.
-        #[serde(default)]
-        replace: bool,
-        /// How long it lasts.
-        ttl_seconds: u64,
-    },
-    /// What [`crate::groups::Groups`] does.
-    Group {
-        /// That.
-        #[serde(flatten)]
-        order: crate::groups::GroupAsk,
-    },
-    /// [`Members`].
-    Members,
-    /// The newest lines of the audit log.
-    Audit {
-        /// How many.
-        most: u32,
-    },
-    /// Revokes a member or a certificate and answers [`RevokeDone`] once all who are connected have the list, or time is up.
-    Revoke {
-        /// Name or id of a member, or a serial number.
-        what: String,
-    },
-    /// Makes a token of the API and answers [`ApiTokenMade`](crate::api::types::ApiTokenMade).
-    CreateApiToken {
-        /// What is asked for.
-        new: crate::api::types::NewApiToken,
-    },
-    /// All tokens of the API: a list of [`ApiToken`](crate::api::types::ApiToken).
-    ApiTokens,
-    /// Lets a token of the API count no more.
-    RevokeApiToken {
-        /// Its number.
-        id: i64,
-    },
-    /// The CA's certificate: [`Ca`].
-    Ca,
-    /// mgmt's metrics, and those of its members, as one text.
-    Metrics,
-    /// Certifies a key for NBD and answers [`Certified`].
-    Certify {
-        /// PKCS #10, DER, as hexadecimal digits.
-        request: String,
-        /// Its name.
-        name: String,
-        /// For a server: the names and addresses at which clients reach it. For a client: none.
-        #[serde(default)]
-        hosts: Vec<String>,
-    },
+pub struct ApiCall {
+    /// `GET`, `POST`, `PATCH` or `DELETE`.
+    pub method: String,
+    /// The path, with its query.
+    pub path: String,
+    /// The body.
+    #[serde(default)]
+    pub body: Option<serde_json::Value>,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiReply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body; a text as a string, none as null.
+    pub body: serde_json::Value,
+}
+
+/// A token to be made, with which one host joins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// `agent` or `appliance`.
+    pub role: String,
+    /// The member's name; that of its host without it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The member's id, to go on as one that was lost.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// For a machine: the name of its appliance.
+    #[serde(default)]
+    pub appliance: Option<String>,
+    /// Takes the place of the member of this name.
+    #[serde(default)]
+    pub replace: bool,
+    /// How long it lasts.
+    pub ttl_seconds: u64,
+}
+
+/// A key to be certified for NBD.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CertifyRequest {
+    /// PKCS #10, DER, as hexadecimal digits.
+    pub request: String,
+    /// Its name.
+    pub name: String,
+    /// For a server: the names and addresses at which clients reach it. For a client: none.
+    #[serde(default)]
+    pub hosts: Vec<String>,
 }
 
 /// mgmt's CA.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ca {
     /// Its certificate, PEM: for curl and Prometheus.
     pub certificate: String,
@@ -82,7 +70,7 @@ pub struct Ca {
 }
 
 /// A token that was made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenMade {
     /// The token itself. It is not kept.
     pub token: String,
@@ -93,7 +81,7 @@ pub struct TokenMade {
 }
 
 /// Who has joined.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Members {
     /// Machines and appliances.
     pub members: Vec<crate::catalogue::Member>,
@@ -106,7 +94,7 @@ pub struct Members {
 }
 
 /// What a revocation did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RevokeDone {
     /// Who was revoked.
     pub name: String,
@@ -119,7 +107,7 @@ pub struct RevokeDone {
 }
 
 /// A certificate for NBD.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Certified {
     /// PEM.
     pub certificate: String,

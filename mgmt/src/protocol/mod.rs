@@ -29,8 +29,10 @@ mod status;
 
 pub use branch::{Access, BranchAsk, BranchKind, BranchList, BranchStatus};
 pub use failure::{Code, Failure};
-pub use history::{CompareBegun, DiffEnd, Extents, GapInfo, PointInfo, PointList, Position, SizeChange, Window};
-pub use members::{Ca, Certified, Members, MgmtAsk, RevokeDone, TokenMade};
+pub use history::{
+    CompareBegun, DiffEnd, Extents, GapInfo, PointInfo, PointList, Position, SizeChange, VolumePoint, Window,
+};
+pub use members::{ApiCall, ApiReply, Ca, Certified, CertifyRequest, Members, RevokeDone, TokenMade, TokenRequest};
 pub use status::{GapNow, Role, State, Status, StoreStatus, SyncInfo, VolumeStatus};
 
 use crate::attach::AttachOptions;
@@ -77,6 +79,11 @@ pub enum Request {
         /// Whether it is to be app-consistent.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         app: bool,
+    },
+    /// Makes points of all volumes at one instant, waits until they are durable and answers with a list of [`VolumePoint`].
+    CreatePoints {
+        /// Name of the points.
+        name: String,
     },
     /// Shows or changes what is kept of a volume, and answers [`Retention`](crate::retention::Retention).
     Retention {
@@ -171,11 +178,11 @@ pub enum Request {
         #[serde(flatten)]
         ask: BranchAsk,
     },
-    /// What only mgmt can do.
+    /// What only mgmt can do, by its API; answers [`ApiReply`].
     Mgmt {
         /// That.
         #[serde(flatten)]
-        ask: MgmtAsk,
+        call: ApiCall,
     },
     /// [`Position`] with `more`; then a listening socket is passed and served until this connection ends.
     Export {

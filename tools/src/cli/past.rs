@@ -69,7 +69,11 @@ pub enum PointCommand {
         #[command(flatten)]
         data: DataArgs,
         /// The volume
-        volume: String,
+        #[arg(required_unless_present = "all")]
+        volume: Option<String>,
+        /// Points of all disks at one instant
+        #[arg(long, conflicts_with_all = ["volume", "app"])]
+        all: bool,
         /// The point's name
         #[arg(long)]
         name: String,

@@ -4,7 +4,7 @@ use super::DataArgs;
 use crate::cmd::retention::TierArgs;
 use crate::config::RingSize;
 use crate::mgmt::parse_mgmt;
-use crate::remote::cli::{ApiTokenCommand, ApplianceListArgs};
+use crate::remote::cli::{ApiTokenCommand, ApplianceListArgs, WayArgs};
 use afterimage_agent::{CacheMode, ForeignWrite};
 use afterimage_appliance::MinFree;
 use afterimage_base::net::Endpoint;
@@ -132,9 +132,9 @@ pub struct MgmtArgs {
     /// Configuration file (examples/mgmt.toml); flags override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The data folder.
+    /// The data folder, and how the subcommands reach a running mgmt.
     #[command(flatten)]
-    pub data: DataArgs,
+    pub way: WayArgs,
     /// Where agents and appliances connect: HOST[:PORT]; may be given several times [default: 0.0.0.0:20004]
     #[arg(long, value_parser = parse_mgmt, value_name = "ADDRESS")]
     pub listen: Vec<Endpoint>,
@@ -150,7 +150,7 @@ pub struct MgmtArgs {
     pub api_names: Vec<String>,
 }
 
-/// Subcommands of `mgmt`. `--data` goes before them.
+/// Subcommands of `mgmt`.
 #[derive(Debug, Subcommand)]
 pub enum MgmtCommand {
     /// Tokens, with which hosts join

@@ -97,7 +97,7 @@ impl RetentionArgs {
     }
 }
 
-fn text(r: &Retention) -> String {
+pub(crate) fn text(r: &Retention) -> String {
     let mut out =
         format!("{}: any write of the last {}", r.volume, format_duration(Duration::from_secs(r.window_seconds)));
     for (count, tier) in [(r.hourly, "hourly"), (r.daily, "daily"), (r.weekly, "weekly"), (r.monthly, "monthly")] {

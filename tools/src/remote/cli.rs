@@ -11,17 +11,29 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// How to reach mgmt.
-#[derive(Debug, Clone, Args)]
-pub struct RemoteArgs {
+#[derive(Debug, Clone, Default, Args)]
+pub struct WayArgs {
     /// Where mgmt's API is: HOST[:PORT], port 20005 if left out [default: $AFTERIMAGE_MGMT, or `address` in mgmt.toml]
-    #[arg(long, value_parser = parse_api, value_name = "ADDRESS")]
+    #[arg(long, global = true, value_parser = parse_api, value_name = "ADDRESS", conflicts_with = "data")]
     pub mgmt: Option<Endpoint>,
     /// File with the token, mode 0600; - for standard input [default: $AFTERIMAGE_API_TOKEN, or `token_file` in mgmt.toml]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "data")]
     pub token_file: Option<PathBuf>,
     /// SHA-256 of mgmt's CA [default: the token's, or `ca_pin` in mgmt.toml]
-    #[arg(long, value_name = "SHA256")]
+    #[arg(long, global = true, value_name = "SHA256")]
     pub ca_pin: Option<String>,
+    /// Data folder of mgmt, on its own host: no token is needed [default without an address or a token: $AFTERIMAGE_DATA,
+    /// $XDG_DATA_HOME/afterimage or ~/.local/share/afterimage]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+}
+
+/// How to reach mgmt, and what to print.
+#[derive(Debug, Clone, Args)]
+pub struct RemoteArgs {
+    /// The way.
+    #[command(flatten)]
+    pub way: WayArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -123,6 +135,16 @@ pub enum MachineCommand {
         /// One of its volumes; may be given several times
         #[arg(long, value_name = "VOLUME")]
         volume: Vec<String>,
+        /// mgmt.
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+    /// Say that a volume which the machine's agent does not serve any more is no part of it; its history stays
+    DropVolume {
+        /// Its name or id
+        machine: String,
+        /// The volume
+        volume: String,
         /// mgmt.
         #[command(flatten)]
         remote: RemoteArgs,
@@ -247,6 +269,16 @@ pub enum PolicyCommand {
         /// What it says.
         #[command(flatten)]
         settings: PolicyArgs,
+        /// mgmt.
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+    /// Show what a volume's appliance would keep by a policy, and give back; for groups: `group kept --policy`
+    Preview {
+        /// Its name
+        policy: String,
+        /// The volume: its id, its name or MACHINE/NAME
+        volume: String,
         /// mgmt.
         #[command(flatten)]
         remote: RemoteArgs,

@@ -1,9 +1,12 @@
-//! The commands that ask mgmt over its API, from any host.
+//! The commands that ask mgmt, all by its API: from any host over HTTPS, on its own host over the control socket.
 //!
 //! Where mgmt is and who asks come from flags, then the environment, then a file (`$AFTERIMAGE_MGMT_CONFIG`, else
 //! `$XDG_CONFIG_HOME/afterimage/mgmt.toml`, else `~/.config/afterimage/mgmt.toml`). The token is never on the command line.
 
 pub mod cli;
+mod way;
+
+pub use way::Way;
 
 use crate::mgmt::{headed, parse_api};
 use crate::problem::Problem;
@@ -14,10 +17,12 @@ use afterimage_mgmt::api::types::{
     ApplianceView, Event, Events, Finding, Job, Level, List, Machine, NewMachine, NewPolicy, Policy, PolicyChange,
     ProtectRequest, Protected, ReadinessReport, ReadinessRequest, VolumeView,
 };
+use afterimage_mgmt::retention::Retention;
 use afterimage_mgmt::units::{Time, format_duration, format_size};
 use afterimage_trust::identity::unhex;
 use cli::{
     ApplianceListArgs, EventCommand, JobCommand, MachineCommand, PolicyArgs, PolicyCommand, ProtectArgs, RemoteArgs,
+    WayArgs,
 };
 use serde::Deserialize;
 use std::io::Read;
@@ -70,13 +75,19 @@ fn read_token(path: &Path) -> Result<String, Problem> {
     Ok(text)
 }
 
-fn client(args: &RemoteArgs) -> Result<ApiClient, Problem> {
+/// The API over HTTPS, if anything says that it is meant.
+fn https(args: &WayArgs) -> Result<Option<ApiClient>, Problem> {
     let file = file()?;
     let environment = |name: &str| std::env::var(name).ok().filter(|t| !t.is_empty());
+    let (address, token) = (environment("AFTERIMAGE_MGMT"), environment("AFTERIMAGE_API_TOKEN"));
+    let said = [address.is_some(), token.is_some(), file.address.is_some(), file.token_file.is_some()];
+    if args.mgmt.is_none() && args.token_file.is_none() && !said.contains(&true) {
+        return Ok(None);
+    }
     let address = match &args.mgmt {
         Some(endpoint) => endpoint.clone(),
         None => {
-            let text = environment("AFTERIMAGE_MGMT").or(file.address).ok_or_else(|| {
+            let text = address.or(file.address).ok_or_else(|| {
                 Problem::usage(
                     "where is mgmt? Say it with --mgmt HOST[:PORT], $AFTERIMAGE_MGMT, or address in mgmt.toml",
                 )
@@ -84,7 +95,7 @@ fn client(args: &RemoteArgs) -> Result<ApiClient, Problem> {
             parse_api(&text).map_err(Problem::usage)?
         }
     };
-    let token = match (&args.token_file, environment("AFTERIMAGE_API_TOKEN"), &file.token_file) {
+    let token = match (&args.token_file, token, &file.token_file) {
         (Some(path), ..) | (None, None, Some(path)) => read_token(path)?,
         (None, Some(text), _) => text,
         (None, None, None) => {
@@ -99,7 +110,11 @@ fn client(args: &RemoteArgs) -> Result<ApiClient, Problem> {
         let bytes = unhex(text.trim()).and_then(|b| <[u8; 32]>::try_from(b).ok());
         bytes.ok_or_else(|| Problem::usage(format!("'{text}' is no SHA-256: 64 hexadecimal digits")))
     });
-    Ok(ApiClient { address, key, pin: pin.transpose()? })
+    Ok(Some(ApiClient { address, key, pin: pin.transpose()? }))
+}
+
+fn client(args: &RemoteArgs) -> Result<Way, Problem> {
+    Way::of(&args.way)
 }
 
 fn lag(seconds: Option<f64>) -> String {
@@ -138,7 +153,7 @@ pub fn machine(command: MachineCommand) -> Result<(), Problem> {
         MachineCommand::Protect(args) => protect(*args),
         MachineCommand::Unprotect { machine, remote } => {
             let path = format!("/v1/machines/{}/protect", escape(&machine));
-            let _: Option<()> = client(&remote)?.call("DELETE", &path, None::<&()>)?;
+            client(&remote)?.delete(&path)?;
             put(&format!("machine {machine} has no policy any more\n"))
         }
         MachineCommand::Create { name, agent, volume, remote } => {
@@ -150,9 +165,14 @@ pub fn machine(command: MachineCommand) -> Result<(), Problem> {
                 put(&format!("machine {}, {} volumes\n", made.name, made.volumes))
             }
         }
+        MachineCommand::DropVolume { machine, volume, remote } => {
+            let path = format!("/v1/volumes/{}", escape(&format!("{machine}/{volume}")));
+            client(&remote)?.delete(&path)?;
+            put(&format!("machine {machine} is complete without volume {volume}; its history stays\n"))
+        }
         MachineCommand::Rm { machine, remote } => {
             let path = format!("/v1/machines/{}", escape(&machine));
-            let _: Option<()> = client(&remote)?.call("DELETE", &path, None::<&()>)?;
+            client(&remote)?.delete(&path)?;
             put(&format!("machine {machine} is forgotten\n"))
         }
     }
@@ -305,9 +325,19 @@ fn policies(list: &[Policy]) -> String {
             every(s.app_interval_minutes, 60),
             if s.allow_partial { "yes" } else { "no" }.to_owned(),
             p.machines.join(" "),
+            p.groups.join(" "),
         ]
     };
-    let head = ["NAME", "ANY WRITE OF", "HOURS/DAYS/WEEKS/MONTHS", "CRASH EVERY", "APP EVERY", "PARTIAL", "MACHINES"];
+    let head = [
+        "NAME",
+        "ANY WRITE OF",
+        "HOURS/DAYS/WEEKS/MONTHS",
+        "CRASH EVERY",
+        "APP EVERY",
+        "PARTIAL",
+        "MACHINES",
+        "GROUPS",
+    ];
     headed(&head, list.iter().map(line).collect())
 }
 
@@ -323,8 +353,13 @@ pub fn policy(command: PolicyCommand) -> Result<(), Problem> {
             return if remote.json { put_json(&list.items) } else { put(&policies(&list.items)) };
         }
         PolicyCommand::Rm { policy, remote } => {
-            let _: Option<()> = client(&remote)?.call("DELETE", &at(&policy), None::<&()>)?;
+            client(&remote)?.delete(&at(&policy))?;
             return put(&format!("policy {policy} is removed\n"));
+        }
+        PolicyCommand::Preview { policy, volume, remote } => {
+            let path = format!("/v1/volumes/{}/kept?policy={}", escape(&volume), escape(&policy));
+            let kept: Retention = client(&remote)?.get(&path)?;
+            return if remote.json { put_json(&kept) } else { put(&crate::cmd::retention::text(&kept)) };
         }
         PolicyCommand::Show { policy, remote } => (client(&remote)?.get(&at(&policy))?, remote.json),
         PolicyCommand::Create { policy, settings, remote } => {
@@ -366,11 +401,11 @@ pub fn event(command: EventCommand) -> Result<(), Problem> {
 }
 
 /// Waits for the next events. A mgmt that is away for a while is waited for, too.
-fn next(client: &ApiClient, after: i64) -> Result<Events, Problem> {
+fn next(client: &Way, after: i64) -> Result<Events, Problem> {
     let mut told = false;
     loop {
         match client.get(&format!("/v1/events?after={after}&limit=1000&wait={WAIT}")) {
-            Err(e @ ApiError::Connection(..)) => {
+            Err(e @ (ApiError::Connection(..) | ApiError::Here(_))) => {
                 if !std::mem::replace(&mut told, true) {
                     eprintln!("afterimage: {e}; waiting for it");
                 }

@@ -34,6 +34,28 @@ impl Apps {
         Apps { of, schedules: Mutex::new(schedules), busy: Mutex::default(), free: Condvar::new() }
     }
 
+    /// Volumes of which something says how their points are made app-consistent.
+    pub(super) fn settings(&self) -> impl Iterator<Item = (&String, &AppSettings)> {
+        self.of.iter()
+    }
+
+    /// What a policy says of how often; nothing counts for volumes that are not named.
+    pub(super) fn set_policy(&self, policy: &BTreeMap<String, Option<Duration>>) {
+        for (name, schedule) in lock(&self.schedules).iter_mut() {
+            schedule.set_policy(policy.get(name).map(|every| (name.clone(), *every)).into_iter().collect());
+        }
+        for name in policy.iter().filter(|(name, every)| every.is_some() && !self.of.contains_key(*name)).map(|p| p.0) {
+            tracing::warn!(
+                "volume {name}: a policy wants app-consistent points, and nothing says how: [volume.app] in the agent's file"
+            );
+        }
+    }
+
+    /// The volume's turn, if no other point of it is being made.
+    pub(super) fn turn<'a>(&'a self, volume: &'a str) -> Option<Turn<'a>> {
+        self.begin(volume).then_some(Turn(self, volume))
+    }
+
     /// Whether a point of the volume may begin now. It does then.
     fn begin(&self, volume: &str) -> bool {
         lock(&self.busy).insert(volume.to_owned())
@@ -46,7 +68,7 @@ impl Apps {
 }
 
 /// Gives the volume's turn back.
-struct Turn<'a>(&'a Apps, &'a str);
+pub(super) struct Turn<'a>(&'a Apps, &'a str);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
@@ -54,12 +76,12 @@ impl Drop for Turn<'_> {
     }
 }
 
-fn leftover(data: &Path, volume: &str) -> PathBuf {
+pub(super) fn leftover(data: &Path, volume: &str) -> PathBuf {
     data.join("agent").join(volume).join(LEFTOVER)
 }
 
 /// How this program is started to hold a freeze: the one that runs, also if its file has been replaced.
-fn guard() -> Vec<OsString> {
+pub(super) fn guard() -> Vec<OsString> {
     vec!["/proc/self/exe".into(), GUARD.into()]
 }
 
@@ -125,7 +147,7 @@ impl Local {
     }
 
     /// What is to be frozen now: file systems come and go.
-    fn recipe_now(&self, volume: &str, settings: &AppSettings) -> Recipe {
+    pub(super) fn recipe_now(&self, volume: &str, settings: &AppSettings) -> Recipe {
         let mut recipe = settings.recipe.clone();
         if settings.mounted {
             let devices: Vec<PathBuf> =
@@ -149,11 +171,10 @@ impl Local {
             );
             Failure::new(Code::BadRequest, text)
         })?;
-        if !self.apps.begin(name) {
+        let Some(_turn) = self.apps.turn(name) else {
             let text = format!("volume {name}: an app-consistent point is being made: try again");
             return Err(Failure::new(Code::Busy, text));
-        }
-        let _turn = Turn(&self.apps, name);
+        };
         let (recipe, path) = (self.recipe_now(name, settings), leftover(&self.data, name));
         let never = [self.data.clone(), volume.status().path];
         let context = Context { volume: name, point, leftover: &path, guard: &guard(), never: &never };

@@ -2,9 +2,11 @@
 
 use super::past::failure;
 use afterimage_appliance::{Appliance, PointChange, PointMeta, Policy};
+use afterimage_mgmt::members::{Done, VolumeRetention, VolumeSeqs};
 use afterimage_mgmt::protocol::{Code, Failure, PointInfo};
 use afterimage_mgmt::retention::{FreedBytes, PointAction, PointFate, Retention, RetentionChange};
 use afterimage_mgmt::units::Time;
+use afterimage_mgmt::when::MAX_POINT_NAME;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -69,6 +71,60 @@ pub(super) fn retention(
         points: kept.points.into_iter().map(fate).collect(),
         freed,
     })
+}
+
+/// The name of the volume with this id.
+fn name_of(appliance: &Appliance, id: &str) -> Option<String> {
+    appliance.volumes().into_iter().find(|v| super::uuid(v.id) == id).map(|v| v.name)
+}
+
+/// What would be kept of a volume.
+pub(super) fn preview(appliance: &Appliance, id: &str, change: &RetentionChange) -> Result<Retention, Failure> {
+    let none = || Failure::new(Code::NotFound, format!("the vault has no volume {id} yet"));
+    retention(appliance, &name_of(appliance, id).ok_or_else(none)?, change, true)
+}
+
+/// What policies of mgmt say is kept.
+pub(super) fn retain(appliance: &Appliance, volumes: &[VolumeRetention]) -> Result<Done, Failure> {
+    let mut done = Done::default();
+    for v in volumes {
+        let Some(name) = name_of(appliance, &v.id) else {
+            done.unknown.push(v.id.clone());
+            continue;
+        };
+        let (current, _) = appliance.retention(&name).map_err(|e| failure(Some(e)))?;
+        let wanted = changed(current, &v.change)?;
+        if wanted != current {
+            appliance.set_retention(&name, Some(wanted)).map_err(|e| failure(Some(e)))?;
+        }
+    }
+    Ok(done)
+}
+
+/// What points of groups need.
+pub(super) fn keep(appliance: &Appliance, volumes: Vec<VolumeSeqs>) -> Result<Done, Failure> {
+    let mut done = Done::default();
+    for v in volumes {
+        let id = uuid::Uuid::try_parse(&v.id).map(uuid::Uuid::into_bytes);
+        let Some(id) = id.ok().filter(|_| name_of(appliance, &v.id).is_some()) else {
+            done.unknown.push(v.id);
+            continue;
+        };
+        let keep = v.keep.into_iter().map(|k| {
+            // The note tells such a point from those that users pin.
+            let note = serde_json::json!({ "group-point": k.name }).to_string();
+            PointMeta { note, ..PointMeta::new(fitting(&k.name), k.seq, k.time, true) }
+        });
+        let gone = appliance.keep_seqs(&id, keep.collect(), &v.drop).map_err(|e| failure(Some(e)))?;
+        done.gone.extend(gone.into_iter().map(|seq| (v.id.clone(), seq)));
+    }
+    Ok(done)
+}
+
+/// As much of a name as one of a point can have.
+fn fitting(name: &str) -> String {
+    let end = (0..=MAX_POINT_NAME.min(name.len())).rev().find(|n| name.is_char_boundary(*n)).unwrap_or(0);
+    name[..end].to_owned()
 }
 
 /// A point as the control socket shows it.

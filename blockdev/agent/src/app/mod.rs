@@ -160,8 +160,26 @@ struct Run<'a> {
     made: Made,
 }
 
+/// What others may have to come to before the steps go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Something is about to be frozen.
+    Freeze,
+    /// It is: the point is made now.
+    Marker,
+}
+
 /// Goes through all steps; `marker` makes the point. Returns how it went.
 pub fn make(recipe: &Recipe, context: Context<'_>, marker: &mut dyn FnMut() -> Result<(), String>) -> Made {
+    make_in_step(recipe, context, &mut |moment| if moment == Moment::Marker { marker() } else { Ok(()) })
+}
+
+/// The same in step with others: `moment` may wait for them, and ends what it refuses.
+pub fn make_in_step(
+    recipe: &Recipe,
+    context: Context<'_>,
+    moment: &mut dyn FnMut(Moment) -> Result<(), String>,
+) -> Made {
     let freeze = !recipe.mounts.is_empty() || recipe.guest_agent.is_some();
     let shape =
         Shape { pre: !recipe.pre.is_empty(), freeze, post: !recipe.post.is_empty(), otherwise: recipe.otherwise };
@@ -173,14 +191,16 @@ pub fn make(recipe: &Recipe, context: Context<'_>, marker: &mut dyn FnMut() -> R
     }
     let mut frozen = None;
     while sequence.step() != Step::End {
-        let (step, begun) = (sequence.step(), world::now());
-        if step == Step::Freeze {
+        let step = sequence.step();
+        let agreed = if step == Step::Freeze { moment(Moment::Freeze) } else { Ok(()) };
+        let begun = world::now();
+        if step == Step::Freeze && agreed.is_ok() {
             frozen = Some(begun);
         }
         let (ok, said) = match step {
             Step::Pre => run.script(&recipe.pre, "pre", ""),
-            Step::Freeze => run.freeze(),
-            Step::Marker => match marker() {
+            Step::Freeze => agreed.map_or_else(|e| (false, e), |()| run.freeze()),
+            Step::Marker => match moment(Moment::Marker) {
                 Ok(()) => (true, String::new()),
                 Err(e) => (false, e),
             },

@@ -93,7 +93,7 @@ impl Hosts {
     /// Where a host is reached from another one.
     #[must_use]
     pub fn address(&self, host: usize, from: usize) -> String {
-        format!("10.77.{}{}.{}", host.min(from), host.max(from), host + 1)
+        format!("10.77.{}.{}", host.min(from) * 10 + host.max(from), host + 1)
     }
 
     /// Cuts the link between two hosts, or heals it.

@@ -69,7 +69,7 @@ fn an_old_primary_that_comes_back_is_fenced_and_what_it_had_is_kept() {
     assert!(ran.status.success() && report["phase"] == "holding" && report["outcome"] == "passed", "{report:#}");
     let id = report["id"].as_str().expect("id").to_owned();
     let branch = format!("{DISK}/failover-{id}");
-    assert_eq!(branches(&pair), [branch.clone()]);
+    assert_eq!(branches(&pair), std::slice::from_ref(&branch));
     assert_eq!(number(&report["disks"][0], "seq"), seq);
     let second = pair.cli(Role::Appliance, RUN).arg(DISK).run_any();
     assert!(!second.status.success() && second.stderr.contains(&id), "{}", second.describe());

@@ -1,6 +1,8 @@
 //! Files out of the history: a guest works on ext4, xfs, FAT and NTFS of one protected disk and is killed; what they held at two
 //! moments, journals not yet written back, comes back file by file. And what is no such file system is named.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use afterimage_tests::daemon::{self, Daemon};
 use afterimage_tests::guest::{self, machine};
 use afterimage_tests::lab::DISK;

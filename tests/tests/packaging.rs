@@ -1,6 +1,8 @@
 //! The Debian package: built twice it is the same, holds what it should, systemd understands its units and finds them
 //! hardened; installed in a real root, upgraded, removed and purged it leaves nothing.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use afterimage_tests::binary::{path_of, repository};
 use afterimage_tests::tool::{Tool, tool};
 use std::path::{Path, PathBuf};

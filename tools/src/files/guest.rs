@@ -109,7 +109,7 @@ impl Guest {
         let mut served = Vec::new();
         for (n, (volume, seq)) in disks.iter().enumerate() {
             let name = format!("files-{n}");
-            let fork = Fork { volume: volume.clone(), seq: *seq, time: None, name, place: None };
+            let fork = Fork { volume: volume.clone(), seq: *seq, time: None, name, place: None, latest: false };
             let disk = exports.fork(&fork, &scratch.join(&format!("disk{n}.sock")));
             served.push(disk.map_err(|e| Problem::failed(format!("volume {volume}: {e}")))?);
         }

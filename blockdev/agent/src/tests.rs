@@ -8,7 +8,6 @@ mod intent;
 mod order;
 mod overflow;
 mod power;
-mod refusals;
 mod restart;
 mod resync;
 mod trouble;

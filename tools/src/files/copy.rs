@@ -216,7 +216,7 @@ impl Writer {
             Top::Named(_, name) if first => Item { name: name.clone(), ..item },
             Top::Into(fd) if first => {
                 let fd = fd.try_clone()?;
-                return self.into_top(&item, fd);
+                return self.at_top(&item, fd);
             }
             _ => item,
         };
@@ -235,7 +235,7 @@ impl Writer {
         }
     }
 
-    fn into_top(&mut self, item: &Item, fd: OwnedFd) -> Step {
+    fn at_top(&mut self, item: &Item, fd: OwnedFd) -> Step {
         if item.kind != Kind::Folder {
             return Err(lie("a root that is no folder"));
         }

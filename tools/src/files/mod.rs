@@ -144,7 +144,7 @@ fn cat(guest: &mut Guest, path: &OsStr) -> Result<(), Problem> {
 }
 
 fn zeroes(out: &mut impl Write, mut len: u64) -> io::Result<()> {
-    let block = [0; 64 << 10];
+    let block = [0; 8 << 10];
     while len > 0 {
         let part = usize::try_from(len).unwrap_or(block.len()).min(block.len());
         out.write_all(&block[..part])?;

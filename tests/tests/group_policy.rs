@@ -164,7 +164,7 @@ fn a_change_of_policy_reaches_groups_appliances_and_agents_while_they_run() {
 }
 
 const APP: &str = "[volume.app]\nguest_agent = \"{DIR}/qga{I}\"\npre = [\"/bin/sh\", \"-c\", \"echo quiet\"]\n\
-                   post = [\"/bin/sh\", \"-c\", \"echo $AFTERIMAGE_RESULT\"]\nfreeze_limit = \"2s\"\nhold_limit = \"3s\"";
+                   post = [\"/bin/sh\", \"-c\", \"echo $AFTERIMAGE_RESULT\"]\nfreeze_limit = \"2s\"\nhold_limit = \"8s\"";
 
 fn pretenders(herd: &Herd, agents: usize) -> Vec<Pretender> {
     let one = |i| {

@@ -119,6 +119,8 @@ impl Catalogue {
             {
                 return Ok(id);
             }
+            let sql = "DELETE FROM group_points WHERE grp = ?1 AND name = ?2 AND state = 'failed'";
+            tx.prepare_cached(sql)?.execute((ended.group, &ended.name))?;
             let app = ended.app.as_ref().and_then(|app| serde_json::to_string(app).ok());
             let state = word(if decided { PointState::Settling } else { PointState::Failed });
             let made = tx.execute(

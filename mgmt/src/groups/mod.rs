@@ -299,7 +299,9 @@ impl Groups {
         let all = self.catalogue().groups()?;
         let none = || Failure::new(Code::NotFound, format!("there is no group '{group}'"));
         let found = all.into_iter().find(|g| g.name == group).ok_or_else(none)?;
-        if self.catalogue().group_points(group, Some(name), 1).is_ok() {
+        let there = self.catalogue().group_points(group, Some(name), 1);
+        // The name of one that failed is free.
+        if there.is_ok_and(|(points, _)| points.iter().any(|p| p.state != PointState::Failed)) {
             return Err(Failure::new(Code::Conflict, format!("group '{group}' has a point '{name}' already")));
         }
         self.change(who, |change| change.log("create-point", &format!("group {group}"), name))?;

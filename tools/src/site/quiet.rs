@@ -6,7 +6,7 @@
 use super::app::{guard, leftover, shown};
 use super::{Local, lock};
 use afterimage_agent::Volume;
-use afterimage_agent::app::{Context, Made, Moment, Recipe, make_in_step};
+use afterimage_agent::app::{Context, Made, Moment, Otherwise, Recipe, Verdict, make_in_step};
 use afterimage_mgmt::groups::VolumeApp;
 use afterimage_mgmt::members::Quieted;
 use afterimage_mgmt::protocol::{Code, Failure};
@@ -170,7 +170,12 @@ impl Local {
         let never = [self.data.clone(), part.volume.status().path];
         let context = Context { volume: name, point, leftover: &path, guard: &guard(), never: &never };
         let hold = part.recipe.hold_limit;
-        make_in_step(&part.recipe, context, &mut |moment| set.moment(name, moment, hold))
+        let mut made = make_in_step(&part.recipe, context, &mut |moment| set.moment(name, moment, hold));
+        // The point is the group's: where its marker comes without this volume being quiet, it is one as after a power cut.
+        if made.verdict() == Verdict::Failed && part.recipe.otherwise == Otherwise::Crash {
+            "crash".clone_into(&mut made.consistency);
+        }
+        made
     }
 
     /// Freezes, and says when that is done or has failed.

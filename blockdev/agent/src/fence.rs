@@ -96,18 +96,21 @@ impl Shared {
                 self.p.bell.ring();
             }
             Verdict::Down => {
-                // A start that finds this compares everything: somebody else may have written to the disk meanwhile.
-                (state.meta.epoch, state.meta.fence, state.meta.unmarked) = (welcome.epoch, None, true);
+                // A start that finds this compares everything: somebody else may have written to the disk meanwhile. The fence itself goes
+                // last, so that nobody takes the volume for live before the comparison has begun.
+                state.meta.unmarked = true;
                 if !self.store(&mut state) {
-                    // As long as that is not durable the fence stays.
                     return;
                 }
                 drop(state);
                 tracing::warn!("volume {name}: the fence is gone, epoch {}: writes are taken again", welcome.epoch);
                 self.compare("the volume was fenced: the whole disk is compared with the appliance's history");
                 let mut state = self.state();
-                state.meta.unmarked = false;
-                self.store(&mut state);
+                (state.meta.epoch, state.meta.fence, state.meta.unmarked) = (welcome.epoch, None, false);
+                if !self.store(&mut state) {
+                    // The file still has the fence, and so has the next start.
+                    return;
+                }
                 drop(state);
                 self.core.fence(false);
             }

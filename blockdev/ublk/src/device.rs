@@ -335,7 +335,9 @@ impl Device {
             };
             let (send, stop) = (send.clone(), Arc::clone(&self.stop));
             let started = thread::Builder::new().name(format!("ublk{id}-{number}")).spawn(move || {
-                serves_writeback();
+                if let Err(e) = serves_writeback() {
+                    tracing::debug!("PR_SET_IO_FLUSHER: {e}");
+                }
                 let stop = stop.as_raw_fd();
                 match Worker::new(plan, stop) {
                     Ok(worker) => {

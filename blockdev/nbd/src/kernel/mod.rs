@@ -165,7 +165,9 @@ impl Served {
 
     /// Keeps the device connected until the stop, or until somebody disconnects it.
     fn keep(&self, mut socket: OwnedFd) {
-        serves_writeback();
+        if let Err(e) = serves_writeback() {
+            tracing::debug!("PR_SET_IO_FLUSHER: {e}");
+        }
         let mut pause = PAUSES.0;
         loop {
             let began = Instant::now();

@@ -14,7 +14,10 @@
 //!
 //! *No session slips through.* A session looks at the fence when it has the turn of its volume ([`Volume::admits`]). Putting one up changes the
 //! manifest, then what sessions look at, and then ends the session that has the turn: one that took it before is ended, one that takes
-//! it later sees the fence. Behind that the volume is sealed, and refuses records whoever brings them ([`Volume::commit`]).
+//! it later sees the fence. Behind that the volume is sealed, and refuses records whoever brings them ([`Volume::commit`]). A tail begins
+//! no sooner: until then the session that is being ended may still bring something that the tail would lack.
+//!
+//! *One change at a time.* Whoever looks at the standing of a volume and changes it by what it finds holds the list of volumes.
 
 use crate::appliance::{Appliance, ApplianceError};
 use crate::ingest::SessionError;
@@ -23,6 +26,7 @@ use crate::registry::Registry;
 use crate::store::StoreError;
 use afterimage_format::fence::Fence;
 use afterimage_format::manifest::{FenceMeta, ForkKind, ForkMeta, VolumeMeta};
+use afterimage_format::record::MAX_NAME;
 use afterimage_format::wire::{EPOCH_VERSION, Hello};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +35,9 @@ use thiserror::Error;
 /// Why a fence is not put up or taken down.
 #[derive(Debug, Error)]
 pub enum FenceError {
+    /// The manifest would not be read again with it.
+    #[error("the owner of a fence is named in 1 to {MAX_NAME} bytes, and this one in {0}")]
+    Owner(usize),
     /// It has one.
     #[error("it is fenced by {0}: commit or roll that back first")]
     Other(String),
@@ -132,10 +139,10 @@ impl Registry {
         volume: &Arc<Volume>,
         hello: &Hello,
     ) -> Result<Arc<Volume>, SessionError> {
-        let standing = volume.standing();
+        let mut standing = volume.standing();
         if hello.epoch > standing.epoch {
             // The vault is an older copy, or was put back to one: epochs only grow.
-            self.raise_epoch(volume, hello.epoch)?;
+            standing = self.raise_epoch(volume, hello.epoch)?;
         }
         let Some(fence) = &standing.fence else { return Ok(Arc::clone(volume)) };
         if hello.newest < EPOCH_VERSION {
@@ -147,6 +154,12 @@ impl Registry {
         }
         if fence.state != Fence::Closed {
             return Ok(Arc::clone(volume));
+        }
+        if !volume.is_sealed() {
+            return Err(SessionError::Superseded(format!(
+                "volume {} is being fenced, and what an earlier session brought is still on its way",
+                volume.name
+            )));
         }
         let name = tail_name(standing.epoch);
         let full = format!("{}/{name}", volume.name);
@@ -164,15 +177,16 @@ impl Registry {
         Ok(tail)
     }
 
-    fn raise_epoch(&self, volume: &Volume, to: u64) -> Result<(), SessionError> {
+    /// With the list of volumes held.
+    fn raise_epoch(&self, volume: &Volume, to: u64) -> Result<Standing, SessionError> {
         let (id, mut standing) = (volume.id, volume.standing());
         standing.epoch = standing.epoch.max(to);
         let epoch = standing.epoch;
         let edited =
             self.shared.vault.edit(|m| m.volumes.iter_mut().filter(|v| v.id == id).for_each(|v| v.epoch = epoch));
         edited.map_err(StoreError::from)?;
-        volume.set_standing(standing);
-        Ok(())
+        volume.set_standing(standing.clone());
+        Ok(standing)
     }
 
     /// The tail that takes the records of a fenced volume's agent, if it has come.
@@ -188,12 +202,16 @@ impl Appliance {
     /// Puts up the fence of a volume for `owner`, or closes a draining one. Done again it changes nothing.
     ///
     /// # Errors
-    /// [`ApplianceError::Fence`] if there is another's, or nothing to fence.
+    /// [`ApplianceError::Fence`] if there is another's, or nothing to fence, or if the owner's name is not possible.
     pub fn fence(&self, name: &str, owner: &str, state: Fence) -> Result<Fenced, ApplianceError> {
         let volume = self.volume(name)?;
         if volume.fork().is_some_and(|f| f.leans()) {
             return Err(refused(name, FenceError::Branch));
         }
+        if !(1..=MAX_NAME).contains(&owner.len()) {
+            return Err(refused(name, FenceError::Owner(owner.len())));
+        }
+        let volumes = self.registry.lock();
         let mut standing = volume.standing();
         if let Some(other) = standing.fence.as_ref().filter(|f| f.owner != owner) {
             return Err(refused(name, FenceError::Other(other.owner.clone())));
@@ -208,10 +226,15 @@ impl Appliance {
             self.stand(&volume, &standing)?;
             tracing::warn!("volume {name}: fenced by {owner}, epoch {}", standing.epoch);
         }
+        drop(volumes);
         // Also when it was up before: who put it up may have died before this.
         if state == Fence::Closed {
             volume.dismiss();
-            volume.seal();
+            // Unless it was taken down meanwhile.
+            let _volumes = self.registry.lock();
+            if volume.standing().fence == standing.fence {
+                volume.seal();
+            }
         } else if !volume.is_sealed() {
             volume.dismiss();
         }
@@ -224,6 +247,8 @@ impl Appliance {
     /// [`ApplianceError::Fence`] if there is another's.
     pub fn lift_fence(&self, name: &str, owner: &str) -> Result<u64, ApplianceError> {
         let volume = self.volume(name)?;
+        // Also for an agent that comes: it has its tail by now, or finds the fence gone.
+        let volumes = self.registry.lock();
         let mut standing = volume.standing();
         let Some(fence) = standing.fence.take() else { return Ok(standing.epoch) };
         if fence.owner != owner {
@@ -231,8 +256,6 @@ impl Appliance {
         }
         let tail = format!("{name}/{}", tail_name(standing.epoch));
         standing.epoch += 1;
-        // With the list of volumes held: an agent that comes has its tail by now, or finds the fence gone.
-        let volumes = self.registry.lock();
         let was = volume.is_sealed();
         volume.unseal();
         if let Err(e) = self.stand(&volume, &standing) {
@@ -264,7 +287,7 @@ impl Appliance {
         Ok((volume.standing(), self.registry.tail_of(&volume).map(|t| t.name.clone())))
     }
 
-    /// First the manifest, then what sessions look at.
+    /// First the manifest, then what sessions look at. With the list of volumes held, unless nobody else changes this one.
     fn stand(&self, volume: &Volume, standing: &Standing) -> Result<(), ApplianceError> {
         let id = volume.id;
         let edited = self.shared.vault.edit(|m| {

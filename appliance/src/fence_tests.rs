@@ -10,7 +10,7 @@ use afterimage_base::simple::call;
 use afterimage_format::fence::Fence;
 use afterimage_format::record::Kind;
 use afterimage_format::wire::{Hello, RefuseCode};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 fn write(seq: u64, fill: u8) -> Write1 {
     record(Kind::Write, seq, (seq % 20) * 4096, 4096, vec![fill; 4096])
@@ -159,4 +159,73 @@ fn an_agent_that_knows_a_higher_epoch_raises_that_of_an_older_copy() {
     assert_eq!((agent.welcome.epoch, agent.welcome.fence), (7, Fence::Open));
     assert_eq!(appliance.fence("disk", "job", Fence::Closed).unwrap().epoch, 8);
     assert!(matches!(appliance.fence("nothing", "job", Fence::Closed), Err(ApplianceError::NoVolume(..))));
+}
+
+#[test]
+fn i13_of_two_who_fence_at_once_one_has_the_fence() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, _) = bench(dir.path());
+    for round in 0..10 {
+        let start = Barrier::new(3);
+        let fence = |owner: &'static str| {
+            start.wait();
+            appliance.fence("disk", owner, Fence::Closed).map(|_| owner)
+        };
+        // An agent that knows more raises the epoch meanwhile, which takes nobody's fence away.
+        let epoch = 100 * (round + 1);
+        let said = std::thread::scope(|s| {
+            let both = ["one", "other"].map(|owner| s.spawn(move || fence(owner)));
+            start.wait();
+            drop(Agent::connect(&config.listen, &Hello { epoch, ..hello() }));
+            both.map(|t| t.join().unwrap())
+        });
+        let owners: Vec<_> = said.iter().flatten().collect();
+        assert_eq!(owners.len(), 1, "round {round}: {said:?}");
+        let (standing, _) = appliance.standing("disk").unwrap();
+        assert_eq!(standing.fence.as_ref().map(|f| f.owner.as_str()), Some(*owners[0]), "round {round}");
+        let kept = appliance.shared.vault.read(|m| m.volumes[0].fence.clone());
+        assert_eq!((kept, standing.state()), (standing.fence.clone(), Fence::Closed), "round {round}");
+        assert!(standing.epoch >= epoch);
+        appliance.lift_fence("disk", owners[0]).unwrap();
+    }
+}
+
+#[test]
+fn a_tail_has_the_epoch_that_its_agent_has_raised() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, _) = bench(dir.path());
+    assert_eq!(appliance.fence("disk", "job", Fence::Closed).unwrap().epoch, 1);
+    let agent = Agent::connect(&config.listen, &Hello { epoch: 7, ..hello() }).unwrap();
+    assert_eq!((agent.welcome.epoch, agent.welcome.fence), (7, Fence::Closed));
+    assert_eq!(appliance.standing("disk").unwrap().1.as_deref(), Some("disk/tail-7"));
+}
+
+#[test]
+fn i13_no_tail_begins_while_a_session_of_the_volume_still_brings_something() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, _) = bench(dir.path());
+    appliance.fence("disk", "job", Fence::Closed).unwrap();
+    // As it is until the last session has ended.
+    let volume = appliance.volume("disk").unwrap();
+    volume.unseal();
+    let refuse = Agent::connect(&config.listen, &hello()).err().unwrap();
+    assert_eq!(refuse.code, RefuseCode::Superseded, "{refuse:?}");
+    assert_eq!(appliance.standing("disk").unwrap().1, None);
+    volume.seal();
+    assert_eq!(Agent::connect(&config.listen, &hello()).unwrap().welcome.fence, Fence::Closed);
+}
+
+#[test]
+fn an_owner_that_no_manifest_could_hold_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, _) = bench(dir.path());
+    for owner in [String::new(), "x".repeat(256)] {
+        let no = appliance.fence("disk", &owner, Fence::Closed).unwrap_err();
+        assert!(matches!(no, ApplianceError::Fence(_, FenceError::Owner(n)) if n == owner.len()), "{no}");
+    }
+    let longest = "x".repeat(255);
+    appliance.fence("disk", &longest, Fence::Closed).unwrap();
+    drop(appliance);
+    let appliance = Appliance::start(config).unwrap();
+    assert_eq!(appliance.standing("disk").unwrap().0.fence.unwrap().owner, longest);
 }

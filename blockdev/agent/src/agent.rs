@@ -64,7 +64,7 @@ impl Agent {
         self.lock().open.clone()
     }
 
-    /// Stops all volumes at once and in order: writes are refused, each gets a last point `shutdown`, the
+    /// Stops all volumes at once and in order: writes are refused, each that is not fenced gets a last point `shutdown`, the
     /// appliance gets up to `within` to take everything, the journals are marked as clean and the threads ended. Front
     /// ends should have finished before. True if the appliance has everything of every volume.
     pub fn stop(&self, within: Duration) -> bool {

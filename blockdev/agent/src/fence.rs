@@ -6,16 +6,22 @@
 //!
 //! | the fence here | the Welcome says | and its epoch is | follows |
 //! |---|---|---|---|
-//! | none | none | any | its epoch is kept, if higher |
-//! | none | fenced | not lower | the fence goes up |
-//! | up | fenced | not lower | stays, its epoch is kept |
+//! | none | none | what is known, or one more | it is kept |
+//! | none | none | higher by 2 or more | a fence came and went unheard: everything is compared |
+//! | none | fenced | what is known, or one more | the fence goes up |
+//! | none | fenced | higher by 2 or more | the same, and everything is compared |
+//! | up | fenced | what is known | stays |
+//! | up | fenced | higher | it is another fence: stays with that epoch, everything is compared, and a point is made anew |
 //! | up | none | higher than the fence's | the fence comes down: everything is compared, then writes are taken |
 //! | up | none | not higher | stays: that vault is an older copy, which does not know |
 //! | any | any | lower than what is known | nothing |
+//!
+//! Everything is compared because between two fences, or behind one, somebody else may have written to the disk: a failback does.
 
+use crate::session::SessionError;
 use crate::shared::Shared;
 use afterimage_format::fence::Fence;
-use afterimage_format::record::{FLAG_AUTO, Kind};
+use afterimage_format::record::Kind;
 use afterimage_format::wire::{EPOCH_VERSION, Welcome};
 use serde::{Deserialize, Serialize};
 
@@ -46,27 +52,36 @@ pub(crate) struct FenceNote {
 pub(crate) enum Verdict {
     Nothing,
     Keep,
+    Missed,
     Up,
+    Another,
     Down,
 }
 
 /// See the table.
 pub(crate) fn judge(known: u64, note: Option<u64>, epoch: u64, fence: Fence) -> Verdict {
+    // A fence that comes is one more, and one that goes another.
+    let missed = epoch >= known.saturating_add(2);
     match (note, fence.is_up()) {
         _ if epoch < known => Verdict::Nothing,
+        (None, false) if missed => Verdict::Missed,
+        (None, false) if epoch > known => Verdict::Keep,
+        (None, true) if missed => Verdict::Another,
         (None, true) => Verdict::Up,
+        (Some(_), true) if epoch > known => Verdict::Another,
         (Some(of), false) if epoch > of => Verdict::Down,
-        (Some(_), false) => Verdict::Nothing,
-        _ if epoch > known => Verdict::Keep,
         _ => Verdict::Nothing,
     }
 }
 
 impl Shared {
     /// Heeds what the appliance says of the fence. To be called before its Welcome is judged.
-    pub(crate) fn heed(&self, welcome: &Welcome) {
+    ///
+    /// # Errors
+    /// [`SessionError::Unheeded`]: the next Welcome is to say it again.
+    pub(crate) fn heed(&self, welcome: &Welcome) -> Result<(), SessionError> {
         if welcome.version < EPOCH_VERSION {
-            return;
+            return Ok(());
         }
         let mut state = self.state();
         let note = state.meta.fence.map(|f| f.epoch);
@@ -75,57 +90,77 @@ impl Shared {
             Verdict::Nothing => {}
             Verdict::Keep => {
                 state.meta.epoch = welcome.epoch;
-                if let Some(fence) = &mut state.meta.fence {
-                    fence.epoch = welcome.epoch;
-                }
                 self.store(&mut state);
             }
-            Verdict::Up => {
+            Verdict::Missed => {
+                tracing::warn!("volume {name}: it was fenced meanwhile, and is not any more, epoch {}", welcome.epoch);
+                drop(state);
+                self.compare_behind(welcome.epoch, None)?;
+            }
+            verdict @ (Verdict::Up | Verdict::Another) => {
                 // First nothing is let in any more; the note is for the next start.
                 self.core.fence(true);
-                state.meta.epoch = welcome.epoch;
-                let since = self.p.clock.wall();
-                state.meta.fence = Some(FenceNote { epoch: welcome.epoch, since, marked: false });
-                self.store(&mut state);
+                let since = state.meta.fence.map_or_else(|| self.p.clock.wall(), |f| f.since);
+                let fence = Some(FenceNote { epoch: welcome.epoch, since, marked: false });
                 tracing::error!(
                     "volume {name}: FENCED, epoch {}: its machine runs elsewhere after a failover, and its disk takes no writes here. What \
                      the appliance has not goes there now, and is kept",
                     welcome.epoch
                 );
-                drop(state);
+                if verdict == Verdict::Another {
+                    // Both at once: the point at its end comes behind the comparison.
+                    (state.meta.fence, state.meta.unmarked) = (fence, true);
+                    drop(state);
+                    self.compare_behind(welcome.epoch, fence)?;
+                } else {
+                    (state.meta.epoch, state.meta.fence) = (welcome.epoch, fence);
+                    self.store(&mut state);
+                    drop(state);
+                }
                 self.p.bell.ring();
             }
             Verdict::Down => {
-                // A start that finds this compares everything: somebody else may have written to the disk meanwhile. The fence itself goes
-                // last, so that nobody takes the volume for live before the comparison has begun.
-                state.meta.unmarked = true;
-                if !self.store(&mut state) {
-                    return;
-                }
                 drop(state);
+                self.compare_behind(welcome.epoch, None)?;
                 tracing::warn!("volume {name}: the fence is gone, epoch {}: writes are taken again", welcome.epoch);
-                self.compare("the volume was fenced: the whole disk is compared with the appliance's history");
-                let mut state = self.state();
-                (state.meta.epoch, state.meta.fence, state.meta.unmarked) = (welcome.epoch, None, false);
-                if !self.store(&mut state) {
-                    // The file still has the fence, and so has the next start.
-                    return;
-                }
-                drop(state);
                 self.core.fence(false);
             }
         }
+        Ok(())
+    }
+
+    /// Begins to compare the whole disk, to which somebody else may have written, and notes that epoch and this fence are heeded. They are
+    /// noted last, so that nobody takes the volume for live before the comparison has begun. A start in between compares everything.
+    fn compare_behind(&self, epoch: u64, fence: Option<FenceNote>) -> Result<(), SessionError> {
+        let mut state = self.state();
+        state.meta.unmarked = true;
+        if !self.store(&mut state) {
+            return Err(SessionError::Unheeded);
+        }
+        drop(state);
+        self.compare("the volume was fenced: the whole disk is compared with the appliance's history");
+        let mut state = self.state();
+        let before = (state.meta.epoch, state.meta.fence, true);
+        (state.meta.epoch, state.meta.fence, state.meta.unmarked) = (epoch, fence, false);
+        if !self.store(&mut state) {
+            // As the file has it, so that the next Welcome, or the next start, does it all again.
+            (state.meta.epoch, state.meta.fence, state.meta.unmarked) = before;
+            return Err(SessionError::Unheeded);
+        }
+        Ok(())
     }
 
     /// Ends what a fenced volume brings with a point, once nothing is missing. Called by the keeper while it is live.
     pub(crate) fn mark_fence(&self) {
         let mut state = self.state();
         let Some(fence) = state.meta.fence.filter(|f| !f.marked) else { return };
-        if !self.core.ranges.is_empty() {
+        // What is to be compared is not marked as dirty yet.
+        if state.meta.unmarked || !self.core.ranges.is_empty() {
             return;
         }
         let point = format!("fenced-{}", fence.epoch);
-        let Ok(mut place) = self.p.ring.reserve(Kind::Point, FLAG_AUTO, 0, point.len() as u64, point.len()) else {
+        // As if a person had made it: retention does not take it away while the tail is there.
+        let Ok(mut place) = self.p.ring.reserve(Kind::Point, 0, 0, point.len() as u64, point.len()) else {
             return;
         };
         place.payload_mut().copy_from_slice(point.as_bytes());
@@ -147,12 +182,17 @@ mod tests {
         use Fence::{Closed, Draining, Open};
         let cases = [
             ((0, None, 0, Open), Verdict::Nothing),
-            ((0, None, 2, Open), Verdict::Keep),
+            ((0, None, 1, Open), Verdict::Keep),
+            ((0, None, 2, Open), Verdict::Missed),
+            ((3, None, 7, Open), Verdict::Missed),
             ((2, None, 3, Draining), Verdict::Up),
             ((2, None, 3, Closed), Verdict::Up),
             ((3, None, 3, Closed), Verdict::Up),
+            ((0, None, 3, Closed), Verdict::Another),
+            ((3, None, 5, Draining), Verdict::Another),
             ((3, Some(3), 3, Closed), Verdict::Nothing),
-            ((3, Some(3), 5, Closed), Verdict::Keep),
+            ((3, Some(3), 5, Closed), Verdict::Another),
+            ((3, Some(3), 5, Draining), Verdict::Another),
             ((3, Some(3), 4, Open), Verdict::Down),
             ((3, Some(3), 3, Open), Verdict::Nothing),
             ((3, Some(3), 2, Open), Verdict::Nothing),

@@ -105,6 +105,11 @@ impl Meta {
         })
     }
 
+    /// Everything is brought again: what ends it with a point, if the volume is fenced, has to be made again, too. Whether that is news.
+    pub(crate) fn mark_again(&mut self) -> bool {
+        self.fence.as_mut().is_some_and(|f| std::mem::take(&mut f.marked))
+    }
+
     pub(crate) fn load(file: &Path) -> Result<Meta, MetaError> {
         let bad = |e: &dyn std::fmt::Display| {
             MetaError::Bad(format!("{e}; restore the file, or remove the folder to start anew"))

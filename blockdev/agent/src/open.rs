@@ -149,7 +149,10 @@ impl Files<'_> {
         if foreign && self.config.foreign == ForeignWrite::Refuse {
             return Err(AgentError::Foreign { name: self.config.name.clone(), path: meta.path.clone() });
         }
-        meta.unmarked |= foreign && self.config.foreign == ForeignWrite::Compare;
+        if foreign && self.config.foreign == ForeignWrite::Compare {
+            meta.unmarked = true;
+            meta.mark_again();
+        }
         meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))?;
         Ok(foreign)
     }
@@ -280,6 +283,7 @@ impl Files<'_> {
                 report.reason = Some(e.to_string());
                 // What a lost ring was based on says nothing of the new one.
                 meta.base = None;
+                meta.mark_again();
                 self.note_unmarked(&mut meta)?;
                 // Before the first sync has ended no seq was ever shown.
                 let next = if meta.initial { 1 } else { meta.seq_limit.max(1) };
@@ -320,6 +324,9 @@ impl Files<'_> {
             intent.begin_ring(ring.id()).map_err(|e| self.bad(&self.intent_file(), &e))?;
         }
         report.whole_disk = lost_all;
+        if lost_all && meta.mark_again() {
+            meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))?;
+        }
         let intent = match old {
             Ok(intent) if !lost_all => Some(intent),
             other => {

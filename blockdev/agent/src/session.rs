@@ -61,6 +61,8 @@ pub(crate) enum SessionError {
     Refused(Refuse),
     #[error("the ring was damaged by somebody else: {0}")]
     Ring(RingError),
+    #[error("volume.json cannot be written, so what the appliance says of the fence is not heeded yet")]
+    Unheeded,
     #[error("the volume stops")]
     Stopping,
 }
@@ -216,7 +218,7 @@ fn greet(
         return Err(SessionError::Protocol("it chose a version that was not offered"));
     }
     shared.peer.store(welcome.version, Ordering::Release);
-    shared.heed(&welcome);
+    shared.heed(&welcome)?;
     let mut judged = shared.judge(&welcome);
     if judged == Continuity::Forked && shared.p.breaks.has(Break::IgnoreFork) {
         judged = Continuity::At(ring.first());

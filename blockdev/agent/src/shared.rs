@@ -166,6 +166,9 @@ impl Shared {
     /// Begins a gap in which the whole disk is compared with the appliance's copy.
     pub(crate) fn compare(&self, why: &str) {
         let mut state = self.state();
+        if state.meta.mark_again() {
+            self.store(&mut state);
+        }
         let mut epoch = self.epoch();
         *epoch += 1;
         self.p.close(why);
@@ -336,6 +339,7 @@ impl Shared {
         self.p.set_reason(Some(why.to_owned()));
         self.free(self.p.ring.next().saturating_sub(1));
         state.meta.base = base;
+        state.meta.mark_again();
         state.not_before = world::now();
         self.enter(&mut state, mode);
         self.store(&mut state);

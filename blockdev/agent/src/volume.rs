@@ -335,9 +335,12 @@ impl Volume {
         let shared = &self.shared;
         shared.core.stop();
         let settled = self.wait_for_writes(deadline.max(world::now() + SETTLE));
-        match self.create_point(LAST_POINT, true) {
-            Ok((seq, _)) => tracing::debug!("volume {}: point {LAST_POINT} at seq {seq}", self.name()),
-            Err(e) => tracing::warn!("volume {}: no last point: {e}", self.name()),
+        // What a fenced volume brings ends with a point of its own, and nothing has been written since.
+        let fenced = shared.state().meta.fence.is_some();
+        match (!fenced).then(|| self.create_point(LAST_POINT, true)) {
+            Some(Ok((seq, _))) => tracing::debug!("volume {}: point {LAST_POINT} at seq {seq}", self.name()),
+            Some(Err(e)) => tracing::warn!("volume {}: no last point: {e}", self.name()),
+            None => {}
         }
         let complete = || shared.durable.load(Ordering::Acquire) + 1 >= shared.p.ring.next();
         while !complete() && shared.connected.load(Ordering::Acquire) && world::now() < deadline {

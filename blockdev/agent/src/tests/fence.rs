@@ -7,8 +7,12 @@ use crate::{Volume, VolumeState, VolumeStatus};
 use afterimage_base::block::{BlockError, Request};
 use afterimage_base::buf::AlignedBuf;
 use afterimage_base::simple::call;
-use afterimage_format::record::Kind;
+use afterimage_format::fence::Fence;
+use afterimage_format::record::{FLAG_AUTO, Kind};
+use afterimage_format::wire::{VERSION, Welcome};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 const CLOSED: u8 = 2;
 
@@ -99,4 +103,112 @@ fn i13_broken_a_volume_that_does_not_heed_its_fence_is_seen() {
     say(&lab, 1, CLOSED);
     wait(&volume, is_fenced);
     assert!(write(&volume, 8).is_ok(), "the break was not seen");
+}
+
+/// How often the appliance has this point.
+fn times(lab: &Lab, name: &str) -> usize {
+    points(lab).iter().filter(|p| *p == name).count()
+}
+
+#[test]
+fn the_point_at_the_end_of_a_fenced_disk_stays_and_nothing_comes_behind_it() {
+    let lab = Lab::new(4 << 20);
+    let (agent, volume) = lab.open();
+    lab.settle(&volume);
+    say(&lab, 1, CLOSED);
+    wait(&volume, |_| times(&lab, "fenced-1") == 1);
+    let log = lab.appliance.kept().log;
+    let (point, _) = log.iter().rev().find(|(r, _)| r.kind == Kind::Point).unwrap();
+    assert_eq!(point.flags & FLAG_AUTO, 0, "retention takes automatic ones away");
+    assert!(agent.stop(Duration::from_secs(60)));
+    assert_eq!(points(&lab), ["fenced-1"]);
+}
+
+#[test]
+fn what_a_fenced_disk_brings_again_ends_with_its_point_again() {
+    let lab = Lab::new(4 << 20);
+    let (agent, volume) = lab.open();
+    lab.settle(&volume);
+    say(&lab, 1, CLOSED);
+    wait(&volume, |_| times(&lab, "fenced-1") == 1);
+    volume.compare();
+    wait(&volume, |_| times(&lab, "fenced-1") == 2);
+    // What the ring had is lost, and perhaps had not arrived.
+    drop((agent, volume));
+    std::fs::remove_file(lab.dir.path().join("agent/vol/ring")).unwrap();
+    let (_agent, volume) = lab.open();
+    wait(&volume, |_| times(&lab, "fenced-1") == 3);
+    lab.compare();
+    assert_eq!(lab.appliance.kept().gaps().len(), 3);
+}
+
+#[test]
+fn i13_fences_that_were_not_heard_of_make_everything_compared() {
+    let lab = Lab::new(4 << 20);
+    let (_agent, volume) = lab.open();
+    lab.settle(&volume);
+    let gaps = || lab.appliance.kept().gaps().len();
+    // One has come and gone.
+    say(&lab, 2, 0);
+    wait(&volume, |s| s.epoch == 2 && gaps() == 2);
+    lab.settle(&volume);
+    write(&volume, 7).unwrap();
+    // Of a fence that goes up without another in between all is known.
+    say(&lab, 3, CLOSED);
+    wait(&volume, |_| times(&lab, "fenced-3") == 1);
+    assert_eq!(gaps(), 2);
+    // It has gone, and another one has come: whoever wrote to the disk in between is found.
+    let disk = std::fs::OpenOptions::new().write(true).open(lab.disk()).unwrap();
+    disk.write_all_at(&[5; 8192], 1 << 20).unwrap();
+    say(&lab, 5, CLOSED);
+    wait(&volume, |_| times(&lab, "fenced-5") == 1);
+    assert_eq!((gaps(), volume.status().epoch), (3, 5));
+    let log = lab.appliance.kept().log;
+    assert!(matches!(log.last(), Some((r, _)) if r.kind == Kind::Point), "its point is behind what was compared");
+    lab.compare();
+    assert_eq!(write(&volume, 8), Err(BlockError::ReadOnly));
+    // The same where the first of two was not heard of.
+    say(&lab, 6, 0);
+    wait(&volume, |s| s.state == VolumeState::Live);
+    say(&lab, 9, CLOSED);
+    wait(&volume, |_| times(&lab, "fenced-9") == 1);
+    assert_eq!(gaps(), 5);
+}
+
+#[test]
+fn a_fence_that_comes_down_and_cannot_be_noted_comes_down_at_the_next_hello() {
+    let lab = Lab::new(4 << 20);
+    let (_agent, volume) = lab.open();
+    lab.settle(&volume);
+    say(&lab, 1, CLOSED);
+    wait(&volume, |_| times(&lab, "fenced-1") == 1);
+    lab.appliance.away.store(true, Ordering::SeqCst);
+    lab.appliance.cut();
+    wait(&volume, |s| !s.connected);
+    let shared = volume.shared();
+    let note = shared.meta_file.clone();
+    let obstacle = note.with_file_name("volume.json.new");
+    let (ring, durable) = (shared.p.ring.id(), volume.durable());
+    let gone = Welcome { version: VERSION, ring, durable, digest: 0, credit: 0, epoch: 2, fence: Fence::Open };
+    // It has begun, and waits for this before it compares.
+    let held = shared.epoch();
+    std::thread::scope(|s| {
+        let heeds = s.spawn(|| shared.heed(&gone));
+        while !std::fs::read_to_string(&note).unwrap().contains("\"unmarked\": true") {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::fs::create_dir(&obstacle).unwrap();
+        drop(held);
+        assert!(heeds.join().unwrap().is_err());
+    });
+    assert_eq!(write(&volume, 8), Err(BlockError::ReadOnly));
+    let status = volume.status();
+    assert!(status.fenced_since.is_some() && status.epoch == 1, "{status:?}");
+    std::fs::remove_dir(&obstacle).unwrap();
+    lab.appliance.epoch.store(2, Ordering::SeqCst);
+    lab.appliance.fence.store(0, Ordering::SeqCst);
+    lab.appliance.away.store(false, Ordering::SeqCst);
+    wait(&volume, |s| s.state == VolumeState::Live);
+    write(&volume, 9).unwrap();
+    lab.settle(&volume);
 }

@@ -177,6 +177,19 @@ impl Registry {
         Ok(tail)
     }
 
+    /// What an agent that brings nothing now is told: where its records would go, and the fence that is up. `None` if there is none, if it
+    /// is too old, or if the vault knows less than it does.
+    pub(crate) fn told_of_fence(&self, volume: Arc<Volume>, hello: &Hello) -> Option<(Arc<Volume>, Standing)> {
+        let standing = volume.standing();
+        let fence = standing.fence.as_ref()?;
+        if hello.newest < EPOCH_VERSION || hello.epoch > standing.epoch {
+            return None;
+        }
+        // A tail that has not come begins where the volume stands.
+        let tail = (fence.state == Fence::Closed).then(|| self.tail_of(&volume)).flatten();
+        Some((tail.unwrap_or(volume), standing))
+    }
+
     /// With the list of volumes held.
     fn raise_epoch(&self, volume: &Volume, to: u64) -> Result<Standing, SessionError> {
         let (id, mut standing) = (volume.id, volume.standing());

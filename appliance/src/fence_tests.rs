@@ -3,6 +3,7 @@ use crate::branch::BranchError;
 use crate::config::ApplianceConfig;
 use crate::fence::FenceError;
 use crate::ingest::volume::Committed;
+use crate::room::MinFree;
 use crate::testing::*;
 use afterimage_base::block::{BlockDevice, Request};
 use afterimage_base::buf::AlignedBuf;
@@ -228,4 +229,38 @@ fn an_owner_that_no_manifest_could_hold_is_refused() {
     drop(appliance);
     let appliance = Appliance::start(config).unwrap();
     assert_eq!(appliance.standing("disk").unwrap().0.fence.unwrap().owner, longest);
+}
+
+#[test]
+fn i13_a_vault_without_room_tells_of_the_fence_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, records) = bench(dir.path());
+    appliance.fence("disk", "job", Fence::Closed).unwrap();
+    drop(appliance);
+    let full = ApplianceConfig { min_free: MinFree::Bytes(u64::MAX), ..config.clone() };
+    let appliance = Appliance::start(full.clone()).unwrap();
+    let told = |durable: u64| {
+        let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+        let w = agent.welcome;
+        assert_eq!((w.epoch, w.fence, w.ring, w.durable, w.credit), (1, Fence::Closed, RING, durable, 0));
+        let refuse = agent.wait(20).unwrap_err().unwrap();
+        assert_eq!(refuse.code, RefuseCode::Full, "{refuse:?}");
+    };
+    told(10);
+    assert_eq!(appliance.standing("disk").unwrap().1, None, "nothing was changed");
+    let old = Agent::connect(&config.listen, &Hello { newest: 4, oldest: 4, ..hello() }).err().unwrap();
+    assert_eq!(old.code, RefuseCode::Full);
+    drop(appliance);
+    // What it has is where its tail stands, once that is there.
+    let appliance = Appliance::start(config.clone()).unwrap();
+    let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+    agent.send(&bytes_of(&records[10..15]));
+    agent.wait(15).unwrap();
+    drop((agent, appliance));
+    let appliance = Appliance::start(full).unwrap();
+    told(15);
+    // Nobody else is told anything.
+    let other = Agent::connect(&config.listen, &Hello { volume: [9; 16], name: "other".into(), ..hello() });
+    assert_eq!(other.err().unwrap().code, RefuseCode::Full);
+    assert!(appliance.volume("other").is_err());
 }

@@ -55,6 +55,11 @@ impl Owners {
         Ok(Owners { path, of: of.ok_or_else(bad)? })
     }
 
+    /// Whether the volume is known to be this machine's.
+    pub(crate) fn is_owner(&self, volume: &[u8; 16], machine: &Machine) -> bool {
+        self.of.get(volume).is_some_and(|owner| *owner == machine.id)
+    }
+
     /// Whether the machine may bring this volume; from now on it is its own.
     pub(crate) fn claim(&mut self, volume: [u8; 16], name: &str, machine: &Machine) -> Result<(), SessionError> {
         match self.of.get(&volume) {

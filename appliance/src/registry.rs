@@ -4,6 +4,7 @@ use crate::appliance::ApplianceError;
 use crate::branch::Runner;
 use crate::collect::order::{OrderConfig, OrderReport, Orderer};
 use crate::collect::{CollectError, CollectReport, Collector, Now, Round, Step};
+use crate::fence::Standing;
 use crate::history::thin::Policy;
 use crate::history::timeline::Gap;
 use crate::history::{HistoryConfig, LayerKeys, VolumeHistory};
@@ -132,9 +133,19 @@ impl Volumes for Registry {
         volumes.push(Arc::clone(&volume));
         Ok(volume)
     }
+
+    fn fenced(&self, hello: &Hello, machine: Option<&Machine>) -> Option<(Arc<Volume>, Standing)> {
+        let may_hear = |v: &&Arc<Volume>| v.id == hello.volume && machine.is_none_or(|m| self.is_owner(&v.id, m));
+        let volume = self.lock().iter().find(may_hear).cloned()?;
+        self.told_of_fence(volume, hello)
+    }
 }
 
 impl Registry {
+    fn is_owner(&self, volume: &[u8; 16], machine: &Machine) -> bool {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner).is_owner(volume, machine)
+    }
+
     fn claim(&self, hello: &Hello, machine: &Machine) -> Result<(), SessionError> {
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         owners.claim(hello.volume, &hello.name.escape_debug().to_string(), machine)

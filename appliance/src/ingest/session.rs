@@ -4,9 +4,9 @@ use super::batch::{Batch, Cursor};
 use super::compare::{Asked, Comparer, QUEUE};
 use super::secure::Greet;
 use super::stages::{Received, Stages, UnderWay, lock};
-use super::volume::{SessionTurn, Volume};
+use super::volume::{Progress, SessionTurn, Volume};
 use super::{SessionError, Shared};
-use crate::fence::is_tail;
+use crate::fence::{Standing, is_tail};
 use afterimage_base::world;
 use afterimage_base::world::channel::{Receiver, Sender, bounded};
 use afterimage_base::world::sync::LongMutex;
@@ -94,6 +94,9 @@ pub trait Volumes: Send + Sync {
     /// # Errors
     /// [`SessionError::Volume`] and others, with the reason for the peer.
     fn of_hello(&self, hello: &Hello, machine: Option<&Machine>) -> Result<Arc<Volume>, SessionError>;
+
+    /// Where the records of this agent would go, if its volume is fenced and it can be told so. Changes nothing.
+    fn fenced(&self, hello: &Hello, machine: Option<&Machine>) -> Option<(Arc<Volume>, Standing)>;
 }
 
 /// Held while the peer is slow to read.
@@ -162,6 +165,11 @@ fn handshake(
         return Err(SessionError::Volume("a volume needs a name without control characters, and an id".into()));
     }
     if let Some(obstacle) = shared.obstacle() {
+        // That it is to take no writes any more does not wait until there is room for what it has.
+        if let Some((volume, standing)) = volumes.fenced(&hello, machine) {
+            let welcome = welcome(&hello, &volume.progress(), 0, (standing.epoch, standing.state()));
+            send(input.out, MessageType::Welcome, &welcome.encode())?;
+        }
         return Err(obstacle);
     }
     let volume = volumes.of_hello(&hello, machine)?;
@@ -169,6 +177,20 @@ fn handshake(
         return Err(SessionError::Failed(why));
     }
     Ok((hello, volume))
+}
+
+/// What an agent is told of a volume that stands here, and of its fence.
+fn welcome(hello: &Hello, progress: &Progress, credit: u64, (epoch, fence): (u64, Fence)) -> Welcome {
+    Welcome {
+        // The handshake has found that there is one in common.
+        version: hello.newest.min(VERSION),
+        ring: progress.ring,
+        durable: progress.seq,
+        digest: progress.digest,
+        credit,
+        epoch,
+        fence,
+    }
 }
 
 /// The receiving side of a connection.
@@ -282,18 +304,9 @@ fn run(
     };
     let stages = Stages::new((shared, volume), &under_way, &**interrupt, &acknowledge);
     let lost = volume.forked && progress.ring == [0; 16];
-    // The handshake has found that there is one in common.
-    let version = hello.newest.min(VERSION);
     let standing = volume.standing();
-    let welcome = Welcome {
-        version,
-        ring: progress.ring,
-        durable: progress.seq,
-        digest: progress.digest,
-        credit: granted.load(Ordering::Relaxed),
-        epoch: standing.epoch,
-        fence: if is_tail(volume.fork()) { Fence::Closed } else { standing.state() },
-    };
+    let fence = if is_tail(volume.fork()) { Fence::Closed } else { standing.state() };
+    let welcome = welcome(hello, &progress, granted.load(Ordering::Relaxed), (standing.epoch, fence));
     if let Err(e) = send(out, MessageType::Welcome, &welcome.encode()) {
         return e;
     }
@@ -301,7 +314,8 @@ fn run(
     let forked = lost || (progress.seq > 0 && progress.ring != hello.ring);
     let cursor = Cursor { seq: progress.seq, time: progress.time, forked, size: progress.size() };
     // Version 1 has no queries.
-    let (to_compare, queries) = if version >= HASH_VERSION { Some(bounded(QUEUE)).unzip() } else { (None, None) };
+    let (to_compare, queries) =
+        if welcome.version >= HASH_VERSION { Some(bounded(QUEUE)).unzip() } else { (None, None) };
     thread::scope(|s| {
         let started = stages.start(s, hello.ring).and_then(|next| {
             queries.map(|queries| s.spawn("compare", || compare(&stages, out, queries))).transpose()?;

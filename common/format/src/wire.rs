@@ -23,6 +23,7 @@
 //! | 11 Fill | agent | since version 3: bytes of the ring that are in use, and that it has (u64 each) |
 //!
 //! **Credit** is the total of Data body bytes that the agent may have sent in this session; it only grows.
+//! A Refuse may come at once behind a Welcome, whose credit is 0 then: the appliance takes nothing now, but the volume is fenced.
 //! **Continuity**: the next record sent is durable seq + 1, or a [`Kind::Gap`](crate::record::Kind::Gap)
 //! with any greater seq. The agent compares the Welcome's ring id and digest with what it holds; if they
 //! differ, the histories have forked and it starts over with a gap (never in silence).

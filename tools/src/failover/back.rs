@@ -77,6 +77,9 @@ pub struct Back {
     phase: Way,
     /// The moment of the branch that is, or is being, copied.
     seq: u64,
+    /// A later moment that a catch-up was bringing: the disk may have some of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target: Option<u64>,
     /// Bytes of the disk that are copied.
     at: u64,
     /// Bytes that were compared, in all phases.
@@ -104,6 +107,16 @@ impl Back {
             return Err(Problem::failed(text));
         }
         Ok(Some(back))
+    }
+
+    /// The moments that a catch-up brings, one after the other, while `newest` is the newest. One that was not brought whole comes
+    /// first: what was written of it is known only by its difference from the moment before, and may be otherwise again in a later one.
+    fn moments(&self, newest: u64) -> Vec<u64> {
+        let mut all: Vec<u64> = self.target.into_iter().collect();
+        if newest > self.target.unwrap_or(self.seq) {
+            all.push(newest);
+        }
+        all
     }
 
     fn save(&self, path: &Path) -> Result<(), Problem> {
@@ -234,9 +247,9 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Makes these ranges of the disk what the branch was at `self.back.seq`. `note` keeps how far it is.
-    fn bring(&mut self, ranges: &[(u64, u64)], keeps: bool) -> Result<u64, Problem> {
-        let (_, mut image) = Image::open(self.data, &self.branch, &When::Seq(self.back.seq))?;
+    /// Makes these ranges of the disk what the branch was at `seq`. `keeps`: the note tells how far it is.
+    fn bring(&mut self, seq: u64, ranges: &[(u64, u64)], keeps: bool) -> Result<u64, Problem> {
+        let (_, mut image) = Image::open(self.data, &self.branch, &When::Seq(seq))?;
         let mut progress = Progress::new(ranges.iter().map(|r| r.1).sum());
         let (mut there, mut moved, mut noted) = (Vec::new(), 0, self.back.at);
         let (disk, back, note, stop) = (&mut self.disk, &mut self.back, &self.note, self.stop);
@@ -293,7 +306,7 @@ impl Work<'_> {
         self.clear(&rest(&data, self.back.size))?;
         let from = self.back.at;
         let left = data.iter().filter(|r| r.0 + r.1 > from).map(|r| (r.0.max(from), r.0 + r.1 - r.0.max(from)));
-        self.bring(&left.collect::<Vec<_>>(), true)?;
+        self.bring(self.back.seq, &left.collect::<Vec<_>>(), true)?;
         self.disk.sync()?;
         (self.back.phase, self.back.at) = (Way::CatchUp, self.back.size);
         self.back.save(&self.note)
@@ -303,21 +316,24 @@ impl Work<'_> {
     fn catch_up(&mut self) -> Result<u64, Problem> {
         let mut control = ControlClient::connect(self.data)?;
         let newest = control.resolve(&self.branch, &When::Latest)?.seq;
-        if newest == self.back.seq {
-            return Ok(0);
-        }
-        let mut ranges = Vec::new();
-        let from = When::Seq(self.back.seq);
-        control.diff((None, &from), (&self.branch, &When::Seq(newest)), |at, len| ranges.push((at, len)))?;
-        // Noted when it is there: until then the older moment counts.
-        let before = std::mem::replace(&mut self.back.seq, newest);
-        if let Err(e) = self.bring(&ranges, false).and_then(|_| self.disk.sync()) {
-            self.back.seq = before;
+        let mut bytes = 0;
+        for seq in self.back.moments(newest) {
+            let mut ranges = Vec::new();
+            let from = When::Seq(self.back.seq);
+            control.diff((None, &from), (&self.branch, &When::Seq(seq)), |at, len| ranges.push((at, len)))?;
+            // Noted before the first block of it is written.
+            self.back.target = Some(seq);
             self.back.save(&self.note)?;
-            return Err(e);
+            let brought = self.bring(seq, &ranges, false).and_then(|_| self.disk.sync());
+            if brought.is_ok() {
+                (self.back.seq, self.back.target) = (seq, None);
+            }
+            // Also what was moved until it was stopped.
+            self.back.save(&self.note)?;
+            brought?;
+            bytes += ranges.iter().map(|r| r.1).sum::<u64>();
         }
-        self.back.save(&self.note)?;
-        Ok(ranges.iter().map(|r| r.1).sum())
+        Ok(bytes)
     }
 }
 
@@ -365,14 +381,17 @@ fn wait_down(data: &Path, jobs: &Jobs, id: &str) -> Result<Job, Problem> {
     })
 }
 
-fn told(back: &Back, id: &str, returns: bool) -> String {
+fn told(back: &Back, job: &Job, returns: bool) -> String {
+    let id = &job.id;
+    let stop = format!("`afterimage failover stop {id}`");
+    let end = if job.committed.is_some() { stop } else { format!("`afterimage failover commit {id}` and then {stop}") };
     let counts = format!("{} compared, {} written", format_size(back.compared_bytes), format_size(back.moved_bytes));
     let to = back.to.display();
     match back.phase {
         Way::Done if returns => format!("{to} is the machine's disk again ({counts}); the old primary takes writes\n"),
         Way::Done => format!(
-            "{to} is what the branch is ({counts}); the machine is down: `afterimage failover stop {id}` ends the failover, whose \
-             branches stay\n"
+            "{to} is what the branch is ({counts}); the machine is down. For it to run from there: {end}, which leaves branches and \
+             fences as they are\n"
         ),
         _ => format!(
             "{to} is behind by what the machine writes now ({counts}); the same command with --cut-over ends it, with the machine \
@@ -417,6 +436,7 @@ pub fn failback(a: &BackArgs) -> Result<(), Problem> {
         to: a.to.clone(),
         phase: Way::Copy,
         seq: now.seq,
+        target: None,
         at: 0,
         compared_bytes: 0,
         moved_bytes: 0,
@@ -445,7 +465,10 @@ pub fn failback(a: &BackArgs) -> Result<(), Problem> {
     if a.cut_over {
         cut_over(&mut work, &jobs, a)?;
     }
-    if a.json { show::put_json(&work.back) } else { show::put(&told(&work.back, &a.id, a.returns)) }
+    if a.json {
+        return show::put_json(&work.back);
+    }
+    show::put(&told(&work.back, &jobs.load(&a.id).map_err(failed)?, a.returns))
 }
 
 fn cut_over(work: &mut Work<'_>, jobs: &Jobs, a: &BackArgs) -> Result<(), Problem> {

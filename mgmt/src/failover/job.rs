@@ -314,6 +314,10 @@ impl Job {
             // Its steps up to the fence can be done again; behind it there may be a guest without a parent.
             End::Lost | End::Gone(_) if guest || self.phase == Phase::Fenced => {
                 self.restarts += u64::from(guest);
+                if self.phase == Phase::Started {
+                    // That it was let run is saved behind that: it may have run, and written, for long.
+                    self.times.running_ms.get_or_insert(now.0.saturating_sub(self.created.0) / 1_000_000);
+                }
                 if self.times.checked_ms.is_none() {
                     self.results.clear();
                 }

@@ -52,7 +52,7 @@ pub struct Outside<'a> {
     pub source: &'a dyn DiskSource,
     /// The folder of all jobs.
     pub jobs: &'a Path,
-    /// Whether a signal says that it is to stop.
+    /// Whether a signal says that it is to stop. A signal decides about tests only: for a failover this ends the process instead.
     pub stop: &'a dyn Fn() -> bool,
     /// A place between two steps.
     pub pass: &'a dyn Fn(Step, Moment),

@@ -6,7 +6,11 @@ use afterimage_tests::lab::DISK;
 use afterimage_tests::pair::{Pair, Role};
 use afterimage_tests::process::{processes_in, wait_until as wait};
 use afterimage_tests::tool::{Finished, tool};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 const SIZE: u64 = 16 << 20;
 const STEPS: [&str; 10] = ["fence", "fork", "start", "release", "check", "hold", "kill", "drop", "lift", "remove"];
@@ -33,6 +37,10 @@ fn branches(pair: &Pair) -> Vec<String> {
     let list = parse(&pair.cli(Role::Appliance, "branch ls --json").run());
     let all = list["branches"].as_array().expect("branches");
     all.iter().map(|b| b["name"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+fn has(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|w| w == part)
 }
 
 /// A machine with an empty disk needs no more than to run.
@@ -64,6 +72,14 @@ fn an_old_primary_that_comes_back_is_fenced_and_what_it_had_is_kept() {
     let unasked = pair.cli(Role::Appliance, "failover run").arg(DISK).run_any();
     assert!(unasked.stderr.contains("--yes"), "{}", unasked.describe());
 
+    // A branch that has the name is somebody's: nothing begins, and it stays.
+    let mine = format!("{DISK}/mine");
+    pair.cli(Role::Appliance, "branch create").args([DISK, "--at", "latest", "--name", "mine"]).run();
+    let taken = pair.cli(Role::Appliance, RUN).args(["--branch", "mine", DISK]).run_any();
+    assert!(!taken.status.success() && taken.stderr.contains(&mine), "{}", taken.describe());
+    assert_eq!(branches(&pair), std::slice::from_ref(&mine));
+    pair.cli(Role::Appliance, "branch drop --yes").arg(&mine).run();
+
     let ran = pair.cli(Role::Appliance, RUN).arg(DISK).run_any();
     let report = parse(&ran);
     assert!(ran.status.success() && report["phase"] == "holding" && report["outcome"] == "passed", "{report:#}");
@@ -73,6 +89,17 @@ fn an_old_primary_that_comes_back_is_fenced_and_what_it_had_is_kept() {
     assert_eq!(number(&report["disks"][0], "seq"), seq);
     let second = pair.cli(Role::Appliance, RUN).arg(DISK).run_any();
     assert!(!second.status.success() && second.stderr.contains(&id), "{}", second.describe());
+
+    // Whoever ends the job's process has decided nothing: the machine goes on from its branch.
+    let keeper = |folder: &std::path::Path| {
+        let all = processes_in(folder);
+        let own = |p: &&std::path::PathBuf| std::fs::read(p.join("cmdline")).is_ok_and(|c| has(&c, b"\0keep\0"));
+        all.iter().find(own).and_then(|p| p.file_name()?.to_str()?.parse().ok()).expect("the job's process")
+    };
+    let pid: i32 = keeper(&pair.data(Role::Appliance).join("failover").join(&id));
+    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("signal the job's process");
+    wait("it runs again", || job(&pair)["phase"] == "holding" && number(&job(&pair), "restarts") == 1);
+    assert_eq!(branches(&pair), std::slice::from_ref(&branch));
 
     // The old primary returns: it is told, takes no writes, and brings what it has.
     pair.start(Role::Agent);
@@ -216,12 +243,31 @@ fn what_a_machine_wrote_here_goes_back_and_only_what_differs_is_written() {
     let moved = number(&first, "moved_bytes");
     println!("{moved} of {SIZE} bytes written, {} changed", some.len() * 4096);
     assert!(moved <= SIZE * 12 / 1000, "1 % has changed, and {moved} of {SIZE} bytes were written");
+    // A catch-up is stopped when the first of two blocks is there, which the machine then makes again what it was: that block has to
+    // follow, although it is where it was at the moment that was copied.
+    let put = |what: &[&str]| {
+        let load = what.iter().fold(tool("qemu-io").args(["-f", "raw"]), |load, one| load.args(["-c", one]));
+        load.args(["-c", "flush"]).arg(&uri).run();
+    };
+    put(&["write -P 77 4M 4k", "write -P 78 12M 4k"]);
+    let slow = pair.cli(Role::Appliance, "failover failback --yes --json --return --rate 4KiB").arg(&id);
+    let slow = slow.arg("--to").arg(&pair.image).into_command();
+    let slow = afterimage_tests::process::Process::start(slow, &pair.path("slow.log"));
+    let at = |offset: u64| {
+        let mut byte = [0];
+        File::open(&pair.image).and_then(|f| f.read_exact_at(&mut byte, offset)).expect("read the disk");
+        byte[0]
+    };
+    wait("the first block is there", || at(4 << 20) == 77);
+    slow.kill();
+    assert_ne!(at(12 << 20), 78, "it was to be stopped before");
+    put(&["write -P 7 4M 4k"]);
     // Written meanwhile, and found by the catch-up of the cut-over.
     tool("qemu-io").args(["-f", "raw", "-c", "write -P 9 1M 8k", "-c", "flush"]).arg(&uri).run();
     drop(process);
     let done = copy(&pair.image, &["--return", "--cut-over"]);
     assert_eq!(done["phase"], "done", "{done:#}");
-    assert!(number(&done, "moved_bytes") - moved <= 16 << 10, "{done:#}");
+    assert!(number(&done, "moved_bytes") - moved <= 24 << 10, "{done:#}");
 
     // The old primary goes on, disk and branch are the same, and protection goes on in the old direction.
     pair.wait_live();

@@ -209,10 +209,11 @@ impl Job {
         matches!(self.phase, Phase::Ending | Phase::Killed | Phase::Dropped | Phase::Lifted | Phase::Ended)
     }
 
-    /// Whether its branches are dropped at its end.
+    /// Whether its branches are dropped at its end. Their names were seen to be free before the fences were up: one that is there
+    /// without that is somebody else's.
     #[must_use]
     pub const fn drops_branches(&self) -> bool {
-        self.committed.is_none() && !self.keep && !self.back
+        self.times.fenced_ms.is_some() && self.committed.is_none() && !self.keep && !self.back
     }
 
     /// Whether its fences are taken down at its end.

@@ -152,6 +152,8 @@ fn a_planned_failover_loses_nothing_and_a_committed_one_stays() {
     pair.cli(Role::Appliance, "restore").args([&branch, "--at", &format!("@{fork}"), "--to"]).arg(&now).run();
     afterimage_tests::data::assert_same(&pair.image, &now);
 
+    let early = pair.cli(Role::Appliance, "failover unfence --yes").arg(DISK).run_any();
+    assert!(early.stderr.contains("has not ended"), "{}", early.describe());
     wait("it commits itself", || !job(&pair)["committed"].is_null());
     let late = pair.cli(Role::Appliance, "failover rollback --yes").arg(&id).run_any();
     assert!(late.stderr.contains("is committed"), "{}", late.describe());
@@ -162,9 +164,16 @@ fn a_planned_failover_loses_nothing_and_a_committed_one_stays() {
     wait("it runs again", || job(&pair)["phase"] == "holding" && job(&pair)["restarts"] == 1);
     let stopped = parse(&pair.cli(Role::Appliance, "failover stop --json").arg(&id).run());
     assert_eq!(stopped["phase"], "ended", "{stopped:#}");
+    let unfence = || pair.cli(Role::Appliance, "failover unfence --yes").arg(DISK);
     assert_eq!(branches(&pair)[0], branch, "it is kept");
     pair.wait_volume(Role::Agent, "fenced still", is_fenced);
     assert!(!write(&pair, 3, "128k").status.success());
+    unfence().run();
+    pair.wait_live();
+    assert!(write(&pair, 3, "128k").status.success(), "the old primary goes on");
+    pair.assert_history_is_the_disk();
+    assert!(branches(&pair).contains(&branch), "what was written here is still there");
+    assert!(!unfence().run_any().status.success(), "there is no fence any more");
     assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
 }
 

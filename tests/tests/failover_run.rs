@@ -290,3 +290,39 @@ fn what_a_machine_wrote_here_goes_back_and_only_what_differs_is_written() {
     assert_eq!(processes_in(&pair.data(Role::Appliance).join("failover")), Vec::<std::path::PathBuf>::new());
     assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
 }
+
+#[test]
+fn a_machine_with_two_disks_goes_back_disk_by_disk() {
+    let mut pair = Pair::plan(SIZE, "64MiB");
+    let second = pair.path("second.raw");
+    afterimage_tests::data::sparse(&second, SIZE);
+    pair.add_option(&format!("second={}", second.display()));
+    pair.start(Role::Appliance);
+    pair.start(Role::Agent);
+    pair.wait_live();
+    assert!(write(&pair, 1, "0").status.success());
+    let uri = pair.uri().replace(DISK, "second");
+    tool("qemu-io").args(["-f", "raw", "-c", "write -P 2 0 64k", "-c", "flush"]).arg(&uri).run();
+    let machine = pair.path("two.toml");
+    let disks = format!("[[disk]]\nvolume = \"{DISK}\"\n[[disk]]\nvolume = \"second\"\n");
+    std::fs::write(&machine, format!("version = 1\nname = \"two\"\n{disks}")).expect("describe a machine");
+    let ran = parse(&pair.cli(Role::Appliance, RUN).arg("--planned").arg(&machine).run());
+    let id = ran["id"].as_str().expect("id").to_owned();
+    pair.wait_volume(Role::Agent, "fenced", is_fenced);
+
+    let back = |volume: &str, to: &std::path::Path| {
+        let command = pair.cli(Role::Appliance, "failover failback --yes --json --return --cut-over");
+        let done = parse(&command.arg(&id).args(["--volume", volume, "--to"]).arg(to).run());
+        assert_eq!(done["phase"], "done", "{done:#}");
+    };
+    back(DISK, &pair.image);
+    assert_eq!(job(&pair)["phase"], "down", "the other disk is missing");
+    pair.wait_volume(Role::Agent, "fenced still", is_fenced);
+    back("second", &second);
+    let ended = job(&pair);
+    assert_eq!((ended["phase"].as_str(), ended["outcome"].as_str()), (Some("ended"), Some("failed-back")), "{ended:#}");
+    pair.wait_live();
+    assert!(write(&pair, 5, "2M").status.success());
+    pair.assert_history_is_the_disk();
+    assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
+}

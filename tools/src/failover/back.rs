@@ -64,7 +64,7 @@ pub enum Way {
     Done,
 }
 
-/// How far the way back of a disk is: `back.json`.
+/// How far the way back of a disk is: `back-VOLUME.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Back {
     version: u32,

@@ -6,7 +6,11 @@ use afterimage_tests::lab::DISK;
 use afterimage_tests::pair::{Pair, Role};
 use afterimage_tests::process::{processes_in, wait_until as wait};
 use afterimage_tests::tool::{Finished, tool};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 const SIZE: u64 = 16 << 20;
 const STEPS: [&str; 10] = ["fence", "fork", "start", "release", "check", "hold", "kill", "drop", "lift", "remove"];
@@ -33,6 +37,10 @@ fn branches(pair: &Pair) -> Vec<String> {
     let list = parse(&pair.cli(Role::Appliance, "branch ls --json").run());
     let all = list["branches"].as_array().expect("branches");
     all.iter().map(|b| b["name"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+fn has(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|w| w == part)
 }
 
 /// A machine with an empty disk needs no more than to run.
@@ -64,6 +72,14 @@ fn an_old_primary_that_comes_back_is_fenced_and_what_it_had_is_kept() {
     let unasked = pair.cli(Role::Appliance, "failover run").arg(DISK).run_any();
     assert!(unasked.stderr.contains("--yes"), "{}", unasked.describe());
 
+    // A branch that has the name is somebody's: nothing begins, and it stays.
+    let mine = format!("{DISK}/mine");
+    pair.cli(Role::Appliance, "branch create").args([DISK, "--at", "latest", "--name", "mine"]).run();
+    let taken = pair.cli(Role::Appliance, RUN).args(["--branch", "mine", DISK]).run_any();
+    assert!(!taken.status.success() && taken.stderr.contains(&mine), "{}", taken.describe());
+    assert_eq!(branches(&pair), std::slice::from_ref(&mine));
+    pair.cli(Role::Appliance, "branch drop --yes").arg(&mine).run();
+
     let ran = pair.cli(Role::Appliance, RUN).arg(DISK).run_any();
     let report = parse(&ran);
     assert!(ran.status.success() && report["phase"] == "holding" && report["outcome"] == "passed", "{report:#}");
@@ -73,6 +89,17 @@ fn an_old_primary_that_comes_back_is_fenced_and_what_it_had_is_kept() {
     assert_eq!(number(&report["disks"][0], "seq"), seq);
     let second = pair.cli(Role::Appliance, RUN).arg(DISK).run_any();
     assert!(!second.status.success() && second.stderr.contains(&id), "{}", second.describe());
+
+    // Whoever ends the job's process has decided nothing: the machine goes on from its branch.
+    let keeper = |folder: &std::path::Path| {
+        let all = processes_in(folder);
+        let own = |p: &&std::path::PathBuf| std::fs::read(p.join("cmdline")).is_ok_and(|c| has(&c, b"\0keep\0"));
+        all.iter().find(own).and_then(|p| p.file_name()?.to_str()?.parse().ok()).expect("the job's process")
+    };
+    let pid: i32 = keeper(&pair.data(Role::Appliance).join("failover").join(&id));
+    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("signal the job's process");
+    wait("it runs again", || job(&pair)["phase"] == "holding" && number(&job(&pair), "restarts") == 1);
+    assert_eq!(branches(&pair), std::slice::from_ref(&branch));
 
     // The old primary returns: it is told, takes no writes, and brings what it has.
     pair.start(Role::Agent);
@@ -125,6 +152,8 @@ fn a_planned_failover_loses_nothing_and_a_committed_one_stays() {
     pair.cli(Role::Appliance, "restore").args([&branch, "--at", &format!("@{fork}"), "--to"]).arg(&now).run();
     afterimage_tests::data::assert_same(&pair.image, &now);
 
+    let early = pair.cli(Role::Appliance, "failover unfence --yes").arg(DISK).run_any();
+    assert!(early.stderr.contains("has not ended"), "{}", early.describe());
     wait("it commits itself", || !job(&pair)["committed"].is_null());
     let late = pair.cli(Role::Appliance, "failover rollback --yes").arg(&id).run_any();
     assert!(late.stderr.contains("is committed"), "{}", late.describe());
@@ -135,9 +164,16 @@ fn a_planned_failover_loses_nothing_and_a_committed_one_stays() {
     wait("it runs again", || job(&pair)["phase"] == "holding" && job(&pair)["restarts"] == 1);
     let stopped = parse(&pair.cli(Role::Appliance, "failover stop --json").arg(&id).run());
     assert_eq!(stopped["phase"], "ended", "{stopped:#}");
+    let unfence = || pair.cli(Role::Appliance, "failover unfence --yes").arg(DISK);
     assert_eq!(branches(&pair)[0], branch, "it is kept");
     pair.wait_volume(Role::Agent, "fenced still", is_fenced);
     assert!(!write(&pair, 3, "128k").status.success());
+    unfence().run();
+    pair.wait_live();
+    assert!(write(&pair, 3, "128k").status.success(), "the old primary goes on");
+    pair.assert_history_is_the_disk();
+    assert!(branches(&pair).contains(&branch), "what was written here is still there");
+    assert!(!unfence().run_any().status.success(), "there is no fence any more");
     assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
 }
 
@@ -216,12 +252,31 @@ fn what_a_machine_wrote_here_goes_back_and_only_what_differs_is_written() {
     let moved = number(&first, "moved_bytes");
     println!("{moved} of {SIZE} bytes written, {} changed", some.len() * 4096);
     assert!(moved <= SIZE * 12 / 1000, "1 % has changed, and {moved} of {SIZE} bytes were written");
+    // A catch-up is stopped when the first of two blocks is there, which the machine then makes again what it was: that block has to
+    // follow, although it is where it was at the moment that was copied.
+    let put = |what: &[&str]| {
+        let load = what.iter().fold(tool("qemu-io").args(["-f", "raw"]), |load, one| load.args(["-c", one]));
+        load.args(["-c", "flush"]).arg(&uri).run();
+    };
+    put(&["write -P 77 4M 4k", "write -P 78 12M 4k"]);
+    let slow = pair.cli(Role::Appliance, "failover failback --yes --json --return --rate 4KiB").arg(&id);
+    let slow = slow.arg("--to").arg(&pair.image).into_command();
+    let slow = afterimage_tests::process::Process::start(slow, &pair.path("slow.log"));
+    let at = |offset: u64| {
+        let mut byte = [0];
+        File::open(&pair.image).and_then(|f| f.read_exact_at(&mut byte, offset)).expect("read the disk");
+        byte[0]
+    };
+    wait("the first block is there", || at(4 << 20) == 77);
+    slow.kill();
+    assert_ne!(at(12 << 20), 78, "it was to be stopped before");
+    put(&["write -P 7 4M 4k"]);
     // Written meanwhile, and found by the catch-up of the cut-over.
     tool("qemu-io").args(["-f", "raw", "-c", "write -P 9 1M 8k", "-c", "flush"]).arg(&uri).run();
     drop(process);
     let done = copy(&pair.image, &["--return", "--cut-over"]);
     assert_eq!(done["phase"], "done", "{done:#}");
-    assert!(number(&done, "moved_bytes") - moved <= 16 << 10, "{done:#}");
+    assert!(number(&done, "moved_bytes") - moved <= 24 << 10, "{done:#}");
 
     // The old primary goes on, disk and branch are the same, and protection goes on in the old direction.
     pair.wait_live();
@@ -233,5 +288,41 @@ fn what_a_machine_wrote_here_goes_back_and_only_what_differs_is_written() {
     let ended = job(&pair);
     assert_eq!((ended["phase"].as_str(), ended["outcome"].as_str()), (Some("ended"), Some("failed-back")), "{ended:#}");
     assert_eq!(processes_in(&pair.data(Role::Appliance).join("failover")), Vec::<std::path::PathBuf>::new());
+    assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
+}
+
+#[test]
+fn a_machine_with_two_disks_goes_back_disk_by_disk() {
+    let mut pair = Pair::plan(SIZE, "64MiB");
+    let second = pair.path("second.raw");
+    afterimage_tests::data::sparse(&second, SIZE);
+    pair.add_option(&format!("second={}", second.display()));
+    pair.start(Role::Appliance);
+    pair.start(Role::Agent);
+    pair.wait_live();
+    assert!(write(&pair, 1, "0").status.success());
+    let uri = pair.uri().replace(DISK, "second");
+    tool("qemu-io").args(["-f", "raw", "-c", "write -P 2 0 64k", "-c", "flush"]).arg(&uri).run();
+    let machine = pair.path("two.toml");
+    let disks = format!("[[disk]]\nvolume = \"{DISK}\"\n[[disk]]\nvolume = \"second\"\n");
+    std::fs::write(&machine, format!("version = 1\nname = \"two\"\n{disks}")).expect("describe a machine");
+    let ran = parse(&pair.cli(Role::Appliance, RUN).arg("--planned").arg(&machine).run());
+    let id = ran["id"].as_str().expect("id").to_owned();
+    pair.wait_volume(Role::Agent, "fenced", is_fenced);
+
+    let back = |volume: &str, to: &std::path::Path| {
+        let command = pair.cli(Role::Appliance, "failover failback --yes --json --return --cut-over");
+        let done = parse(&command.arg(&id).args(["--volume", volume, "--to"]).arg(to).run());
+        assert_eq!(done["phase"], "done", "{done:#}");
+    };
+    back(DISK, &pair.image);
+    assert_eq!(job(&pair)["phase"], "down", "the other disk is missing");
+    pair.wait_volume(Role::Agent, "fenced still", is_fenced);
+    back("second", &second);
+    let ended = job(&pair);
+    assert_eq!((ended["phase"].as_str(), ended["outcome"].as_str()), (Some("ended"), Some("failed-back")), "{ended:#}");
+    pair.wait_live();
+    assert!(write(&pair, 5, "2M").status.success());
+    pair.assert_history_is_the_disk();
     assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
 }

@@ -10,6 +10,7 @@ pub mod janitor;
 pub mod keep;
 pub mod report;
 pub mod run;
+pub mod unfence;
 
 use crate::failover::args::{CleanupArgs, FailoverCommand, JobArgs, ListArgs, TestArgs};
 use crate::failover::forks::Exports;
@@ -58,6 +59,7 @@ pub fn run(command: FailoverCommand) -> Result<(), Problem> {
         FailoverCommand::Rollback(a) => run::decide(&a, Decision::RollBack),
         FailoverCommand::Failback(a) => back::failback(&a),
         FailoverCommand::Again(a) => run::decide(&a, Decision::Again),
+        FailoverCommand::Unfence(a) => unfence::unfence(&a),
         FailoverCommand::Ls(a) => list(&a),
         FailoverCommand::Show(a) => {
             let jobs = Jobs::of(&folder(&a.data)?);

@@ -209,10 +209,11 @@ impl Job {
         matches!(self.phase, Phase::Ending | Phase::Killed | Phase::Dropped | Phase::Lifted | Phase::Ended)
     }
 
-    /// Whether its branches are dropped at its end.
+    /// Whether its branches are dropped at its end. Their names were seen to be free before the fences were up: one that is there
+    /// without that is somebody else's.
     #[must_use]
     pub const fn drops_branches(&self) -> bool {
-        self.committed.is_none() && !self.keep && !self.back
+        self.times.fenced_ms.is_some() && self.committed.is_none() && !self.keep && !self.back
     }
 
     /// Whether its fences are taken down at its end.
@@ -314,6 +315,10 @@ impl Job {
             // Its steps up to the fence can be done again; behind it there may be a guest without a parent.
             End::Lost | End::Gone(_) if guest || self.phase == Phase::Fenced => {
                 self.restarts += u64::from(guest);
+                if self.phase == Phase::Started {
+                    // That it was let run is saved behind that: it may have run, and written, for long.
+                    self.times.running_ms.get_or_insert(now.0.saturating_sub(self.created.0) / 1_000_000);
+                }
                 if self.times.checked_ms.is_none() {
                     self.results.clear();
                 }

@@ -47,6 +47,12 @@ impl Mortal<'_> {
 }
 
 impl Mortal<'_> {
+    /// Another's branch may have the name.
+    fn name_is_free(&self, job: &Job) -> Result<(), String> {
+        let taken = job.disks.iter().find(|d| self.world.forks.contains(&format!("{}/{}", d.volume, d.name)));
+        taken.map_or(Ok(()), |d| Err(format!("{} is there", d.volume)))
+    }
+
     fn next_wish(&mut self) -> End {
         if self.holds.len() > 1 { self.holds.remove(0) } else { self.holds[0].clone() }
     }
@@ -55,6 +61,9 @@ impl Mortal<'_> {
 impl Hands for Mortal<'_> {
     fn drain(&mut self, job: &Job) -> Looked<()> {
         assert!(job.planned);
+        if let Err(why) = self.name_is_free(job) {
+            return Looked::Over(End::Failed(why));
+        }
         for disk in &job.disks {
             self.world.fences.insert(disk.volume.clone());
             self.live();
@@ -63,6 +72,7 @@ impl Hands for Mortal<'_> {
     }
 
     fn fence(&mut self, job: &Job) -> Result<(Moments, u64), String> {
+        self.name_is_free(job)?;
         for disk in &job.disks {
             self.live();
             self.world.fences.insert(disk.volume.clone());
@@ -420,4 +430,40 @@ fn a_failover_that_fails_before_its_guest_runs_is_rolled_back_and_later_it_is_no
     let seen = load(&world);
     assert_eq!((seen.phase, seen.until), (Phase::Holding, None));
     assert_eq!(seen.outcome, Some(Outcome::Failed("check boot: dark".to_owned())));
+}
+
+#[test]
+fn a_branch_that_had_the_name_before_stays() {
+    quiet();
+    for planned in [false, true] {
+        for first in 0.. {
+            let mut world = begin_with(&failover(planned));
+            world.forks.insert("b/b1".to_owned());
+            let before = World { file: Rc::default(), ..world.clone() };
+            let done = run(&mut world, first, |_| {}, false).is_some();
+            if !done {
+                run(&mut world, FOR_EVER, |_| {}, true).unwrap().unwrap();
+            }
+            assert_eq!(World { file: Rc::default(), ..world.clone() }, before, "planned {planned}, killed at {first}");
+            assert_eq!(load(&world).outcome, Some(Outcome::Failed("b is there".to_owned())));
+            if done {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_may_have_run_keeps_its_branches() {
+    // That it was let run was not saved, so that its file is of before.
+    for (phase, may_have_run) in [(Phase::Forked, false), (Phase::Started, true)] {
+        let mut job = failover(false);
+        job.phase = phase;
+        job.apply(Event::Over(End::Lost, Time(2_000_001))).unwrap();
+        job.apply(Event::Killed).unwrap();
+        assert_eq!(job.phase, Phase::Fenced);
+        job.apply(Event::Over(End::Failed("no room".to_owned()), Time(3_000_000))).unwrap();
+        assert_eq!(job.phase, if may_have_run { Phase::Halting } else { Phase::Ending });
+        assert_eq!(job.times.running_ms, may_have_run.then_some(2));
+    }
 }

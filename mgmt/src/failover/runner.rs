@@ -52,7 +52,7 @@ pub struct Outside<'a> {
     pub source: &'a dyn DiskSource,
     /// The folder of all jobs.
     pub jobs: &'a Path,
-    /// Whether a signal says that it is to stop.
+    /// Whether a signal says that it is to stop. A signal decides about tests only: for a failover this ends the process instead.
     pub stop: &'a dyn Fn() -> bool,
     /// A place between two steps.
     pub pass: &'a dyn Fn(Step, Moment),
@@ -282,18 +282,16 @@ impl Hands for Runner<'_> {
     fn drain(&mut self, job: &Job) -> Looked<()> {
         let failed = |why| Looked::Over(End::Failed(why));
         let source = self.outside.source;
-        let mut points = Vec::new();
         for disk in &job.disks {
-            match source.fence(&disk.volume, &job.id, true) {
-                Ok(epoch) => points.push((disk, format!("fenced-{epoch}"))),
-                Err(why) => return failed(why),
+            if let Err(why) = source.is_free(disk).and_then(|()| source.fence(&disk.volume, &job.id, true)) {
+                return failed(why);
             }
         }
         let end = Instant::now() + Duration::from_millis(job.drain_limit_ms);
         loop {
             let mut missing = Vec::new();
-            for (disk, point) in &points {
-                match source.ends_with(&disk.volume, point) {
+            for disk in &job.disks {
+                match source.is_drained(&disk.volume) {
                     Ok(true) => {}
                     Ok(false) => missing.push(disk.volume.as_str()),
                     Err(why) => return failed(why),
@@ -319,7 +317,8 @@ impl Hands for Runner<'_> {
 
     fn fence(&mut self, job: &Job) -> Result<(Moments, u64), String> {
         let source = self.outside.source;
-        job.disks.iter().try_for_each(|disk| source.fence(&disk.volume, &job.id, false).map(drop))?;
+        job.disks.iter().try_for_each(|disk| source.is_free(disk))?;
+        job.disks.iter().try_for_each(|disk| source.fence(&disk.volume, &job.id, false))?;
         // Behind all fences: nothing comes any more.
         let moment = |disk: &Fork| if disk.latest { source.latest(&disk.volume) } else { Ok((disk.seq, disk.time)) };
         Ok((job.disks.iter().map(moment).collect::<Result<_, _>>()?, self.ms()))

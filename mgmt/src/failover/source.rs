@@ -19,11 +19,11 @@ pub trait DiskSource: Send {
     /// Whether there is somebody to ask.
     fn is_there(&self) -> bool;
 
-    /// Puts up the fence of a volume, draining or closed, and answers its epoch. Done again it changes nothing.
+    /// Puts up the fence of a volume, draining or closed. Done again it changes nothing.
     ///
     /// # Errors
     /// Why that failed.
-    fn fence(&self, volume: &str, owner: &str, drain: bool) -> Result<u64, String>;
+    fn fence(&self, volume: &str, owner: &str, drain: bool) -> Result<(), String>;
 
     /// Takes down the fence of this owner, if it is up.
     ///
@@ -37,19 +37,26 @@ pub trait DiskSource: Send {
     /// Why there is none.
     fn latest(&self, volume: &str) -> Result<(u64, Option<Time>), String>;
 
-    /// Whether a point of this name is the last that a volume has: nothing came behind it.
+    /// Whether the agent has brought all that it had when the fence went up: the last that the volume has is the point of that name.
     ///
     /// # Errors
     /// Why that cannot be told.
-    fn ends_with(&self, volume: &str, point: &str) -> Result<bool, String>;
+    fn is_drained(&self, volume: &str) -> Result<bool, String>;
 
-    /// Makes the branch, if it is not there, and serves it like a fork. It stays when it is served no more.
+    /// Sees to it that there is no branch of this name yet.
+    ///
+    /// # Errors
+    /// If there is one, or it cannot be told.
+    fn is_free(&self, fork: &Fork) -> Result<(), String>;
+
+    /// Makes the branch, if it is not there, and serves it like a fork. It stays when it is served no more. To be called once the
+    /// name was free.
     ///
     /// # Errors
     /// Why that failed.
     fn branch(&self, fork: &Fork, socket: &Path) -> Result<Box<dyn Served>, String>;
 
-    /// Drops a branch, if it is there: with all that was written on it.
+    /// Drops a branch, if it is there and begins where this one does: with all that was written on it.
     ///
     /// # Errors
     /// Why it remains.

@@ -31,7 +31,7 @@ impl DiskSource for Dropped {
         true
     }
 
-    fn fence(&self, _: &str, _: &str, _: bool) -> Result<u64, String> {
+    fn fence(&self, _: &str, _: &str, _: bool) -> Result<(), String> {
         unreachable!("a sweep only drops")
     }
 
@@ -43,7 +43,11 @@ impl DiskSource for Dropped {
         unreachable!("a sweep only drops")
     }
 
-    fn ends_with(&self, _: &str, _: &str) -> Result<bool, String> {
+    fn is_drained(&self, _: &str) -> Result<bool, String> {
+        unreachable!("a sweep only drops")
+    }
+
+    fn is_free(&self, _: &Fork) -> Result<(), String> {
         unreachable!("a sweep only drops")
     }
 

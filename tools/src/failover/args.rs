@@ -22,6 +22,8 @@ pub enum FailoverCommand {
     Again(DecideArgs),
     /// Bring what a machine has written here back to a disk; only blocks that differ are written
     Failback(BackArgs),
+    /// Let the old primary of a volume take writes again, behind a committed failover that has ended
+    Unfence(UnfenceArgs),
     /// List failovers and tests, those that have ended too
     Ls(ListArgs),
     /// Show how a failover or a test goes, or went
@@ -151,6 +153,23 @@ pub struct DecideArgs {
     /// Roll-back: what was written stays on its branches
     #[arg(long)]
     pub keep_branch: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `failover unfence`.
+#[derive(Debug, Args)]
+pub struct UnfenceArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub volume: String,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,

@@ -1,6 +1,6 @@
 //! `failover failback`: the way back of a machine that runs here after a failover, onto a disk: the old one, another one, or a file.
 //!
-//! Three phases, each of which can be stopped and goes on where it was; what is done is in `back.json` in the job's folder:
+//! Three phases, each of which can be stopped and goes on where it was; what is done is in `back-VOLUME.json` in the job's folder:
 //!
 //! | phase | the machine | what |
 //! |---|---|---|
@@ -14,7 +14,10 @@
 //! The old disk is written only when its agent has brought everything that the volume had not received (its tail is whole): from then
 //! on, what is on it is kept elsewhere (I13).
 
+mod disk;
+
 use crate::failover::args::BackArgs;
+use crate::failover::back::disk::Disk;
 use crate::failover::run::agreed;
 use crate::failover::{failed, folder, follow, report};
 use crate::image::Image;
@@ -30,18 +33,14 @@ use afterimage_mgmt::protocol::{FenceAsk, FenceState};
 use afterimage_mgmt::units::format_size;
 use afterimage_mgmt::when::When;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 const VERSION: u32 = 1;
-/// Longest `back.json`.
+/// Longest such file.
 const MAX_FILE: u64 = 64 << 10;
-/// Blocks that are compared, and written when they differ.
-const BLOCK: usize = 4096;
 /// How much is done between two notes of how far it is.
 const NOTE: u64 = 64 << 20;
 /// A catch-up that had no more than this to write is enough,
@@ -65,7 +64,7 @@ pub enum Way {
     Done,
 }
 
-/// How far the way back of a disk is: `back.json`.
+/// How far the way back of a disk is: `back-VOLUME.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Back {
     version: u32,
@@ -77,6 +76,9 @@ pub struct Back {
     phase: Way,
     /// The moment of the branch that is, or is being, copied.
     seq: u64,
+    /// A later moment that a catch-up was bringing: the disk may have some of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target: Option<u64>,
     /// Bytes of the disk that are copied.
     at: u64,
     /// Bytes that were compared, in all phases.
@@ -85,6 +87,9 @@ pub struct Back {
     moved_bytes: u64,
     /// Size of the disk.
     size: u64,
+    /// It is the old primary's, which goes on with it once all of its disks are done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    returns: bool,
 }
 
 impl Back {
@@ -106,99 +111,19 @@ impl Back {
         Ok(Some(back))
     }
 
+    /// The moments that a catch-up brings, one after the other, while `newest` is the newest. One that was not brought whole comes
+    /// first: what was written of it is known only by its difference from the moment before, and may be otherwise again in a later one.
+    fn moments(&self, newest: u64) -> Vec<u64> {
+        let mut all: Vec<u64> = self.target.into_iter().collect();
+        if newest > self.target.unwrap_or(self.seq) {
+            all.push(newest);
+        }
+        all
+    }
+
     fn save(&self, path: &Path) -> Result<(), Problem> {
         let bytes = serde_json::to_vec_pretty(self).map_err(failed)?;
         crashsafe::replace(path, &bytes).map_err(|e| Problem::file(path, &e))
-    }
-}
-
-/// A disk that becomes what a branch is.
-pub struct Disk {
-    file: File,
-    path: PathBuf,
-    is_file: bool,
-    /// Bytes a second that may be written; 0 for as many as go.
-    rate: u64,
-    began: Instant,
-    written: u64,
-}
-
-impl Disk {
-    /// Opens it, or makes a file of this size.
-    ///
-    /// # Errors
-    /// If it cannot be written, or is too small.
-    pub fn open(path: &Path, size: u64, rate: u64) -> Result<Disk, Problem> {
-        let problem = |e: io::Error| Problem::file(path, &e);
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(problem)?;
-        let kind = file.metadata().map_err(problem)?.file_type();
-        if kind.is_file() {
-            file.set_len(size).map_err(problem)?;
-        } else if !kind.is_block_device() {
-            return Err(Problem::failed(format!("{} is neither a file nor a block device", path.display())));
-        } else if file.seek(SeekFrom::End(0)).map_err(problem)? < size {
-            return Err(Problem::failed(format!("{} has less than {}", path.display(), format_size(size))));
-        }
-        Ok(Disk { file, path: path.to_owned(), is_file: kind.is_file(), rate, began: Instant::now(), written: 0 })
-    }
-
-    /// Compares a piece with what is there, and writes the blocks that differ; answers how many bytes those were.
-    fn bring(&mut self, offset: u64, wanted: &[u8], there: &mut Vec<u8>) -> io::Result<u64> {
-        there.resize(wanted.len(), 0);
-        self.file.read_exact_at(there, offset)?;
-        let (mut moved, mut at) = (0, 0);
-        let differs = |at: usize| {
-            let end = wanted.len().min(at + BLOCK);
-            wanted[at..end] != there[at..end]
-        };
-        while at < wanted.len() {
-            if !differs(at) {
-                at += BLOCK;
-                continue;
-            }
-            let start = at;
-            while at < wanted.len() && differs(at) {
-                at += BLOCK;
-            }
-            let end = at.min(wanted.len());
-            self.file.write_all_at(&wanted[start..end], offset + start as u64)?;
-            moved += (end - start) as u64;
-        }
-        self.written += moved;
-        self.give_way();
-        Ok(moved)
-    }
-
-    /// Waits until what was written is no more than the rate allows.
-    fn give_way(&self) {
-        if let Some(due) = (self.written * 1000).checked_div(self.rate) {
-            let early = Duration::from_millis(due).saturating_sub(self.began.elapsed());
-            thread::sleep(early);
-        }
-    }
-
-    /// The next range with data from `at` on, below `end`: holes of a file read as zeroes.
-    fn data_from(&self, at: u64, end: u64) -> (u64, u64) {
-        if !self.is_file {
-            return (at, end);
-        }
-        let seek = |from: u64, whence| {
-            let from = i64::try_from(from).unwrap_or(i64::MAX);
-            nix::unistd::lseek(&self.file, from, whence).ok().and_then(|n| u64::try_from(n).ok())
-        };
-        let Some(start) = seek(at, nix::unistd::Whence::SeekData) else { return (end, end) };
-        let stop = seek(start, nix::unistd::Whence::SeekHole).unwrap_or(end);
-        (start.min(end), stop.min(end))
-    }
-
-    fn sync(&self) -> Result<(), Problem> {
-        self.file.sync_all().map_err(|e| Problem::file(&self.path, &e))?;
-        if self.is_file {
-            crashsafe::sync_parent(&self.path).map_err(|e| Problem::file(&self.path, &e))
-        } else {
-            Ok(())
-        }
     }
 }
 
@@ -234,9 +159,9 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Makes these ranges of the disk what the branch was at `self.back.seq`. `note` keeps how far it is.
-    fn bring(&mut self, ranges: &[(u64, u64)], keeps: bool) -> Result<u64, Problem> {
-        let (_, mut image) = Image::open(self.data, &self.branch, &When::Seq(self.back.seq))?;
+    /// Makes these ranges of the disk what the branch was at `seq`. `keeps`: the note tells how far it is.
+    fn bring(&mut self, seq: u64, ranges: &[(u64, u64)], keeps: bool) -> Result<u64, Problem> {
+        let (_, mut image) = Image::open(self.data, &self.branch, &When::Seq(seq))?;
         let mut progress = Progress::new(ranges.iter().map(|r| r.1).sum());
         let (mut there, mut moved, mut noted) = (Vec::new(), 0, self.back.at);
         let (disk, back, note, stop) = (&mut self.disk, &mut self.back, &self.note, self.stop);
@@ -293,7 +218,7 @@ impl Work<'_> {
         self.clear(&rest(&data, self.back.size))?;
         let from = self.back.at;
         let left = data.iter().filter(|r| r.0 + r.1 > from).map(|r| (r.0.max(from), r.0 + r.1 - r.0.max(from)));
-        self.bring(&left.collect::<Vec<_>>(), true)?;
+        self.bring(self.back.seq, &left.collect::<Vec<_>>(), true)?;
         self.disk.sync()?;
         (self.back.phase, self.back.at) = (Way::CatchUp, self.back.size);
         self.back.save(&self.note)
@@ -303,21 +228,24 @@ impl Work<'_> {
     fn catch_up(&mut self) -> Result<u64, Problem> {
         let mut control = ControlClient::connect(self.data)?;
         let newest = control.resolve(&self.branch, &When::Latest)?.seq;
-        if newest == self.back.seq {
-            return Ok(0);
-        }
-        let mut ranges = Vec::new();
-        let from = When::Seq(self.back.seq);
-        control.diff((None, &from), (&self.branch, &When::Seq(newest)), |at, len| ranges.push((at, len)))?;
-        // Noted when it is there: until then the older moment counts.
-        let before = std::mem::replace(&mut self.back.seq, newest);
-        if let Err(e) = self.bring(&ranges, false).and_then(|_| self.disk.sync()) {
-            self.back.seq = before;
+        let mut bytes = 0;
+        for seq in self.back.moments(newest) {
+            let mut ranges = Vec::new();
+            let from = When::Seq(self.back.seq);
+            control.diff((None, &from), (&self.branch, &When::Seq(seq)), |at, len| ranges.push((at, len)))?;
+            // Noted before the first block of it is written.
+            self.back.target = Some(seq);
             self.back.save(&self.note)?;
-            return Err(e);
+            let brought = self.bring(seq, &ranges, false).and_then(|_| self.disk.sync());
+            if brought.is_ok() {
+                (self.back.seq, self.back.target) = (seq, None);
+            }
+            // Also what was moved until it was stopped.
+            self.back.save(&self.note)?;
+            brought?;
+            bytes += ranges.iter().map(|r| r.1).sum::<u64>();
         }
-        self.back.save(&self.note)?;
-        Ok(ranges.iter().map(|r| r.1).sum())
+        Ok(bytes)
     }
 }
 
@@ -365,14 +293,24 @@ fn wait_down(data: &Path, jobs: &Jobs, id: &str) -> Result<Job, Problem> {
     })
 }
 
-fn told(back: &Back, id: &str, returns: bool) -> String {
+fn told(back: &Back, job: &Job, missing: &[String]) -> String {
+    let id = &job.id;
+    let stop = format!("`afterimage failover stop {id}`");
+    let end = if job.committed.is_some() { stop } else { format!("`afterimage failover commit {id}` and then {stop}") };
     let counts = format!("{} compared, {} written", format_size(back.compared_bytes), format_size(back.moved_bytes));
     let to = back.to.display();
     match back.phase {
-        Way::Done if returns => format!("{to} is the machine's disk again ({counts}); the old primary takes writes\n"),
+        Way::Done if !missing.is_empty() => format!(
+            "{to} is what the branch is ({counts}); the machine stays down, and the old primary goes on when its other disks are there, \
+             too: the same command with --volume for {}\n",
+            missing.join(", ")
+        ),
+        Way::Done if back.returns => {
+            format!("{to} is the machine's disk again ({counts}); the old primary takes writes\n")
+        }
         Way::Done => format!(
-            "{to} is what the branch is ({counts}); the machine is down: `afterimage failover stop {id}` ends the failover, whose \
-             branches stay\n"
+            "{to} is what the branch is ({counts}); the machine is down. For it to run from there: {end}, which leaves branches and \
+             fences as they are\n"
         ),
         _ => format!(
             "{to} is behind by what the machine writes now ({counts}); the same command with --cut-over ends it, with the machine \
@@ -396,19 +334,16 @@ pub fn failback(a: &BackArgs) -> Result<(), Problem> {
         return Err(Problem::failed(text));
     }
     let fork = disk_of(&job, a)?;
-    if a.returns && a.cut_over && job.disks.len() > 1 {
-        return Err(Problem::usage(
-            "the old primary gets its disks back one by one: cut each over without --return, then roll back with --keep-branch",
-        ));
-    }
     let mut control = ControlClient::connect(&data)?;
     if a.returns {
-        may_return(&mut control, &fork.volume)?;
+        // Before the machine is down for it: all of its disks have to follow.
+        let all = if a.cut_over { job.disks.as_slice() } else { std::slice::from_ref(fork) };
+        all.iter().try_for_each(|disk| may_return(&mut control, &disk.volume))?;
     } else if restore::is_locked(&a.to) {
         let text = format!("{} is in use: if it is the disk of the old primary, say --return", a.to.display());
         return Err(Problem::failed(text));
     }
-    let note = jobs.folder_of(&a.id).map_err(failed)?.join(format!("back-{}.json", fork.volume));
+    let note = note_of(&jobs, &a.id, &fork.volume)?;
     let branch = format!("{}/{}", fork.volume, fork.name);
     let now = control.resolve(&branch, &When::Latest)?;
     let fresh = Back {
@@ -417,10 +352,12 @@ pub fn failback(a: &BackArgs) -> Result<(), Problem> {
         to: a.to.clone(),
         phase: Way::Copy,
         seq: now.seq,
+        target: None,
         at: 0,
         compared_bytes: 0,
         moved_bytes: 0,
         size: now.size,
+        returns: false,
     };
     let known = Back::load(&note)?.filter(|b| b.to == a.to && b.size == now.size);
     if known.is_none() && a.to.exists() && !a.json {
@@ -437,18 +374,43 @@ pub fn failback(a: &BackArgs) -> Result<(), Problem> {
     if work.back.phase == Way::Copy {
         work.copy()?;
     }
+    // One that was cut over may be behind again: the machine can have run meanwhile.
+    (work.back.phase, work.back.returns) = (Way::CatchUp, false);
     for _ in 0..ROUNDS {
         if work.catch_up()? <= LITTLE {
             break;
         }
     }
-    if a.cut_over {
-        cut_over(&mut work, &jobs, a)?;
+    let missing = if a.cut_over { cut_over(&mut work, &jobs, a)? } else { Vec::new() };
+    if a.json {
+        return show::put_json(&work.back);
     }
-    if a.json { show::put_json(&work.back) } else { show::put(&told(&work.back, &a.id, a.returns)) }
+    show::put(&told(&work.back, &jobs.load(&a.id).map_err(failed)?, &missing))
 }
 
-fn cut_over(work: &mut Work<'_>, jobs: &Jobs, a: &BackArgs) -> Result<(), Problem> {
+/// Where it is noted how far the way back of a volume's disk is.
+fn note_of(jobs: &Jobs, id: &str, volume: &str) -> Result<PathBuf, Problem> {
+    Ok(jobs.folder_of(id).map_err(failed)?.join(format!("back-{volume}.json")))
+}
+
+/// The volumes of a machine that is down whose old disks are not yet what their branches are.
+fn not_returned(data: &Path, jobs: &Jobs, id: &str) -> Result<Vec<String>, Problem> {
+    let mut control = ControlClient::connect(data)?;
+    let mut missing = Vec::new();
+    for disk in jobs.load(id).map_err(failed)?.disks {
+        let back = Back::load(&note_of(jobs, id, &disk.volume)?)?.filter(|b| b.phase == Way::Done && b.returns);
+        // The machine may have run since that disk was cut over.
+        let newest = control.resolve(&format!("{}/{}", disk.volume, disk.name), &When::Latest)?.seq;
+        if back.is_none_or(|b| b.seq != newest) {
+            missing.push(disk.volume);
+        }
+    }
+    Ok(missing)
+}
+
+/// Takes the machine down and brings the last of it. Once all disks of the old primary are there, it goes on; answers those that
+/// are missing for that.
+fn cut_over(work: &mut Work<'_>, jobs: &Jobs, a: &BackArgs) -> Result<Vec<String>, Problem> {
     let id = &a.id;
     work.back.phase = Way::CutOver;
     work.back.save(&work.note)?;
@@ -458,14 +420,15 @@ fn cut_over(work: &mut Work<'_>, jobs: &Jobs, a: &BackArgs) -> Result<(), Proble
     }
     // Nothing writes to the branch any more.
     while work.catch_up()? > 0 {}
-    work.back.phase = Way::Done;
+    (work.back.phase, work.back.returns) = (Way::Done, a.returns);
     work.back.save(&work.note)?;
-    if a.returns {
+    let missing = if a.returns { not_returned(work.data, jobs, id)? } else { Vec::new() };
+    if a.returns && missing.is_empty() {
         jobs.ask(id, BACK).map_err(failed)?;
         jobs.ask_to_stop(id).map_err(failed)?;
         follow(work.data, jobs, id, &mut |_| Ok(false))?;
     }
-    Ok(())
+    Ok(missing)
 }
 
 #[cfg(test)]

@@ -34,3 +34,14 @@ fn a_rate_is_kept() {
     disk.bring(0, &vec![1; 64 << 10], &mut Vec::new()).unwrap();
     assert!(began.elapsed() >= Duration::from_millis(90), "64 KiB at 640 KiB/s");
 }
+
+#[test]
+fn what_was_not_brought_whole_is_brought_before_anything_newer() {
+    let note = r#"{"version":1,"volume":"web","to":"/d","phase":"catch-up","seq":10,"at":0,"compared_bytes":0,"moved_bytes":0,"size":4096}"#;
+    let mut back: Back = serde_json::from_str(note).unwrap();
+    assert_eq!((back.moments(10), back.moments(30)), (vec![], vec![30]));
+    back.target = Some(20);
+    assert_eq!((back.moments(20), back.moments(30)), (vec![20], vec![20, 30]));
+    let read: Back = serde_json::from_slice(&serde_json::to_vec(&back).unwrap()).unwrap();
+    assert_eq!(read, back);
+}

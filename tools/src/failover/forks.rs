@@ -91,15 +91,30 @@ fn if_there<T>(answer: Result<T, ClientError>) -> Result<Option<T>, String> {
     }
 }
 
+/// The branch of this name.
+fn found(control: &mut ControlClient, name: &str) -> Result<Option<BranchStatus>, String> {
+    if_there(control.branch(BranchAsk::Show { name: name.to_owned() }))
+}
+
+/// Sees to it that there is no branch of this full name.
+///
+/// # Errors
+/// If there is one.
+pub fn is_free(control: &mut ControlClient, name: &str) -> Result<(), String> {
+    match found(control, name)? {
+        None => Ok(()),
+        Some(_) => Err(format!("there is a branch {name} already: give another name with --branch, or drop that one")),
+    }
+}
+
 impl DiskSource for Exports {
     fn is_there(&self) -> bool {
         ControlClient::connect(&self.data).is_ok_and(|mut c| c.status().is_ok())
     }
 
-    fn fence(&self, volume: &str, owner: &str, drain: bool) -> Result<u64, String> {
+    fn fence(&self, volume: &str, owner: &str, drain: bool) -> Result<(), String> {
         let (volume, owner) = (volume.to_owned(), owner.to_owned());
-        let done = self.control()?.fence(FenceAsk::Up { volume, owner, drain }).map_err(text)?;
-        Ok(done.epoch)
+        self.control()?.fence(FenceAsk::Up { volume, owner, drain }).map(drop).map_err(text)
     }
 
     fn lift(&self, volume: &str, owner: &str) -> Result<(), String> {
@@ -118,25 +133,47 @@ impl DiskSource for Exports {
         Ok((position.seq, position.time))
     }
 
-    fn ends_with(&self, volume: &str, point: &str) -> Result<bool, String> {
+    fn is_drained(&self, volume: &str) -> Result<bool, String> {
         let mut control = self.control()?;
+        // The epoch of now: an agent that knows a later one raises it when it comes.
+        let fence = control.fence(FenceAsk::Show { volume: volume.to_owned() }).map_err(text)?;
+        let point = format!("fenced-{}", fence.epoch);
         let points = control.points(volume).map_err(text)?;
         let newest = points.window.map(|w| w.last_seq);
         Ok(points.points.iter().any(|p| p.name == point && Some(p.seq) == newest))
     }
 
+    fn is_free(&self, fork: &Fork) -> Result<(), String> {
+        is_free(&mut self.control()?, &branch_of(fork))
+    }
+
     fn branch(&self, fork: &Fork, socket: &Path) -> Result<Box<dyn Served>, String> {
         let name = branch_of(fork);
         let mut control = self.control()?;
-        if if_there(control.branch::<BranchStatus>(BranchAsk::Show { name: name.clone() }))?.is_none() {
-            let (volume, at, name) = (fork.volume.clone(), When::Seq(fork.seq), fork.name.clone());
-            let _: BranchStatus = control.branch(BranchAsk::Create { volume, at, name }).map_err(text)?;
+        match found(&mut control, &name)? {
+            None => {
+                let (volume, at, name) = (fork.volume.clone(), When::Seq(fork.seq), fork.name.clone());
+                let _: BranchStatus = control.branch(BranchAsk::Create { volume, at, name }).map_err(text)?;
+            }
+            Some(other) if other.fork_seq != fork.seq => {
+                return Err(format!(
+                    "branch {name} was made meanwhile and begins behind @{}, not behind @{}: give another name with --branch",
+                    other.fork_seq, fork.seq
+                ));
+            }
+            // Made by an earlier process of this job.
+            Some(_) => {}
         }
         self.serve((&name, &When::Latest), Access::Branch, socket)
     }
 
     fn drop_branch(&self, fork: &Fork) -> Result<(), String> {
-        let ask = || BranchAsk::Drop { name: branch_of(fork) };
+        let name = branch_of(fork);
+        // One that begins elsewhere is not the job's: it had the name before the job could take it.
+        if found(&mut self.control()?, &name)?.is_none_or(|b| b.fork_seq != fork.seq) {
+            return Ok(());
+        }
+        let ask = || BranchAsk::Drop { name: name.clone() };
         let start = Instant::now();
         loop {
             match self.control()?.branch::<BranchStatus>(ask()) {

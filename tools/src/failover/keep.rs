@@ -75,8 +75,17 @@ pub fn keep(data: &Path, id: &str) -> Result<(), Problem> {
     }
     let source = Exports::of(data);
     let stopped = Cell::new(false);
+    let failover = job.is_failover();
     let stop = || {
         stopped.set(stopped.get() || signals.try_recv().is_ok());
+        if stopped.get() && failover {
+            // Nobody has decided anything: the host shuts down, or the service is restarted. The guest dies with this process, and the
+            // job goes on from its branches with the next one, as behind a kill.
+            tracing::warn!(
+                "failover {id}: this process was told to end; the failover goes on when somebody looks again"
+            );
+            std::process::exit(0);
+        }
         stopped.get()
     };
     let kill = std::env::var(KILL).ok();

@@ -167,7 +167,8 @@ fn standing(job: &Job, folder: &Path) -> String {
             writeln!(out, "  gone back; its branches are there, the old primary takes writes")
         }
         (Phase::Ended, Some(_), _) => {
-            writeln!(out, "  ended; its branches are there, and the old primary stays fenced")
+            let free = "`afterimage failover unfence VOLUME` lets it take writes";
+            writeln!(out, "  ended; its branches are there, and the old primary stays fenced: {free}")
         }
         (Phase::Ended, None, _) if job.keep => {
             writeln!(out, "  {}; its branches are there, the old primary takes writes", word(job))

@@ -4,7 +4,7 @@
 //! and one name (`set`), by which `commit` and `rollback` find them all.
 
 use crate::failover::args::{DecideArgs, RunArgs};
-use crate::failover::{failed, folder, follow, keep, look_after, new_id, now, report};
+use crate::failover::{failed, folder, follow, forks, keep, look_after, new_id, now, report};
 use crate::problem::Problem;
 use crate::{show, signals, target};
 use afterimage_mgmt::client::ControlClient;
@@ -126,13 +126,15 @@ fn plan(
                 let text = format!("volume {} is fenced by {owner}: commit or roll that back first", disk.volume);
                 return Err(Problem::failed(text));
             }
+            let branch = format!("{}/{branch}", disk.volume);
+            forks::is_free(control, &branch).map_err(Problem::failed)?;
             let at = moment(control, a, &disk.volume, (several, created))?;
             let newest = control.resolve(&disk.volume, &When::Latest)?;
             let position = if at == When::Latest { newest.clone() } else { control.resolve(&disk.volume, &at)? };
             disks.push(DiskPlan {
                 machine: machine.name.clone(),
                 volume: disk.volume.clone(),
-                branch: format!("{}/{branch}", disk.volume),
+                branch,
                 seq: position.seq,
                 time: position.time,
                 newest_seq: newest.seq,

@@ -105,16 +105,17 @@ fn an_older_kernel_is_served_with_what_it_has_and_sizes_change() {
     ours(&mut vm, "afterimage verify disk >/dev/null; afterimage detach disk");
 
     // As before 6.1, where a device ends with its process.
-    ours(&mut vm, "echo export AFTERIMAGE_UBLK_WITHOUT=user-copy,encode,recovery >/run/env; crash");
+    ours(&mut vm, "echo export AFTERIMAGE_UBLK_WITHOUT=user-copy,encode,recovery >/run/env");
     ours(
         &mut vm,
-        "d=$(afterimage attach disk); dd if=/dev/urandom of=$d bs=1M count=1 conv=fsync 2>/dev/null; crash; cmp $d /run/disk.raw",
+        "crash; d=$(afterimage attach disk); dd if=/dev/urandom of=$d bs=1M count=1 conv=fsync 2>/dev/null; crash; cmp $d /run/disk.raw",
     );
     let shown = ours(&mut vm, "afterimage status; afterimage detach disk");
     assert!(shown.contains("user recovery: the device ends with this process"), "{shown}");
 
     // A changed size.
-    ours(&mut vm, "rm /run/env; crash; afterimage attach disk --ublk; truncate -s 64M /run/disk.raw");
+    vm.run("rm /run/env");
+    ours(&mut vm, "crash; afterimage attach disk --ublk; truncate -s 64M /run/disk.raw");
     let said = ours(&mut vm, "afterimage volume resize disk; blockdev --getsize64 /dev/ublkb0");
     let can = said.contains("/dev/ublkb0 has the new size") && said.ends_with("\n67108864");
     let cannot = said.contains("Linux 6.16") && said.ends_with("\n50331648");

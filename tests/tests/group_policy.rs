@@ -123,8 +123,11 @@ fn a_change_of_policy_reaches_groups_appliances_and_agents_while_they_run() {
     policy(&["set", "gold", "--crash-every", "1s", "--window", "3h"]);
     until(&herd, "points by policy", || points(&herd, |p| p["state"] == "complete" && p["auto"] == true).pop());
     until(&herd, "a longer window", || (retention()["window_seconds"] == 10800).then_some(()));
-    let events = herd.mgmt_cli(&["event", "ls", "--limit", "1000"]).run().stdout;
-    assert!(events.contains("by policy gold its appliance keeps any write of 10800 s"), "{events}");
+    // It is written down when the appliance has answered, a moment after it does so.
+    until(&herd, "the event", || {
+        let events = herd.mgmt_cli(&["event", "ls", "--limit", "1000"]).run().stdout;
+        events.contains("by policy gold its appliance keeps any write of 10800 s").then_some(())
+    });
     // What would be, if.
     policy(&["create", "lean", "--window", "1m"]);
     let preview = json(herd.mgmt_cli(&["policy", "preview", "lean", "m0/d0", "--json"]));

@@ -213,7 +213,7 @@ impl Job {
     /// without that is somebody else's.
     #[must_use]
     pub const fn drops_branches(&self) -> bool {
-        self.times.fenced_ms.is_some() && self.committed.is_none() && !self.keep && !self.back
+        (!self.is_failover() || self.times.fenced_ms.is_some()) && self.committed.is_none() && !self.keep && !self.back
     }
 
     /// Whether its fences are taken down at its end.

@@ -319,6 +319,15 @@ fn groups_are_made_changed_and_removed() {
     refused(client.call::<_, Value>("POST", "/v1/groups", Some(&new)), Kind::Conflict);
     let set: Value = client.call("PATCH", "/v1/groups/shop", Some(&json!({ "hold_ms": 50 }))).unwrap();
     assert_eq!((&set["group"]["hold_ms"], &set["group"]["every_seconds"]), (&json!(50), &json!(0)));
+    // Who leaves and who comes is one change: all of it, or nothing.
+    let change = |body: Value| client.call::<_, Value>("PATCH", "/v1/groups/shop/machines", Some(&body));
+    let members = || client.get::<Value>("/v1/groups/shop").unwrap()["group"]["members"].clone();
+    refused(change(json!({ "remove": ["web", "nobody"] })), Kind::NotFound);
+    refused(change(json!({ "remove": ["web"], "add": ["nobody"] })), Kind::NotFound);
+    refused(change(json!({})), Kind::BadRequest);
+    assert_eq!(members()[0]["name"], "web");
+    assert_eq!(change(json!({ "remove": ["web"] })).unwrap()["group"]["members"], json!([]));
+    assert_eq!(change(json!({ "add": ["web"] })).unwrap()["group"]["members"][0]["name"], "web");
     let left: Value = client.call::<(), _>("DELETE", "/v1/groups/shop/machines/web", None).unwrap();
     assert_eq!(left["group"]["members"], json!([]));
     let points: Value = client.get("/v1/groups/shop/points").unwrap();

@@ -5,7 +5,9 @@ use crate::remote::Way;
 use crate::remote::cli::WayArgs;
 use crate::show::{put, put_json, table};
 use afterimage_mgmt::api::client::escape;
-use afterimage_mgmt::api::groups::{GroupChange, GroupMachines, GroupRequest, NewPoint, PointChange};
+use afterimage_mgmt::api::groups::{
+    GroupChange, GroupMachines, GroupMachinesChange, GroupRequest, NewPoint, PointChange,
+};
 use afterimage_mgmt::api::types::List;
 use afterimage_mgmt::app::AppStep;
 use afterimage_mgmt::groups::{Group, GroupView, KeptPoints, Point, PointState, Points};
@@ -241,12 +243,8 @@ pub fn run(args: GroupArgs) -> Result<(), Problem> {
             }
         }
         GroupCommand::Remove { name, machines, json, .. } => {
-            // One after the other: what is out is out.
-            for machine in &machines {
-                let path = format!("{}/machines/{}", of(&name), escape(machine));
-                let _: GroupView = way.call("DELETE", &path, None::<&()>)?;
-            }
-            view(way.get(&of(&name))?, json)
+            let change = GroupMachinesChange { remove: machines, ..GroupMachinesChange::default() };
+            view(way.call("PATCH", &(of(&name) + "/machines"), Some(&change))?, json)
         }
         GroupCommand::Ls { json } => {
             let all: List<GroupView> = way.get("/v1/groups")?;

@@ -54,6 +54,16 @@ pub struct GroupMachines {
     pub machines: Vec<String>,
 }
 
+/// Who comes into a group, and who leaves it: all of that, or nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct GroupMachinesChange {
+    /// Names or ids of those who come.
+    pub add: Vec<String>,
+    /// Of those who leave.
+    pub remove: Vec<String>,
+}
+
 /// A point to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -142,6 +152,17 @@ pub(super) const ROUTES: &[Route] = &[
             let more: GroupMachines = call.json()?;
             reply(&groups(call)?.add(&call.who, call.part(0), &more.machines)?)
         },
+    },
+    Route {
+        method: Method::Patch,
+        path: "/v1/groups/{group}/machines",
+        id: "change-group-machines",
+        role: ApiRole::Operator,
+        about: "Adds machines to a group and takes others out, all of them or none, from the next point on",
+        query: &[],
+        takes: Some(schema::<GroupMachinesChange>),
+        gives: Gives::Json(200, schema::<GroupView>),
+        run: change_machines,
     },
     Route {
         method: Method::Delete,
@@ -289,6 +310,14 @@ fn set(call: &Call<'_>) -> Result<Reply, Problem> {
         policy: old.policy,
     };
     reply(&all.set(&call.who, &changed(old, change)?)?)
+}
+
+fn change_machines(call: &Call<'_>) -> Result<Reply, Problem> {
+    let change: GroupMachinesChange = call.json()?;
+    if change == GroupMachinesChange::default() {
+        return Err(Problem::new(Kind::BadRequest, "nobody is named: say who is to be added or removed"));
+    }
+    reply(&groups(call)?.change_machines(&call.who, call.part(0), &change.add, &change.remove)?)
 }
 
 fn points(call: &Call<'_>) -> Result<Reply, Problem> {

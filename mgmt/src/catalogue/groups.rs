@@ -89,8 +89,20 @@ pub(super) fn find(db: &Connection, name: &str) -> Result<i64, CatalogueError> {
 
 fn machine(db: &Connection, what: &str) -> Result<Member, CatalogueError> {
     let by_name = rows::find(db, Role::Agent, "name", what)?;
-    by_name.map_or_else(|| rows::find(db, Role::Agent, "id", what), |m| Ok(Some(m)))?.ok_or_else(|| {
-        CatalogueError::NotFound(format!("there is no machine '{what}': it has to join first (`afterimage mgmt ls`)"))
+    if let Some(found) = by_name.map_or_else(|| rows::find(db, Role::Agent, "id", what), |m| Ok(Some(m)))? {
+        return Ok(found);
+    }
+    let sql = "SELECT g.name, m.name FROM guests g JOIN machines m ON m.id = g.agent WHERE g.name = ?1 OR g.id = ?1";
+    let guest: Option<(String, String)> = db.query_row(sql, [what], |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
+    Err(match guest {
+        // A barrier closes the gates of an agent, all of them.
+        Some((guest, agent)) => CatalogueError::Refused(format!(
+            "machine '{guest}' is some of the disks of agent '{agent}', and a group takes all disks of an agent at one instant: name \
+             machine '{agent}'"
+        )),
+        None => CatalogueError::NotFound(format!(
+            "there is no machine '{what}': it has to join first (`afterimage mgmt ls`)"
+        )),
     })
 }
 

@@ -148,6 +148,9 @@ fn what_people_change_is_checked_and_in_the_audit_log() {
     let taken = change(&|c| c.add_to_group("h", &["m3".into(), "m1".into()])).unwrap_err();
     assert!(taken.to_string().contains("in group 'g'"), "{taken}");
     assert!(site.catalogue.groups().unwrap()[1].members.is_empty(), "all or nothing");
+    let half = change(&|c| c.remove_from_group("g", &["m1".into(), "m3".into()])).unwrap_err();
+    assert!(half.to_string().contains("'m3' is not in group 'g'"), "{half}");
+    assert_eq!(site.catalogue.groups().unwrap()[0].members.len(), 2, "all or nothing");
     change(&|c| c.remove_from_group("g", &["m1".into()])).unwrap();
     change(&|c| c.add_to_group("h", &["m1".into()])).unwrap();
     assert!(change(&|c| c.remove_from_group("g", &["m1".into()])).is_err());
@@ -159,4 +162,20 @@ fn what_people_change_is_checked_and_in_the_audit_log() {
     for action in ["create-group", "add-to-group", "remove-from-group", "set-group", "remove-group"] {
         assert!(audit.iter().any(|row| row.action == action), "{action}");
     }
+}
+
+#[test]
+fn a_guest_is_in_groups_with_its_agent_and_whoever_names_it_hears_so() {
+    let site = Site::new();
+    let agent = machine_id(3).to_string();
+    let id = site.catalogue.change("me", |c| c.create_guest("db", &agent, &[])).unwrap().id;
+    let add = |what: &str| site.catalogue.change("me", |c| c.add_to_group("g", &[what.to_owned()]));
+    for what in ["db", &id] {
+        let no = add(what).unwrap_err();
+        assert!(matches!(no, CatalogueError::Refused(_)), "{no:?}");
+        assert!(no.to_string().contains("'db' is some of the disks of agent 'm3'"), "{no}");
+    }
+    let unknown = add("nobody").unwrap_err();
+    assert!(matches!(unknown, CatalogueError::NotFound(_)) && unknown.to_string().contains("join first"), "{unknown}");
+    add("m3").unwrap();
 }

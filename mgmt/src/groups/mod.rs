@@ -195,6 +195,24 @@ impl Groups {
         self.show(name)
     }
 
+    /// Takes machines out and adds others, from the next point on.
+    ///
+    /// # Errors
+    /// If one of them is not in the group, not known, or in another group; then nothing is changed.
+    pub fn change_machines(
+        &self,
+        who: &str,
+        name: &str,
+        add: &[String],
+        remove: &[String],
+    ) -> Result<GroupView, Failure> {
+        self.change(who, |change| {
+            change.remove_from_group(name, remove)?;
+            change.add_to_group(name, add)
+        })?;
+        self.show(name)
+    }
+
     /// All groups.
     ///
     /// # Errors

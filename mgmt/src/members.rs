@@ -45,6 +45,9 @@ pub enum MemberAsk {
     Retain {
         /// Of which.
         volumes: Vec<VolumeRetention>,
+        /// The ids of all volumes of which mgmt says anything: others are changed by hand.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        all: Option<Vec<String>>,
     },
     /// What an appliance would keep of a volume: [`crate::retention::Retention`].
     Kept {
@@ -92,6 +95,19 @@ pub struct VolumeRetention {
     pub id: String,
     /// What is to be different.
     pub change: RetentionChange,
+    /// Who says so.
+    #[serde(default)]
+    pub by: Managed,
+}
+
+/// Whose word it is what is kept of a volume: by hand that is not changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Managed {
+    /// The policies, by name; none if they say nothing of it.
+    pub policies: Vec<String>,
+    /// The group that is on hold, so that nothing goes.
+    pub on_hold: Option<String>,
 }
 
 /// Seqs of a volume that points of groups need.

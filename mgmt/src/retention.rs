@@ -29,13 +29,16 @@ pub struct RetentionChange {
     /// Back to what the appliance keeps of all volumes of which nobody has said more; the rest is not looked at then.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub reset: bool,
+    /// By hand although mgmt says what is kept: it counts until mgmt says it again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 impl RetentionChange {
     /// Whether it says nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        Self { force: false, ..*self } == Self::default()
     }
 }
 
@@ -58,6 +61,12 @@ pub struct Retention {
     pub hold: bool,
     /// Whether this was said for this volume; else it is what the appliance keeps of all.
     pub own: bool,
+    /// The policies of mgmt that say what is kept: it is changed there, and not by hand.
+    #[serde(default)]
+    pub policies: Vec<String>,
+    /// The group of mgmt that is on hold, and has nothing go; null if none is.
+    #[serde(default)]
+    pub held_by: Option<String>,
     /// Only tried out: nothing was changed.
     pub dry_run: bool,
     /// The window would begin here,

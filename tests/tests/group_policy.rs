@@ -252,3 +252,49 @@ fn losing_mgmt_costs_no_protection_and_the_gap_is_seen() {
     });
     assert_eq!(herd.restore("d0", seq(&after, "d0"))[0], 8);
 }
+
+/// What a policy says is changed at mgmt. By hand it would last until mgmt comes back, so that is refused, also while mgmt is away.
+#[test]
+fn what_a_policy_keeps_is_not_changed_by_hand_unless_somebody_insists() {
+    let mut herd = Herd::new(1, 1, &["--every", "0s"], None);
+    let by_hand = |herd: &Herd, more: &[&str]| herd.appliance_cli(&["volume", "retention", "d0", "--json"]).args(more);
+    let is = |herd: &Herd, window: u64, policies: &[&str]| {
+        let now = json(by_hand(herd, &[]));
+        (now["window_seconds"] == window && now["policies"] == Value::from(policies)).then_some(())
+    };
+    let refused = |herd: &Herd, more: &[&str], word: &str| {
+        let no = by_hand(herd, more).run_failing(1);
+        assert!(no.stderr.contains("volume d0") && no.stderr.contains(word), "{}", no.describe());
+    };
+    herd.mgmt_cli(&["policy", "create", "gold", "--window", "2h"]).run();
+    herd.mgmt_cli(&["group", "set", GROUP, "--policy", "gold"]).run();
+    until(&herd, "the policy is there", || is(&herd, 7200, &["gold"]));
+    herd.kill_mgmt();
+    refused(&herd, &["--window", "1h"], "policy 'gold'");
+    refused(&herd, &["--default"], "policy 'gold'");
+    assert_eq!(json(by_hand(&herd, &["--window", "1h", "--dry-run"]))["window_seconds"], 3600, "to try is no change");
+    // Of a hold the policy says nothing.
+    assert_eq!(json(by_hand(&herd, &["--hold"]))["hold"], true);
+    assert_eq!(json(by_hand(&herd, &["--release"]))["hold"], false);
+    is(&herd, 7200, &["gold"]).unwrap();
+    // For when mgmt is lost for good; this one comes back.
+    by_hand(&herd, &["--window", "1h", "--force"]).run();
+    is(&herd, 3600, &[]).unwrap();
+    herd.start_mgmt();
+    until(&herd, "the policy counts again", || is(&herd, 7200, &["gold"]));
+    // A hold of the group ends at mgmt.
+    herd.mgmt_cli(&["group", "set", GROUP, "--on-hold", "true"]).run();
+    until(&herd, "the hold is there", || (json(by_hand(&herd, &[]))["held_by"] == GROUP).then_some(()));
+    refused(&herd, &["--release"], "--on-hold false");
+    herd.mgmt_cli(&["group", "set", GROUP, "--on-hold", "false"]).run();
+    until(&herd, "the hold is over", || (json(by_hand(&herd, &[]))["hold"] == false).then_some(()));
+    // A group that has left its policy is kept as it was last, and by hand as anybody likes.
+    herd.mgmt_cli(&["group", "set", GROUP, "--policy", "none"]).run();
+    until(&herd, "nobody says it any more", || is(&herd, 7200, &[]));
+    by_hand(&herd, &["--window", "1h"]).run();
+    herd.kill_mgmt();
+    herd.start_mgmt();
+    herd.mgmt_cli(&["group", "set", GROUP, "--on-hold", "true"]).run();
+    until(&herd, "mgmt has spoken again", || (json(by_hand(&herd, &[]))["held_by"] == GROUP).then_some(()));
+    is(&herd, 3600, &[]).unwrap();
+}

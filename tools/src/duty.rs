@@ -69,7 +69,7 @@ impl Duty {
             MemberAsk::Freeze { id } => value(self.site()?.freeze(&id)?),
             MemberAsk::Thaw { id } => value(self.site()?.thaw(&id)?),
             MemberAsk::Schedule { volumes } => value(self.site()?.set_schedules(&volumes)),
-            MemberAsk::Retain { volumes } => value(self.site()?.retain(&volumes)?),
+            MemberAsk::Retain { volumes, all } => value(self.site()?.retain(&volumes, all.as_deref())?),
             MemberAsk::Kept { id, change } => value(self.site()?.preview(&id, &change)?),
             MemberAsk::Keep { volumes } => value(self.site()?.keep(volumes)?),
             MemberAsk::Protect { disks } => value(DisksTaken { volumes: self.site()?.take_disks(&disks)? }),

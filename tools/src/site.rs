@@ -8,6 +8,7 @@ mod devices;
 mod fences;
 mod figures;
 mod kept;
+mod managed;
 mod past;
 mod points;
 mod policy;
@@ -117,6 +118,7 @@ pub struct Local {
     taker: OnceLock<Taker>,
     apps: Apps,
     quiet: quiet::Sets,
+    managed: managed::Book,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -160,6 +162,7 @@ impl Local {
             attachments: OnceLock::new(),
             taker: OnceLock::new(),
             quiet: quiet::Sets::default(),
+            managed: managed::Book::load(data),
         })
     }
 
@@ -405,7 +408,7 @@ impl Site for Local {
     }
 
     fn retention(&self, volume: &str, change: &RetentionChange, dry_run: bool) -> Result<Retention, Failure> {
-        kept::retention(&*self.appliance()?, volume, change, dry_run)
+        self.retain_by_hand(volume, change, dry_run)
     }
 
     fn change_point(&self, volume: &str, name: &str, action: PointAction) -> Result<PointInfo, Failure> {

@@ -8,7 +8,7 @@ use super::keep::{Candidate, Tiers, choose, to_pin};
 use super::{Group, Shared};
 use crate::catalogue::keeping::Pin;
 use crate::catalogue::{CatalogueError, NewEvent, PolicySettings, Severity};
-use crate::members::{Done, MemberAsk, SeqKept, VolumeRetention, VolumeSchedule, VolumeSeqs};
+use crate::members::{Done, Managed, MemberAsk, SeqKept, VolumeRetention, VolumeSchedule, VolumeSeqs};
 use crate::office::Office;
 use crate::retention::RetentionChange;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,19 +28,18 @@ const MOST_PINS: u32 = 2000;
 /// What was told to whom, and in which session of his.
 #[derive(Default)]
 struct Told {
-    retention: BTreeMap<String, (u64, RetentionChange)>,
+    retention: BTreeMap<String, (u64, VolumeRetention)>,
+    /// To each appliance, of which volumes anything is said.
+    all: BTreeMap<String, (u64, BTreeSet<String>)>,
     schedules: BTreeMap<Uuid, (u64, Vec<VolumeSchedule>)>,
 }
 
 /// What should be of one volume.
 struct Rule {
-    id: String,
     object: String,
     agent: String,
     vault: String,
-    /// Whose word that is, for people.
-    by: String,
-    change: RetentionChange,
+    kept: VolumeRetention,
     schedule: Option<VolumeSchedule>,
 }
 
@@ -84,9 +83,14 @@ fn rules(office: &Office, groups: &[Group]) -> Result<Vec<Rule>, CatalogueError>
             app_minutes: s.app_interval_minutes,
         });
         if !change.is_empty() {
-            let by = named.into_iter().cloned().collect::<Vec<_>>().join(" and ");
+            let policies: BTreeSet<&String> = named.into_iter().collect();
+            let by = Managed {
+                policies: policies.into_iter().cloned().collect(),
+                on_hold: group.filter(|g| g.on_hold).map(|g| g.name.clone()),
+            };
             let object = format!("volume {machine}/{}", v.name);
-            out.push(Rule { id: v.id, object, agent: v.agent, vault: vault.clone(), by, change, schedule });
+            let kept = VolumeRetention { id: v.id, change, by };
+            out.push(Rule { object, agent: v.agent, vault: vault.clone(), kept, schedule });
         }
     }
     Ok(out)
@@ -97,29 +101,29 @@ fn uuid(text: &str) -> Uuid {
 }
 
 impl Told {
-    /// Tells appliances what they keep.
-    fn tell_appliances(&mut self, office: &Office, rules: &[Rule]) {
-        let vaults: BTreeSet<&String> = rules.iter().map(|r| &r.vault).collect();
-        for vault in vaults {
-            let Some(session) = office.session_of(&uuid(vault)) else { continue };
-            let news: Vec<&Rule> = rules
-                .iter()
-                .filter(|r| r.vault == *vault && self.retention.get(&r.id) != Some(&(session, r.change)))
-                .collect();
-            if news.is_empty() {
+    /// Tells appliances what they keep, and of which volumes nobody says that any more.
+    fn tell_appliances(&mut self, office: &Office, rules: &[Rule]) -> Result<(), CatalogueError> {
+        for vault in office.catalogue.members()?.into_iter().filter(|m| m.role == "appliance").map(|m| m.id) {
+            let Some(session) = office.session_of(&uuid(&vault)) else { continue };
+            let of_it = || rules.iter().filter(|r| r.vault == vault);
+            let is_told = |r: &&Rule| self.retention.get(&r.kept.id).is_some_and(|t| t.0 == session && t.1 == r.kept);
+            let news: Vec<&Rule> = of_it().filter(|r| !is_told(r)).collect();
+            let all = (session, of_it().map(|r| r.kept.id.clone()).collect::<BTreeSet<_>>());
+            if news.is_empty() && self.all.get(&vault) == Some(&all) {
                 continue;
             }
-            let of = |r: &&Rule| VolumeRetention { id: r.id.clone(), change: r.change };
-            let ask = MemberAsk::Retain { volumes: news.iter().map(of).collect() };
-            match office.ask::<Done>(&uuid(vault), "the appliance", &ask, LIMIT) {
+            let volumes = news.iter().map(|r| r.kept.clone()).collect();
+            let ask = MemberAsk::Retain { volumes, all: Some(all.1.iter().cloned().collect()) };
+            match office.ask::<Done>(&uuid(&vault), "the appliance", &ask, LIMIT) {
                 Ok(done) => {
                     let mut events = Vec::new();
-                    for r in news.into_iter().filter(|r| !done.unknown.contains(&r.id)) {
-                        let before = self.retention.insert(r.id.clone(), (session, r.change));
-                        if before.is_none_or(|b| b.1 != r.change) {
-                            events.push(NewEvent::new(Severity::Info, "policy", &r.object, &said(r)));
+                    for r in news.into_iter().filter(|r| !done.unknown.contains(&r.kept.id)) {
+                        let before = self.retention.insert(r.kept.id.clone(), (session, r.kept.clone()));
+                        if before.is_none_or(|b| b.1.change != r.kept.change) {
+                            events.push(NewEvent::new(Severity::Info, "policy", &r.object, &said(&r.kept)));
                         }
                     }
+                    self.all.insert(vault, all);
                     if !events.is_empty() {
                         office.note(&events);
                     }
@@ -127,6 +131,7 @@ impl Told {
                 Err(e) => tracing::warn!("what is kept by policy: {e}"),
             }
         }
+        Ok(())
     }
 
     /// Tells agents how often they make points. One of which a policy says nothing any more is told that, too.
@@ -236,13 +241,13 @@ fn by_volume(pins: &[Pin]) -> Vec<VolumeSeqs> {
     out
 }
 
-fn said(r: &Rule) -> String {
-    let c = &r.change;
+fn said(kept: &VolumeRetention) -> String {
+    let c = &kept.change;
     let of = |n: Option<u32>| n.unwrap_or(0);
     let mut text = match c.window_seconds {
         Some(window) => format!(
             "by policy {} its appliance keeps any write of {window} s, and {}/{}/{}/{} hourly, daily, weekly, monthly points",
-            r.by,
+            kept.by.policies.join(" and "),
             of(c.hourly),
             of(c.daily),
             of(c.weekly),
@@ -264,11 +269,15 @@ fn said(r: &Rule) -> String {
 fn round(office: &Office, told: &mut Told) -> Result<(), CatalogueError> {
     let groups = office.catalogue.groups()?;
     let rules = rules(office, &groups)?;
-    told.tell_appliances(office, &rules);
+    told.tell_appliances(office, &rules)?;
     told.tell_agents(office, &rules);
     for group in groups.iter().filter(|g| g.released) {
         let of_it = |r: &&Rule| group.members.iter().any(|m| m.id == r.agent);
-        if rules.iter().filter(of_it).all(|r| told.retention.get(&r.id).is_some_and(|t| t.1 == r.change)) {
+        if rules
+            .iter()
+            .filter(of_it)
+            .all(|r| told.retention.get(&r.kept.id).is_some_and(|t| t.1.change == r.kept.change))
+        {
             office.catalogue.hold_is_over(group.id)?;
         }
     }

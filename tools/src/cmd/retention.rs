@@ -63,6 +63,9 @@ pub struct RetentionArgs {
     /// Change nothing: show what would be kept, and what would be given back
     #[arg(long)]
     pub dry_run: bool,
+    /// Change what a policy or a hold of mgmt says, too, for when mgmt is lost for good: one that comes back says it again
+    #[arg(long)]
+    pub force: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -93,6 +96,7 @@ impl RetentionArgs {
             monthly: self.monthly,
             hold: if self.hold { Some(true) } else { self.release.then_some(false) },
             reset: self.default,
+            force: self.force,
         }
     }
 }
@@ -105,9 +109,14 @@ pub(crate) fn text(r: &Retention) -> String {
             let _ = write!(out, ", {count} {tier}");
         }
     }
-    out.push_str(if r.own { "\n" } else { " (as the appliance keeps of all)\n" });
+    out.push_str(&match (r.policies.is_empty(), r.own) {
+        (false, _) => format!(" (by policy {} of mgmt)\n", r.policies.join(" and ")),
+        (true, true) => "\n".to_owned(),
+        (true, false) => " (as the appliance keeps of all)\n".to_owned(),
+    });
     if r.hold {
-        out.push_str("on hold: nothing goes\n");
+        let with = r.held_by.as_ref().map_or_else(String::new, |group| format!(", with group {group}"));
+        let _ = writeln!(out, "on hold{with}: nothing goes");
     }
     if let Some(time) = r.first_time {
         let _ = writeln!(out, "the window begins at @{} ({})", r.first_seq, time.short());

@@ -65,6 +65,8 @@ pub(super) fn retention(
         monthly: wanted.monthly,
         hold: wanted.hold,
         own,
+        policies: Vec::new(),
+        held_by: None,
         dry_run,
         first_seq: kept.first_seq,
         first_time: Some(Time(kept.first_time)).filter(|t| t.0 > 0),
@@ -76,6 +78,11 @@ pub(super) fn retention(
 /// The name of the volume with this id.
 fn name_of(appliance: &Appliance, id: &str) -> Option<String> {
     appliance.volumes().into_iter().find(|v| super::uuid(v.id) == id).map(|v| v.name)
+}
+
+/// The id of the volume with this name.
+pub(super) fn id_of(appliance: &Appliance, name: &str) -> Option<String> {
+    appliance.volumes().into_iter().find(|v| v.name == name).map(|v| super::uuid(v.id))
 }
 
 /// What would be kept of a volume.

@@ -1,9 +1,8 @@
-//! What mgmt says by policy: how often points are made, and what is kept.
+//! What mgmt says: how often points are made, and what points of groups need.
 
 use super::{Local, Served, kept, lock, uuid};
-use afterimage_mgmt::members::{Done, VolumeRetention, VolumeSchedule, VolumeSeqs};
+use afterimage_mgmt::members::{Done, VolumeSchedule, VolumeSeqs};
 use afterimage_mgmt::protocol::Failure;
-use afterimage_mgmt::retention::{Retention, RetentionChange};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -30,22 +29,6 @@ impl Local {
         lock(&self.schedule).set_policy(crash);
         self.apps.set_policy(&app);
         done
-    }
-
-    /// What is kept of volumes.
-    ///
-    /// # Errors
-    /// If this is no appliance, or its manifest cannot be written.
-    pub fn retain(&self, volumes: &[VolumeRetention]) -> Result<Done, Failure> {
-        kept::retain(&*self.appliance()?, volumes)
-    }
-
-    /// What would be kept of a volume.
-    ///
-    /// # Errors
-    /// If this is no appliance, or it has no such volume.
-    pub fn preview(&self, id: &str, change: &RetentionChange) -> Result<Retention, Failure> {
-        kept::preview(&*self.appliance()?, id, change)
     }
 
     /// What points of groups need.

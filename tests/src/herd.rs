@@ -32,7 +32,7 @@ pub struct Special {
 pub struct Herd {
     agents: Vec<Option<Process>>,
     mgmt: Option<Process>,
-    _appliance: Process,
+    appliance: Process,
     /// Agents' ways to mgmt.
     pub proxies: Vec<Proxy>,
     disks: usize,
@@ -89,7 +89,7 @@ impl Herd {
         let mut herd = Herd {
             agents: Vec::new(),
             mgmt: Some(mgmt),
-            _appliance: appliance,
+            appliance,
             proxies: Vec::new(),
             disks,
             special,
@@ -193,6 +193,12 @@ impl Herd {
     /// If it is not running.
     pub fn kill_agent(&mut self, i: usize) {
         self.agents[i].take().expect("a running agent").kill();
+    }
+
+    /// The process of the appliance.
+    #[must_use]
+    pub fn appliance(&self) -> &Process {
+        &self.appliance
     }
 
     /// The process of mgmt.

@@ -9,6 +9,7 @@
 //! | [`daemon`] | `afterimage up`: start, status, kill -9, restart, restore, export |
 //! | [`pair`] | agent and appliance as two processes |
 //! | [`herd`] | several agents in a group, an appliance and mgmt |
+//! | [`mgmt`] | mgmt with a pair that has joined it, and what strangers try |
 //! | [`peer`] | other NBD servers, to check the harness with and to measure against |
 //! | [`pretender`] | a guest agent that freezes nothing |
 //! | [`proxy`] | a TCP proxy that cuts, stalls, spoils and slows |
@@ -30,6 +31,7 @@ pub mod guest;
 pub mod herd;
 pub mod inside;
 pub mod lab;
+pub mod mgmt;
 pub mod netns;
 pub mod pair;
 pub mod peer;

@@ -3,9 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
 
+use afterimage_nbd::Address;
+use afterimage_nbd::client::Client;
 use afterimage_tests::daemon::number;
 use afterimage_tests::data::Chance;
 use afterimage_tests::herd::{GROUP, Herd};
+use afterimage_tests::mgmt::afterimage;
+use afterimage_tests::process::wait_until;
 use afterimage_tests::tool::Finished;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -302,4 +306,68 @@ fn figures_of_holds() {
         );
         assert!(of("counted") > 0, "{}", herd.logs());
     }
+}
+
+/// Waits until the newest point that the schedule made is whole and has so many volumes.
+fn scheduled_until(herd: &Herd, volumes: usize) {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let all = herd.points();
+        let newest = all["points"].as_array().unwrap().iter().rev().find(|p| is_point(p) && p["auto"] == true);
+        if newest.is_some_and(|p| p["state"] == "complete" && p["volumes"].as_array().unwrap().len() == volumes) {
+            return;
+        }
+        assert!(Instant::now() < end, "no point of {volumes} volumes: {all:#}\n{}", herd.logs());
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Who is in a group changes between two points of its schedule. A change of several machines is made as a whole or not at all.
+#[test]
+fn machines_come_and_go_while_a_group_makes_points() {
+    let herd = Herd::new(3, 1, &["--every", "1s"], None);
+    scheduled_until(&herd, 3);
+    herd.mgmt_cli(&["group", "remove", GROUP, "m1", "m2"]).run();
+    scheduled_until(&herd, 1);
+    // m1 has gone already, so m0 stays; m1 is not there, so nobody comes.
+    let refused = herd.mgmt_cli(&["group", "remove", GROUP, "m0", "m1"]).run_failing(1);
+    assert!(refused.stderr.contains("'m1' is not in group"), "{}", refused.describe());
+    let refused = herd.mgmt_cli(&["group", "add", GROUP, "m1", "m0"]).run_failing(1);
+    assert!(refused.stderr.contains("'m0' is in group"), "{}", refused.describe());
+    let shown = herd.mgmt_cli(&["group", "show", GROUP, "--json"]).run();
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    let names: Vec<&Value> = shown["group"]["members"].as_array().unwrap().iter().map(|m| &m["name"]).collect();
+    assert_eq!(names, ["m0"]);
+    herd.mgmt_cli(&["group", "add", GROUP, "m1", "m2"]).run();
+    scheduled_until(&herd, 3);
+}
+
+/// A machine that cannot say what it wrote has no part in a point, and the point says so: its ring overflows while the appliance stands still.
+#[test]
+fn i7_a_member_in_dirty_tracking_makes_a_point_fail_with_its_name() {
+    let herd = Herd::new(2, 1, &["--every", "0s"], None);
+    point_until(&herd, "before", |done| is_whole(done, 2));
+    herd.appliance().signal(Signal::SIGSTOP);
+    let address = Address::Unix(herd.data(1).join("nbd.sock"));
+    let mut client = Client::connect(&address, "d1").unwrap();
+    for round in 1..=12 {
+        client.write(0, &[round; 1 << 20]).unwrap();
+    }
+    let state = || {
+        let status = afterimage(&herd.data(1)).args(["status", "--json"]).run().stdout;
+        let status: Value = serde_json::from_str(&status).unwrap();
+        status["volumes"][0]["state"].clone()
+    };
+    wait_until("dirty tracking", || state() == "dirty");
+    let failed = herd.mgmt_cli(&["group", "point", GROUP, "--name", "dirty"]).run_failing(1);
+    assert!(failed.stderr.contains("m1: ") && failed.stderr.contains("d1"), "{}", failed.describe());
+    assert!(!failed.stderr.contains("m0"), "who could take part is not blamed: {}", failed.describe());
+    let point = &herd.points()["points"].as_array().unwrap().last().unwrap().clone();
+    assert!(point["state"] == "failed" && point["missing"][0]["machine"] == "m1", "{point:#}");
+    herd.appliance().signal(Signal::SIGCONT);
+    herd.wait_live(1);
+    let whole = point_until(&herd, "after", |done| is_whole(done, 2));
+    let whole: Value = serde_json::from_str(&whole.stdout).unwrap();
+    let d1 = whole["volumes"].as_array().unwrap().iter().find(|v| v["volume"] == "d1").unwrap();
+    assert!(herd.restore("d1", number(d1, "seq")) == vec![12; 1 << 20]);
 }

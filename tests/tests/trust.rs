@@ -2,118 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
 
-use afterimage_tests::binary::path_of;
+use afterimage_tests::daemon::number;
 use afterimage_tests::data;
 use afterimage_tests::lab::DISK;
+use afterimage_tests::mgmt::{Mgmt, afterimage, hear, openssl, pem_files, say};
 use afterimage_tests::pair::{Pair, Role};
-use afterimage_tests::process::Process;
-use afterimage_tests::tool::{Finished, Tool, tool};
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use afterimage_tests::process::{Process, wait_until};
+use afterimage_tests::tool::tool;
+use std::path::Path;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
-
-struct Mgmt {
-    process: Option<Process>,
-    data: PathBuf,
-    log: PathBuf,
-    port: u16,
-    api: u16,
-}
-
-fn afterimage(data: &Path) -> Tool {
-    tool(path_of("afterimage")).env("AFTERIMAGE_DATA", data).env("NO_COLOR", "1")
-}
-
-impl Mgmt {
-    fn start(dir: &Path) -> Mgmt {
-        std::fs::create_dir_all(dir).unwrap();
-        let mut mgmt = Mgmt {
-            process: None,
-            data: dir.join("mgmt"),
-            log: dir.join("mgmt.log"),
-            port: data::free_port(),
-            api: data::free_port(),
-        };
-        mgmt.run(&[]);
-        mgmt
-    }
-
-    fn run(&mut self, options: &[&str]) {
-        let listen = format!("127.0.0.1:{}", self.port);
-        let api = format!("127.0.0.1:{}", self.api);
-        let command = afterimage(&self.data).args(["mgmt", "--listen", &listen, "--api", &api]).args(options);
-        let mut process = Process::start(command.into_command(), &self.log);
-        process.wait_until("mgmt", || afterimage(&self.data).args(["mgmt", "ls"]).run_any().status.success());
-        self.process = Some(process);
-    }
-
-    fn kill(&mut self) {
-        self.process.take().unwrap().kill();
-    }
-
-    fn cli(&self, words: &[&str]) -> Tool {
-        afterimage(&self.data).arg("mgmt").args(words)
-    }
-
-    fn token(&self, role: &str, name: &str, more: &[&str]) -> String {
-        let words = ["token", "create", "--role", role, "--name", name];
-        self.cli(&words).args(more).run().stdout.trim().to_owned()
-    }
-
-    fn join(&self, data: &Path, role: &str, token: &str) -> Finished {
-        let address = format!("127.0.0.1:{}", self.port);
-        afterimage(data).env("AFTERIMAGE_TOKEN", token).args([role, "join", &address]).run_any()
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-/// Writes the parts of a credentials file as `openssl` takes them.
-fn pem_files(data: &Path) -> [String; 2] {
-    let text = std::fs::read_to_string(data.join("trust/credentials")).unwrap();
-    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
-    ["certificate", "key"].map(|part| {
-        let path = data.join(format!("{part}.pem"));
-        std::fs::write(&path, all[part].as_str().unwrap()).unwrap();
-        path.display().to_string()
-    })
-}
-
-/// What a client of OpenSSL hears, and whether TLS was accepted by both sides.
-fn openssl(port: u16, more: &[&str], identity: Option<&[String; 2]>) -> String {
-    let mut command = tool("timeout").args(["20", "openssl", "s_client", "-connect", &format!("127.0.0.1:{port}")]);
-    command = command.args(["-alpn", "afterimage-data/1", "-ign_eof"]).args(more);
-    if let Some([certificate, key]) = identity {
-        command = command.args(["-cert", certificate, "-key", key]);
-    }
-    let done = command.run_any();
-    format!("{}{}", done.stdout, done.stderr)
-}
-
-/// Waits until the log says it.
-fn hear(read: impl Fn() -> String, words: &[&str]) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while !read().lines().any(|line| words.iter().all(|w| line.contains(w))) {
-        assert!(Instant::now() < until, "nothing in the log of {words:?}:\n{}", read());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Sends bytes and returns the answer, all of it.
-fn say(port: u16, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream.write_all(bytes).unwrap();
-    let mut answer = Vec::new();
-    // It may be cut off at once.
-    let _ = stream.read_to_end(&mut answer);
-    answer
-}
+const DATA: &str = "afterimage-data/1";
 
 fn write(pair: &Pair, pattern: u8) {
     tool("qemu-io").args(["-f", "raw", "-c", &format!("write -P {pattern} 0 1M"), "-c", "flush", &pair.uri()]).run();
@@ -121,16 +21,7 @@ fn write(pair: &Pair, pattern: u8) {
 
 /// A pair that has joined, and its mgmt.
 fn joined() -> (Pair, Mgmt) {
-    let mut pair = Pair::plan(8 * MIB, "64MiB");
-    let mgmt = Mgmt::start(&pair.path("."));
-    for (role, name) in [(Role::Appliance, "vault"), (Role::Agent, "web")] {
-        let word = if role == Role::Agent { "agent" } else { "appliance" };
-        let done = mgmt.join(&pair.data(role), word, &mgmt.token(word, name, &[]));
-        assert!(done.status.success(), "{}", done.describe());
-        pair.start(role);
-    }
-    pair.wait_live();
-    (pair, mgmt)
+    afterimage_tests::mgmt::joined(8 * MIB, |_, _| {})
 }
 
 #[test]
@@ -144,16 +35,16 @@ fn who_has_joined_is_protected_and_nobody_else_gets_in() {
     // Plain text, garbage, silence of a kind: an alert of TLS at most, never a word of the protocol.
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0u8; 100], b"AIWIRE\0\0\x01\0\0\0"] {
         for port in [pair.wire, mgmt.port, mgmt.api] {
-            let answer = say(port, bytes);
+            let answer = say(port, bytes, false);
             assert!(answer.is_empty() || (answer[0] == 0x15 && answer.len() <= 7), "port {port}: {answer:?}");
         }
     }
     hear(|| appliance_log(&pair), &["refused", "does not speak TLS"]);
     hear(|| mgmt.log(), &["does not speak TLS"]);
     // No TLS before 1.3, nobody without a certificate.
-    let heard = openssl(pair.wire, &["-tls1_2"], None);
+    let heard = openssl(pair.wire, DATA, &["-tls1_2"], None);
     assert!(heard.contains("alert protocol version"), "{heard}");
-    let heard = openssl(pair.wire, &[], None);
+    let heard = openssl(pair.wire, DATA, &[], None);
     assert!(heard.contains("alert certificate required"), "{heard}");
     hear(|| appliance_log(&pair), &["refused", "1.3 is asked for"]);
     hear(|| appliance_log(&pair), &["refused", "shows no certificate"]);
@@ -165,7 +56,7 @@ fn who_has_joined_is_protected_and_nobody_else_gets_in() {
         let done = strange.join(&other.data(role), word, &strange.token(word, "stranger", &[]));
         assert!(done.status.success(), "{}", done.describe());
     }
-    let heard = openssl(pair.wire, &[], Some(&pem_files(&other.data(Role::Agent))));
+    let heard = openssl(pair.wire, DATA, &[], Some(&pem_files(&other.data(Role::Agent))));
     assert!(heard.contains("alert unknown ca"), "{heard}");
     hear(|| appliance_log(&pair), &["refused", "'stranger'", "another CA"]);
     // Its token says whose it is: this mgmt does not hear the secret.
@@ -183,7 +74,7 @@ fn who_has_joined_is_protected_and_nobody_else_gets_in() {
     assert!(again.status.code() == Some(1) && again.stderr.contains("used already"), "{}", again.describe());
     hear(|| mgmt.log(), &["may not join", "used already"]);
     for (data, why) in [(&neighbour, "another vault"), (&second, "it is for appliance")] {
-        let heard = openssl(pair.wire, &[], Some(&pem_files(data)));
+        let heard = openssl(pair.wire, DATA, &[], Some(&pem_files(data)));
         assert!(heard.contains("alert access denied") || heard.contains("alert bad certificate"), "{heard}");
         hear(|| appliance_log(&pair), &["refused", why]);
     }
@@ -203,7 +94,7 @@ fn who_has_joined_is_protected_and_nobody_else_gets_in() {
     assert!(mgmt.join(&late, "agent", &mgmt.token("agent", "late", &["--appliance", "vault"])).status.success());
     let files = pem_files(&late);
     std::thread::sleep(Duration::from_secs(12));
-    let heard = openssl(pair.wire, &[], Some(&files));
+    let heard = openssl(pair.wire, DATA, &[], Some(&files));
     assert!(heard.contains("alert certificate expired"), "{heard}");
     hear(|| appliance_log(&pair), &["refused", "'late'", "expired"]);
 
@@ -212,95 +103,6 @@ fn who_has_joined_is_protected_and_nobody_else_gets_in() {
     let config = pair.path("agent.toml");
     let refused = pair.cli(Role::Agent, "agent --insecure --config").arg(&config).run_failing(2);
     assert!(refused.stderr.contains("has joined mgmt"), "{}", refused.describe());
-}
-
-/// Ports where a process listens on TCP, as the kernel says.
-fn listening(process: u32) -> Vec<u16> {
-    let folder = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
-    let open: Vec<String> = folder
-        .filter_map(|e| std::fs::read_link(e.ok()?.path()).ok())
-        .filter_map(|l| Some(l.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
-        .collect();
-    let mut ports = Vec::new();
-    for table in ["tcp", "tcp6"] {
-        for line in std::fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default().lines().skip(1) {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            if fields[3] == "0A" && open.iter().any(|inode| inode == fields[9]) {
-                ports.push(u16::from_str_radix(fields[1].rsplit(':').next().unwrap(), 16).unwrap());
-            }
-        }
-    }
-    ports.sort_unstable();
-    ports
-}
-
-/// What every port of every role answers to a stranger, to a member of another vault, and to garbage: nothing but a refusal.
-#[test]
-fn every_port_of_every_role_answers_with_a_refusal() {
-    let (mut pair, mgmt) = joined();
-    // All there is to be scanned: a port that nobody knows of is a finding. The protected host has none beside NBD on loopback,
-    // which serves who reaches it; with TLS required it refuses as the other test of NBD shows.
-    let of = |p: &mut Pair, role| listening(p.process(role).id());
-    assert_eq!(of(&mut pair, Role::Agent), [pair.nbd]);
-    assert_eq!(of(&mut pair, Role::Appliance), [pair.wire]);
-    let mut own = vec![mgmt.port, mgmt.api];
-    own.sort_unstable();
-    assert_eq!(listening(mgmt.process.as_ref().unwrap().id()), own);
-
-    let alert = |answer: &[u8]| answer.is_empty() || (answer[0] == 0x15 && answer.len() <= 7);
-    let mut garbage: Vec<Vec<u8>> = vec![b"\n\n".to_vec(), b"\x16\x03\x01\xff\xff".repeat(9), vec![0xff; 3000]];
-    garbage
-        .extend((0..8_u8).map(|n| (0..200_u8).map(|i| i.wrapping_mul(37).wrapping_add(n.wrapping_mul(91))).collect()));
-    for port in [pair.wire, mgmt.port, mgmt.api] {
-        for bytes in &garbage {
-            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-            let _ = stream.write_all(bytes).and_then(|()| stream.shutdown(std::net::Shutdown::Write));
-            let mut answer = Vec::new();
-            let _ = stream.read_to_end(&mut answer);
-            assert!(alert(&answer), "port {port} answers {answer:?} to {:?}", &bytes[..bytes.len().min(20)]);
-        }
-        assert!(openssl(port, &["-tls1_2"], None).contains("alert protocol version"), "port {port}");
-    }
-
-    // A member of another vault of the same mgmt.
-    let second = pair.path("second-vault");
-    assert!(mgmt.join(&second, "appliance", &mgmt.token("appliance", "second", &[])).status.success());
-    let neighbour = pair.path("neighbour");
-    let token = mgmt.token("agent", "neighbour", &["--appliance", "second"]);
-    assert!(mgmt.join(&neighbour, "agent", &token).status.success());
-    let files = pem_files(&neighbour);
-    for protocol in ["afterimage-data/1", "afterimage-probe/1"] {
-        let heard = openssl(pair.wire, &["-alpn", protocol], Some(&files));
-        assert!(
-            heard.contains("alert access denied") || heard.contains("alert bad certificate"),
-            "{protocol}: {heard}"
-        );
-    }
-    // At the API a certificate is nothing: it hears what strangers hear, wherever it looks.
-    let ca = pair.path("ca.pem");
-    std::fs::write(&ca, mgmt.cli(&["ca"]).run().stdout).unwrap();
-    let curl = |path: &str, token: &str| {
-        let url = format!("https://localhost:{}{path}", mgmt.api);
-        let head = format!("Authorization: Bearer {token}");
-        let [certificate, key] = &files;
-        let options = ["-s", "-i", "--cert", certificate, "--key", key, "-H", &head, "--cacert"];
-        let done = tool("curl").args(options).arg(&ca).arg(url).run().stdout;
-        let head_end = done.find("\r\n\r\n").unwrap();
-        (done[..12].to_owned(), done[head_end..].to_owned())
-    };
-    let token = mgmt.cli(&["api-token", "create", "--name", "me"]).run().stdout;
-    let good = curl("/v1/status", token.trim());
-    assert!(good.0 == "HTTP/1.1 200" && good.1.contains("\"caller\":\"me (viewer"), "{good:?}");
-    let refused = curl("/", "");
-    assert_eq!(refused.0, "HTTP/1.1 401");
-    let other = format!("aia1.{}", "0".repeat(64));
-    for path in ["/v1/status", "/metrics", "/v1/openapi.json", "/v1/api-tokens", "/.git/config", "/v1/machines/web"] {
-        for token in ["", "x", &other] {
-            assert_eq!(curl(path, token), refused, "{path} with {token:?}");
-        }
-    }
-    hear(|| mgmt.log(), &["API", "was refused", "was not made here"]);
 }
 
 /// Everything that mgmt can be asked goes over its API, from any host with a token, as far as the token's role allows.
@@ -440,4 +242,102 @@ fn nbd_over_tcp_is_for_those_with_a_certificate() {
     }
     assert!(!tool("nbdinfo").arg(secure(&stranger)).run_any().status.success());
     hear(|| daemon.log(), &["NBD", "refused", "'you'", "another CA"]);
+}
+
+/// A second machine of the same vault comes by a copy of another one's folder, and even has its disk: what it writes there is served as ever, and
+/// nothing of it gets into the history of the machine whose volume it is.
+#[test]
+fn a_machine_with_a_copy_of_anothers_folder_does_not_touch_its_history() {
+    let (mut pair, mgmt) = joined();
+    write(&pair, 7);
+    pair.wait_durable();
+    assert!(pair.stop(Role::Agent).success(), "{}", pair.logs());
+    let durable = |pair: &Pair| number(&pair.try_volume(Role::Appliance).unwrap(), "seq_durable");
+    let (before, kept) = (durable(&pair), pair.path("kept.raw"));
+    std::fs::copy(&pair.image, &kept).unwrap();
+
+    let copy = pair.path("copycat");
+    mgmt.enrol(&copy, "agent", "copycat", &[]);
+    tool("cp").arg("-a").arg(pair.data(Role::Agent).join("agent")).arg(&copy).run();
+    let text = std::fs::read_to_string(pair.path("agent.toml")).unwrap();
+    let own = text.replace(&pair.data(Role::Agent).display().to_string(), &copy.display().to_string());
+    assert_ne!(own, text);
+    std::fs::write(pair.path("copycat.toml"), own).unwrap();
+    let command = afterimage(&copy).args(["agent", "--config"]).arg(pair.path("copycat.toml"));
+    let mut thief = Process::start(command.into_command(), &pair.path("copycat.log"));
+    let reason = || {
+        let status = afterimage(&copy).args(["status", "--json"]).run_any();
+        let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap_or_default();
+        status["volumes"][0]["reason"].as_str().unwrap_or_default().to_owned()
+    };
+    thief.wait_until("the reason", || reason().contains("belongs to another machine"));
+    hear(|| pair.log(Role::Appliance), &["belongs to another machine than 'copycat'"]);
+    let refusals = || pair.log(Role::Appliance).matches("belongs to another machine than 'copycat'").count();
+    let heard = refusals();
+    write(&pair, 9);
+    // It has tried again, with what was written, and nothing came of it.
+    wait_until("another refusal", || refusals() > heard + 1);
+    assert_eq!(durable(&pair), before);
+    let restored = pair.path("restored.raw");
+    pair.restore(&format!("@{before}"), &restored);
+    data::assert_same(&kept, &restored);
+    thief.terminate();
+
+    // The owner is back: it sees that somebody has written to its disk, and its history goes on.
+    pair.start(Role::Agent);
+    pair.wait_live();
+    pair.assert_history_is_the_disk();
+    pair.restore(&format!("@{before}"), &restored);
+    data::assert_same(&kept, &restored);
+    assert!(durable(&pair) > before);
+    let owners = pair.log(Role::Appliance).matches(&format!("volume {DISK}: belongs to machine '")).count();
+    assert_eq!(owners, 1, "{}", pair.log(Role::Appliance));
+}
+
+/// Whoever follows the events hears each of them once and in order, also when mgmt is away for a while.
+#[test]
+fn events_are_followed_over_a_mgmt_that_was_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut mgmt = Mgmt::start(dir.path());
+    let token = mgmt.api_token("follower", "viewer");
+    let address = format!("127.0.0.1:{}", mgmt.api);
+    let follow = ["event", "ls", "--follow", "--json", "--limit", "1"];
+    let ways = [
+        ("here.log", afterimage(&mgmt.data).args(follow)),
+        (
+            "api.log",
+            afterimage(&dir.path().join("x"))
+                .env("AFTERIMAGE_API_TOKEN", token)
+                .args(follow)
+                .args(["--mgmt", &address]),
+        ),
+    ];
+    let followers = ways.map(|(log, tool)| {
+        let log = dir.path().join(log);
+        (Process::start(tool.into_command(), &log), log)
+    });
+    let read = |log: &Path| std::fs::read_to_string(log).unwrap();
+    let mgmt_data = mgmt.data.clone();
+    let policy = |name: &str| afterimage(&mgmt_data).args(["policy", "create", name]);
+    let everybody_hears = |words: &[&str]| followers.iter().for_each(|(_, log)| hear(|| read(log), words));
+    // The newest at once, and then what comes.
+    everybody_hears(&["\"id\""]);
+    policy("first").run();
+    everybody_hears(&["policy first"]);
+    mgmt.kill();
+    everybody_hears(&["waiting for it"]);
+    mgmt.run(&[]);
+    policy("second").run();
+    everybody_hears(&["policy second"]);
+    for (_, log) in &followers {
+        let text = read(log);
+        let events = text.lines().filter(|line| line.starts_with('{'));
+        let events: Vec<serde_json::Value> = events.map(|line| serde_json::from_str(line).unwrap()).collect();
+        let ids: Vec<i64> = events.iter().map(|e| e["id"].as_i64().unwrap()).collect();
+        let first = ids[0];
+        assert_eq!(ids, (first..first + ids.len() as i64).collect::<Vec<_>>(), "one after the other: {text}");
+        for name in ["policy first", "policy second"] {
+            assert_eq!(events.iter().filter(|e| e["object"] == name).count(), 1, "{name}: {text}");
+        }
+    }
 }

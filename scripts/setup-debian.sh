@@ -25,6 +25,7 @@ packages=(
     util-linux             # unshare, nsenter
     iproute2               # ip, ss: hosts that are network namespaces
     debootstrap            # a root in which the package is installed
+    systemd                # systemd-analyze
 )
 
 case "${1:-}" in

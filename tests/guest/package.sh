@@ -1,6 +1,7 @@
 # Installs, upgrades, removes and purges the package in a Debian of its own. In a mount namespace of its own:
 #
-#   package.sh ROOT WORK PACKAGE     ROOT stays as it is: everything happens in an overlay in WORK
+#   package.sh ROOT WORK PACKAGE UNIT=EXPOSURE...     ROOT stays as it is: everything happens in an overlay in WORK. EXPOSURE is
+#                                                     what `systemd-analyze security` may find at most, in tenths
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 fail() { echo "failed: $*" >&2; exit 1; }
 
@@ -12,8 +13,10 @@ if [ "${1:-}" != inside ]; then
     mount --rbind /dev "$root/dev"
     cp "$3" "$root/tmp/afterimage.deb"
     cp "$0" "$root/tmp/package.sh"
-    exec chroot "$root" /bin/sh -e /tmp/package.sh inside
+    shift 3
+    exec chroot "$root" /bin/sh -e /tmp/package.sh inside "$@"
 fi
+shift
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 # All files but what installing anything changes: the package manager's own state, logs, and backups of the accounts.
@@ -40,16 +43,23 @@ for kind in agent appliance mgmt; do
     [ -f "/etc/afterimage/$kind.toml" ] || fail "no $kind.toml"
 done
 
-# A disk of fstab is mounted after the agent and unmounted before it stops, and nothing waits for itself.
+# What a role that is taken over could reach.
+for limit; do
+    rated=$(systemd-analyze security --offline=yes --no-pager --threshold="${limit#*=}" "/usr/lib/systemd/system/${limit%=*}" 2>&1) ||
+        fail "systemd-analyze security: $rated"
+    echo "${limit%=*}: $(echo "$rated" | tail -n 1)"
+done
+
+# A disk of fstab is mounted after the agent and unmounted before it stops, stays mounted when the agent is restarted, and
+# nothing waits for itself.
 mkdir -p /run/generated
 cp -a /etc/fstab /tmp/fstab
-cat >/etc/fstab <<END
-/dev/ublkb0  /srv  ext4  x-systemd.requires=afterimage-agent.service  0 2
-END
+# As the agent's unit recommends it.
+sed -n 's/^#     \(.dev.*\)/\1/p' /usr/lib/systemd/system/afterimage-agent.service >/etc/fstab
 /usr/lib/systemd/system-generators/systemd-fstab-generator /run/generated /run/generated /run/generated
 cat /run/generated/srv.mount
 grep -q '^After=.*afterimage-agent.service' /run/generated/srv.mount || fail "the mount is not after the agent"
-grep -q '^Requires=.*afterimage-agent.service' /run/generated/srv.mount || fail "the mount does not ask for the agent"
+! grep -q '^\(Requires\|BindsTo\|PartOf\)=.*afterimage-agent.service' /run/generated/srv.mount || fail "a restart of the agent unmounts it"
 grep -q '^Before=.*local-fs.target' /run/generated/srv.mount || fail "the mount is not of local-fs.target"
 mkdir -p /run/systemd/system
 cp -a /run/generated/. /run/systemd/system/

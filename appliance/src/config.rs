@@ -80,7 +80,7 @@ impl ApplianceConfig {
             retention: Policy::window(0),
             dedupe_bytes: 128 << 20,
             cache_bytes: 64 << 20,
-            layer_cache_bytes: 32 << 20,
+            layer_cache_bytes: 48 << 20,
             threads: cores,
             read_threads: (cores * 2).clamp(2, 16),
             segment_size: 60 << 20,

@@ -28,6 +28,8 @@ const DEPTH: u64 = 8;
 const SURE: u64 = 256 << 10;
 /// Clients with several requests at a time mix their order a little: so far from where it is expected, one still follows.
 const SLACK: u64 = 1 << 20;
+/// Buffers of pieces that were sent, kept for the next ones: fresh memory costs as much as copying into it.
+const SPARE: usize = 2;
 /// Pieces that lie so far behind the newest request are let go, read or not.
 const BEHIND: u64 = 40;
 
@@ -88,6 +90,7 @@ struct State {
     /// Bytes read in sequence up to there.
     run: u64,
     pieces: BTreeMap<u64, Piece>,
+    spare: Vec<AlignedBuf>,
 }
 
 /// The stream of reads of one connection. See the module.
@@ -117,6 +120,7 @@ impl Ahead {
         if offset > state.next.saturating_add(SLACK) || end.saturating_add(SLACK) < state.next {
             // Somewhere else: what nobody has begun is not wanted any more.
             state.pieces.clear();
+            state.spare.clear();
             (state.next, state.run) = (end, len);
             return 0;
         }
@@ -164,7 +168,25 @@ impl Ahead {
 
     /// Nobody will ask any more.
     pub(super) fn close(&self) {
-        self.lock().pieces.clear();
+        let mut state = self.lock();
+        state.pieces.clear();
+        state.spare.clear();
+    }
+
+    /// Memory for a piece; what it holds is anything.
+    fn buffer(&self, len: usize) -> AlignedBuf {
+        let spare = self.lock().spare.pop();
+        spare.filter(|buf| buf.len() == len).unwrap_or_else(|| AlignedBuf::zeroed(len))
+    }
+
+    /// A piece was copied from: if nobody else needs it, its memory is kept.
+    fn let_go(&self, piece: Arc<AlignedBuf>) {
+        if let Ok(buf) = Arc::try_unwrap(piece) {
+            let mut state = self.lock();
+            if state.spare.len() < SPARE {
+                state.spare.push(buf);
+            }
+        }
     }
 
     /// Reads piece `number`, which this thread has set to loading.
@@ -172,7 +194,7 @@ impl Ahead {
         let loading = Loading { ahead: self, number };
         let start = number * PIECE;
         let len = usize::try_from(PIECE.min(self.size.saturating_sub(start))).unwrap_or(0);
-        let mut buf = AlignedBuf::zeroed(len);
+        let mut buf = self.buffer(len);
         // Whoever asks for what cannot be read, or panics, meets that himself.
         let read = catch_unwind(AssertUnwindSafe(|| self.device.read_at(start, &mut buf).is_ok()));
         loading.end(read.unwrap_or(false).then(|| Arc::new(buf)));
@@ -195,6 +217,7 @@ impl Ahead {
                         // Past the end: the device says so.
                         None => self.device.read_at(at, part)?,
                     }
+                    self.let_go(ready);
                 }
                 None => self.device.read_at(at, part)?,
             }

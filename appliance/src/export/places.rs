@@ -38,11 +38,11 @@ impl Places {
     pub(super) fn of(&self, block: u64) -> Result<Place, HistoryError> {
         let Some((cache, number)) = &self.kept else { return Ok(Place::ZERO) };
         let (group, within) = (block / GROUP, block % GROUP);
-        if let Some(place) = cache.get(*number, group).and_then(|words| word(&words, within)) {
+        if let Some(place) = cache.get_found(*number, group).and_then(|words| word(&words, within)) {
             return Ok(place);
         }
         let words = self.resolve(group)?;
-        cache.put(*number, group, &words);
+        cache.put_found(*number, group, &words);
         // A group is resolved whole.
         word(&words, within).map_or_else(|| self.view.lookup(block), Ok)
     }

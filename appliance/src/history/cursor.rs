@@ -208,8 +208,10 @@ impl<'a> SeqCursor<'a> {
             return Ok(());
         }
         let number = self.layer.find(block, u64::MAX).unwrap_or(0);
-        self.at = Some(Position::start(self.layer, number, true)?);
-        self.fresh = true;
+        let mut at = Position::start(self.layer, number, true)?;
+        let skipped = at.walker.skip_to(&at.page, block).map_err(|e| self.layer.damaged(number, e))?;
+        self.at = Some(at);
+        self.fresh = !skipped;
         self.step()?;
         while self.piece.as_ref().is_some_and(|p| p.end <= block) {
             self.step()?;

@@ -197,6 +197,8 @@ impl Opener {
             out.extend_from_slice(content.get(from..to).ok_or(OpenError::Decompress)?);
             return Ok((header, from / BLOCK_SIZE));
         }
+        // Once: memory that grows part by part is copied each time.
+        out.reserve_exact(to - from);
         let (mut rest, mut at, mut first) = (content, 0, from);
         while at < to {
             let (part, len) = first_part(rest, all - at)?;

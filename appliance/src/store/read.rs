@@ -1,9 +1,8 @@
 //! Reading blocks by place.
 //!
 //! Who asks for several blocks gets each of their frames with one decoding, wherever in the list they stand, and frames
-//! that lie close to each other in a segment with one read. Who asks for a few gets the parts of frames that they are in
-//! and no more: decompressing is most of what a small read costs. What is read for a reader is kept in the cache; what is
-//! read to be copied is not.
+//! that lie close to each other in a segment with one read. Only the parts of a frame that they are in are decompressed, which is most
+//! of what a read costs. What is read for a reader is kept in the cache; what is read to be copied is not.
 
 use super::cache::{Content, FrameCache, Key};
 use super::{BlockSource, StoreError, file_name, io_error, scan};
@@ -11,7 +10,7 @@ use crate::keys::{SegmentKey, VaultKey};
 use crate::reduce::frame::{self, Opener, PART_BLOCKS};
 use afterimage_base::world::fs::File;
 use afterimage_format::BLOCK_SIZE;
-use afterimage_format::place::{MAX_SLOTS, Place};
+use afterimage_format::place::Place;
 use afterimage_format::segment::FrameKind;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -26,9 +25,6 @@ const MAX_OPEN: usize = 256;
 const MAX_READ: u64 = 1 << 20;
 /// Frames so far apart are still read together: reading over them takes less than another request.
 const MAX_SKIPPED: u64 = 32 << 10;
-/// Who asks for so many blocks or fewer at a time is not expected to want the rest of their frames soon.
-const FEW_BLOCKS: usize = 2 * PART_BLOCKS;
-
 struct ReadSegment {
     path: PathBuf,
     file: File,
@@ -95,15 +91,6 @@ struct Missing<'a> {
 
 /// Takes what a frame holds.
 type Take<'a> = dyn FnMut(&Missing<'_>, &Blocks) -> Result<(), StoreError> + 'a;
-
-/// What is read, and what for.
-#[derive(Clone, Copy)]
-struct Purpose {
-    /// Whether it will be wanted again.
-    keep: bool,
-    /// Whether only parts of frames are decoded.
-    few: bool,
-}
 
 /// Blocks of a frame: those from `first` on.
 struct Blocks {
@@ -195,25 +182,22 @@ impl Store {
         }
         self.counters.served_bytes.fetch_add((wanted.len() * BLOCK_SIZE) as u64, Ordering::Relaxed);
         wanted.sort_unstable();
-        let purpose = Purpose { keep, few: wanted.len() <= FEW_BLOCKS };
-        let done = self.read_wanted(&wanted, out, purpose);
+        let done = self.read_wanted(&wanted, out, keep);
         WANTED.set(wanted);
         done
     }
 
     /// Fills the blocks of `out` that `wanted`, which is sorted, says.
-    fn read_wanted(&self, wanted: &[Wanted], out: &mut [u8], purpose: Purpose) -> Result<(), StoreError> {
+    fn read_wanted(&self, wanted: &[Wanted], out: &mut [u8], keep: bool) -> Result<(), StoreError> {
         let mut missing: Vec<Missing<'_>> = Vec::new();
         for group in wanted.chunk_by(|a, b| a.0.frame() == b.0.frame()) {
             let frame = group[0].0.frame();
-            if let Some(blocks) = self.cached(frame, group, purpose) {
+            if let Some(blocks) = self.cached(frame, group) {
                 blocks.copy_out(group, out)?;
                 continue;
             }
             let (first, last) = parts(group);
-            let blocks =
-                if purpose.few { first * PART_BLOCKS..(last + 1) * PART_BLOCKS } else { 0..MAX_SLOTS as usize };
-            missing.push(Missing { frame, group, blocks });
+            missing.push(Missing { frame, group, blocks: first * PART_BLOCKS..(last + 1) * PART_BLOCKS });
         }
         let mut rest = &missing[..];
         while !rest.is_empty() {
@@ -221,7 +205,7 @@ impl Store {
             rest = later;
             self.fetch(now, &mut |missing, blocks| {
                 blocks.copy_out(missing.group, out)?;
-                if purpose.keep {
+                if keep {
                     self.keep(missing.frame, blocks);
                 }
                 Ok(())
@@ -231,9 +215,9 @@ impl Store {
     }
 
     /// The blocks of `group` from the cache.
-    fn cached(&self, frame: Place, group: &[Wanted], purpose: Purpose) -> Option<Blocks> {
-        if let (true, (first, last)) = (purpose.few, parts(group))
-            && first == last
+    fn cached(&self, frame: Place, group: &[Wanted]) -> Option<Blocks> {
+        let (first, last) = parts(group);
+        if first == last
             && let Some(content) = self.cache.get(Key::part(frame.word(), u8::try_from(first).ok()?))
         {
             return Some(Blocks { first: first * PART_BLOCKS, whole: false, content });
@@ -241,7 +225,7 @@ impl Store {
         self.cache.get(Key::whole(frame.word())).map(|content| Blocks { first: 0, whole: true, content })
     }
 
-    /// Keeps what was decoded: all of the frame, or one part of it. Several parts hardly ever come at once.
+    /// Keeps what was decoded: all of the frame, or one part of it. Who reads several parts and not all comes by once.
     fn keep(&self, frame: Place, blocks: &Blocks) {
         let Blocks { first, whole, content } = blocks;
         if *whole {

@@ -71,7 +71,7 @@ impl Walker {
 
     /// Numbers are most of what a page is, and of differing lengths: byte by byte, the processor guesses each length and is
     /// mostly wrong. So eight bytes are looked at together, where there are as many.
-    #[inline]
+    #[inline(always)]
     fn varint(&mut self, page: &[u8]) -> Result<u64, DecodeError> {
         let Some(Ok(bytes)) = page.get(self.at..self.at + 8).map(TryInto::try_into) else {
             return self.varint_slow(page);
@@ -108,6 +108,30 @@ impl Walker {
                 return Ok(value);
             }
             shift += 7;
+        }
+    }
+
+    /// Goes over columns that end at or before `block`; answers whether there were any. The next column is the first that reaches
+    /// beyond it, or the page is at its end.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if the bytes cannot be a page.
+    pub fn skip_to(&mut self, page: &[u8], block: u64) -> Result<bool, DecodeError> {
+        let mut any = false;
+        loop {
+            let before = *self;
+            match self.column(page)? {
+                Some(column) if column.end() <= block => {
+                    while self.left > 0 {
+                        self.version(page)?;
+                    }
+                    any = true;
+                }
+                _ => {
+                    *self = before;
+                    return Ok(any);
+                }
+            }
         }
     }
 

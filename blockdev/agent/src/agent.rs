@@ -58,6 +58,15 @@ impl Agent {
         Ok(opened)
     }
 
+    /// Closes a volume again, at once, and gives back its disk: for one that was just added and cannot be served after all. Its
+    /// journal stays, and it can be added again. False if there is none of this name.
+    pub fn remove_volume(&self, name: &str) -> bool {
+        let mut volumes = self.lock();
+        let Some(at) = volumes.open.iter().position(|v| v.name() == name) else { return false };
+        volumes.open.remove(at).stop(world::now());
+        true
+    }
+
     /// The volumes, in the order in which they were added.
     #[must_use]
     pub fn volumes(&self) -> Vec<Arc<Volume>> {

@@ -137,6 +137,10 @@ impl Local {
 
     fn take(&self, taker: &Taker, disk: &Taken) -> Result<(), Failure> {
         let failed = |e: &dyn std::fmt::Display| Failure::new(Code::Failed, e.to_string());
+        let mut all = load(&taker.folder).map_err(|e| failed(&e))?;
+        all.retain(|t| t.name != disk.name);
+        all.push(disk.clone());
+        let text = serde_json::to_vec_pretty(&all).map_err(|e| failed(&e))?;
         let volume = taker
             .agent
             .add_volume(VolumeConfig {
@@ -150,13 +154,18 @@ impl Local {
             .map_err(|e| failed(&e))?;
         volume.set_sync_rate(taker.sync_rate);
         volume.set_fence_policy(taker.fence);
-        // Kept before it is served: a disk that a guest writes to must not come back unprotected.
-        let mut all = load(&taker.folder).map_err(|e| failed(&e))?;
-        all.retain(|t| t.name != disk.name);
-        all.push(disk.clone());
-        let text = serde_json::to_vec_pretty(&all).map_err(|e| failed(&e))?;
+        // Kept before it is served: a disk that a guest writes to must not come back unprotected. What cannot be kept does not stay
+        // open: nobody would see it, and its name would be taken when this is tried again.
         let path = taker.folder.join(TAKEN);
-        afterimage_base::crashsafe::replace(&path, &text).map_err(|e| failed(&format!("{}: {e}", path.display())))?;
+        if let Err(e) = afterimage_base::crashsafe::replace(&path, &text) {
+            drop(volume);
+            taker.agent.remove_volume(&disk.name);
+            return Err(failed(&format!(
+                "disk {} is not protected, for {} cannot be written ({e}): see to that, and ask again",
+                disk.path.display(),
+                path.display()
+            )));
+        }
         let served = Served::Protected(volume);
         taker.table.insert(Export { name: disk.name.clone(), description: String::new(), device: served.device() });
         self.served.write().unwrap_or_else(PoisonError::into_inner).push(served);

@@ -50,6 +50,22 @@ fn what_the_appliance_did_not_get_before_a_stop_it_gets_after() {
     assert_eq!(lab.appliance.kept().gaps().len(), 1);
 }
 
+#[test]
+fn a_volume_that_was_removed_is_closed_and_can_be_added_again_at_once() {
+    let lab = Lab::new(4 << 20);
+    let (agent, volume) = lab.open();
+    lab.settle(&volume);
+    let device = volume.device();
+    drop(volume);
+    assert!(agent.remove_volume("vol") && !agent.remove_volume("vol"));
+    assert!(agent.volumes().is_empty() && device.open_queue().is_err());
+    let volume = agent.add_volume(lab.volume_config()).unwrap();
+    assert!(volume.status().recovered.unwrap().clean, "as after a stop in order");
+    load(&volume.device(), some(2));
+    lab.settle(&volume);
+    assert_eq!(lab.appliance.kept().gaps().len(), 1);
+}
+
 /// Runs in a process of its own: serves a load until it is killed.
 #[test]
 #[ignore = "started by the tests that kill it"]

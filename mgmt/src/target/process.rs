@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn touch(dir: &Path) -> AtGate {
-        let words = ["-c", "echo ran >ran; sleep 600"].map(str::to_owned);
+        let words = ["-c", "echo ran >ran; exec sleep 600"].map(str::to_owned);
         prepare("/bin/sh", &words, dir, &File::create(dir.join("out")).unwrap()).unwrap()
     }
 

@@ -20,7 +20,7 @@ die() { echo "scripts/debian-root.sh: $*" >&2; exit 1; }
 build() {
     local work=$1
     echo "making a root of Debian $release" >&2
-    PATH=$PATH:/usr/sbin:/sbin debootstrap --variant=minbase --include=systemd,passwd "$release" "$work/out" "$mirror" \
+    PATH=$PATH:/usr/sbin:/sbin debootstrap --variant=minbase --include=systemd,udev,kmod,e2fsprogs,passwd "$release" "$work/out" "$mirror" \
         >"$work/log" 2>&1 </dev/null || { tail -n 40 "$work/log" >&2; die "debootstrap failed ($mirror)"; }
     # What only fetching needed.
     rm -rf "$work/out"/var/cache/apt/archives/*.deb "$work/out"/var/lib/apt/lists/*

@@ -150,3 +150,7 @@ pub(super) fn migrate(db: &mut Connection) -> Result<(), CatalogueError> {
     change.commit()?;
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "schema_tests.rs"]
+mod tests;

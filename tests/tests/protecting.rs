@@ -84,6 +84,53 @@ fn finding<'a>(report: &'a Value, check: &str, about: &str) -> &'a Value {
 }
 
 #[test]
+fn a_disk_that_mgmt_names_is_judged_taken_and_served_again_after_a_kill() {
+    let mut site = Site::new(&["--take-disks"]);
+    let report = json(site.ask(&["machine", "check", "web", "--disk", &site.disk, "--json"]));
+    assert_eq!(report["ready"], true, "{report:#}");
+    let numbers: Vec<u64> = report["findings"].as_array().unwrap().iter().map(|f| number(f, "number")).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "{report:#}");
+    // Whether there is ublk, NBD or a network depends on where this runs; the disks of a guest need none of them.
+    for (check, about) in [("kernel", "Linux"), ("network", "interface")] {
+        assert_ne!(finding(&report, check, about)["level"], "error", "{report:#}");
+    }
+    for (check, about) in [
+        ("space", "free for rings"),
+        ("ports", "disks are served at"),
+        ("ports", "answers in"),
+        ("clock", "that of mgmt"),
+        ("disk", "1 disks are served already"),
+        ("disk", &format!("{}, 2 MiB, is not in use", site.disk)),
+    ] {
+        assert_eq!(finding(&report, check, about)["level"], "ok", "{report:#}");
+    }
+    // Measured, and not nothing.
+    let rate = finding(&report, "throughput", "a second to the appliance")["text"].as_str().unwrap();
+    let (figure, unit) = rate.split_once(' ').unwrap();
+    assert!(figure.parse::<f64>().unwrap() > 0.0 && unit.split(' ').next().unwrap().ends_with('B'), "{rate}");
+    // What is no disk is found as well, and keeps it from being protected.
+    let nothing = site.pair.path("nothing").display().to_string();
+    let bad = site.ask(&["machine", "check", "web", "--disk", &nothing, "--json"]).run_failing(1);
+    let bad: Value = serde_json::from_str(&bad.stdout).unwrap();
+    assert!(bad["ready"] == false && finding(&bad, "disk", &nothing)["level"] == "error", "{bad:#}");
+
+    let done = json(site.protect());
+    assert_eq!((&done["done"], &done["policy"], &done["added"]), (&true.into(), &"default".into(), &vec!["db"].into()));
+    assert_eq!(done["target"]["appliance"], "vault", "{done:#}");
+    site.writes_are_kept(5);
+    site.heard_of(2);
+    assert_eq!(json(site.protect())["added"], Value::Array(Vec::new()), "it is protected already");
+
+    site.pair.kill(Role::Agent);
+    site.pair.start(Role::Agent);
+    assert!(site.db(Role::Agent).unwrap()["path"].as_str().unwrap().ends_with("db.raw"));
+    site.writes_are_kept(6);
+    let jobs = site.ask(&["job", "ls", "--json"]).run().stdout;
+    assert!(jobs.contains("with new volumes db") && !jobs.contains("failed"), "{jobs}");
+    site.pair.assert_history_is_the_disk();
+}
+
+#[test]
 fn an_agent_whose_owner_has_not_allowed_it_takes_no_disk() {
     let site = Site::new(&[]);
     let said = "take_disks = true";

@@ -351,7 +351,7 @@ fn i7_a_member_in_dirty_tracking_makes_a_point_fail_with_its_name() {
     let address = Address::Unix(herd.data(1).join("nbd.sock"));
     let mut client = Client::connect(&address, "d1").unwrap();
     for round in 1..=12 {
-        client.write(0, &[round; 1 << 20]).unwrap();
+        client.write(0, &vec![round; 1 << 20]).unwrap();
     }
     let state = || {
         let status = afterimage(&herd.data(1)).args(["status", "--json"]).run().stdout;

@@ -102,8 +102,10 @@ pub(crate) struct Appliance {
     pub(crate) fullest: AtomicU64,
     /// Speaks the first version of the protocol only.
     pub(crate) old: AtomicBool,
-    /// Refuse code to greet with; 0 for none.
-    pub(crate) refuse: AtomicU64,
+    /// What every session is refused with.
+    pub(crate) refuse: Mutex<Option<RefuseCode>>,
+    /// Sessions that were refused.
+    pub(crate) refusals: AtomicU64,
     /// Epoch of the volume, and its fence.
     pub(crate) epoch: AtomicU64,
     pub(crate) fence: AtomicU8,
@@ -185,6 +187,12 @@ impl Appliance {
         }
     }
 
+    /// Refuses every session from now on, or none.
+    pub(crate) fn refuse(&self, code: Option<RefuseCode>) {
+        *self.refuse.lock().unwrap() = code;
+        self.cut();
+    }
+
     pub(crate) fn kept(&self) -> Kept {
         self.kept.lock().unwrap().clone()
     }
@@ -193,8 +201,10 @@ impl Appliance {
         let (kind, body) = receive(&mut s)?;
         assert_eq!(kind, MessageType::Hello);
         let hello = Hello::decode(&body).map_err(io::Error::other)?;
-        if self.refuse.load(Ordering::SeqCst) != 0 {
-            let refuse = Refuse { code: RefuseCode::Failed, text: "broken on purpose".into() };
+        let refused = *self.refuse.lock().unwrap();
+        if let Some(code) = refused {
+            self.refusals.fetch_add(1, Ordering::SeqCst);
+            let refuse = Refuse { code, text: "broken on purpose".into() };
             return send(&mut s, MessageType::Refuse, &refuse.encode());
         }
         let mut credit = 2 * MAX_BODY as u64;

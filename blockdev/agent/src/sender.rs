@@ -63,7 +63,7 @@ pub(crate) fn run(shared: &Arc<Shared>, connector: &dyn Connector) {
             said = text;
         }
         pause(shared, jittered(wait));
-        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        backoff = longer(backoff);
     }
 }
 
@@ -96,6 +96,11 @@ fn refused(shared: &Shared, code: RefuseCode, text: &str, continuity: &mut u32) 
     REFUSED_BACKOFF
 }
 
+/// The wait after the next failure in a row.
+fn longer(backoff: Duration) -> Duration {
+    (backoff * 2).min(LONGEST_BACKOFF)
+}
+
 /// Between half and all of `wait`, so that many volumes do not come back in step.
 fn jittered(wait: Duration) -> Duration {
     let mut byte = [0; 1];
@@ -108,5 +113,27 @@ fn pause(shared: &Shared, wait: Duration) {
     let until = world::now() + wait;
     while !shared.stopping() && world::now() < until {
         world::sleep(STOP_TICK.min(wait));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn waits_double_up_to_the_longest_and_begin_small() {
+        let waits: Vec<Duration> = std::iter::successors(Some(FIRST_BACKOFF), |w| Some(longer(*w))).take(12).collect();
+        assert!(waits.windows(2).all(|w| w[1] == w[0] * 2 || w[1] == LONGEST_BACKOFF), "{waits:?}");
+        assert_eq!((waits[0], waits[11]), (FIRST_BACKOFF, LONGEST_BACKOFF));
+    }
+
+    #[test]
+    fn volumes_that_lost_their_appliance_at_once_do_not_come_back_in_step() {
+        let wait = Duration::from_secs(8);
+        let waits: BTreeSet<Duration> = (0..200).map(|_| jittered(wait)).collect();
+        assert!(waits.iter().all(|w| (wait / 2..=wait).contains(w)), "{waits:?}");
+        // 256 are possible.
+        assert!(waits.len() > 60, "{waits:?}");
     }
 }

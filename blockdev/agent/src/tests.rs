@@ -8,6 +8,7 @@ mod intent;
 mod order;
 mod overflow;
 mod power;
+mod refusals;
 mod restart;
 mod resync;
 mod trouble;

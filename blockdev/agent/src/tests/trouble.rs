@@ -90,25 +90,6 @@ fn an_appliance_that_is_ahead_of_the_ring_is_a_fork_and_the_gap_jumps() {
     assert_eq!(lab.appliance.kept().gaps().last().unwrap().0, ahead + 1);
 }
 
-#[test]
-fn a_refusal_is_shown_and_passes() {
-    let lab = Lab::new(4 << 20);
-    let (_agent, volume) = lab.open();
-    lab.settle(&volume);
-    lab.appliance.refuse.store(1, Ordering::SeqCst);
-    lab.appliance.cut();
-    let status = wait(&volume, |s| s.state == VolumeState::Error);
-    assert!(status.reason.unwrap().contains("broken on purpose"));
-    lab.appliance.refuse.store(0, Ordering::SeqCst);
-    wait(&volume, |s| s.state == VolumeState::Live);
-    lab.appliance.refuse.store(1, Ordering::SeqCst);
-    lab.appliance.cut();
-    wait(&volume, |s| s.state == VolumeState::Error);
-    assert!(load(&volume.device(), some(1)).iter().all(|d| d.ok));
-    lab.appliance.refuse.store(0, Ordering::SeqCst);
-    lab.settle(&volume);
-}
-
 /// Lets one in `n` writes fail, some of them half done.
 pub(super) fn refusing(volume: &Volume, n: u64, errno: i32) {
     let dice = Mutex::new(Dice::new(5));

@@ -1,0 +1,90 @@
+//! What the agent makes of each reason for which an appliance refuses it.
+
+use crate::kit::{Lab, Load, load, wait};
+use crate::{Volume, VolumeState};
+use afterimage_format::wire::RefuseCode;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+fn some(seed: u64) -> Load {
+    Load { span: 4 << 20, operations: 300, ..Load::small(seed) }
+}
+
+fn refusals(lab: &Lab) -> u64 {
+    lab.appliance.refusals.load(Ordering::SeqCst)
+}
+
+fn wait_refused(lab: &Lab, volume: &Volume, times: u64) {
+    let before = refusals(lab);
+    wait(volume, |_| refusals(lab) >= before + times);
+}
+
+#[test]
+fn what_somebody_has_to_look_at_is_shown_and_passes() {
+    use RefuseCode::{Failed, Malformed, Unknown, Version};
+    let codes = [Failed, Malformed, Version, RefuseCode::Volume, Unknown];
+    thread::scope(|scope| {
+        for code in codes {
+            scope.spawn(move || {
+                let lab = Lab::new(4 << 20);
+                let (_agent, volume) = lab.open();
+                lab.settle(&volume);
+                lab.appliance.refuse(Some(code));
+                let status = wait(&volume, |s| s.state == VolumeState::Error);
+                assert!(status.reason.is_some_and(|r| r.contains("broken on purpose")), "{code:?}");
+                assert!(load(&volume.device(), some(1)).iter().all(|d| d.ok), "{code:?} is no business of the guest");
+                lab.appliance.refuse(None);
+                lab.settle(&volume);
+            });
+        }
+    });
+}
+
+#[test]
+fn an_appliance_without_room_is_no_error_and_is_asked_again_soon() {
+    let lab = Lab::new(4 << 20);
+    let (_agent, volume) = lab.open();
+    lab.settle(&volume);
+    let gaps = lab.appliance.kept().gaps().len();
+    lab.appliance.refuse(Some(RefuseCode::Full));
+    assert!(load(&volume.device(), some(1)).iter().all(|d| d.ok));
+    wait_refused(&lab, &volume, 3);
+    let status = volume.status();
+    assert_eq!(status.state, VolumeState::Live, "{status:?}");
+    assert!(status.reason.as_deref().is_some_and(|r| r.contains("no room")), "{status:?}");
+    lab.appliance.refuse(None);
+    lab.settle(&volume);
+    assert_eq!(volume.status().reason, None);
+    assert_eq!(lab.appliance.kept().gaps().len(), gaps, "the ring kept everything meanwhile");
+}
+
+#[test]
+fn who_is_superseded_comes_back_and_goes_on() {
+    let lab = Lab::new(4 << 20);
+    let (_agent, volume) = lab.open();
+    lab.settle(&volume);
+    let gaps = lab.appliance.kept().gaps().len();
+    lab.appliance.refuse(Some(RefuseCode::Superseded));
+    assert!(load(&volume.device(), some(1)).iter().all(|d| d.ok));
+    wait_refused(&lab, &volume, 3);
+    assert_eq!(volume.status().state, VolumeState::Live);
+    lab.appliance.refuse(None);
+    lab.settle(&volume);
+    assert_eq!(lab.appliance.kept().gaps().len(), gaps);
+}
+
+#[test]
+fn a_history_that_cannot_be_gone_on_with_is_begun_anew_after_the_second_refusal() {
+    let lab = Lab::new(4 << 20);
+    let (_agent, volume) = lab.open();
+    lab.settle(&volume);
+    let gaps = lab.appliance.kept().gaps().len();
+    lab.appliance.refuse(Some(RefuseCode::Continuity));
+    let status = wait(&volume, |s| s.state != VolumeState::Live);
+    assert!(status.reason.is_some_and(|r| r.contains("no continuity")));
+    assert!(refusals(&lab) >= 2, "the first may be an old session's");
+    assert!(load(&volume.device(), some(1)).iter().all(|d| d.ok));
+    lab.appliance.refuse(None);
+    lab.settle(&volume);
+    assert!(lab.appliance.kept().gaps().len() > gaps);
+}

@@ -137,11 +137,14 @@ impl Shard {
             let gone = self.slots.swap_remove(hand);
             self.bytes -= gone.page.len() + OVERHEAD;
             self.by_key.remove(&gone.key);
-            // The youngest has come here from the end: the hand meets it when it has been round.
-            if let Some(moved) = self.slots.get(hand) {
-                self.by_key.insert(moved.key, hand);
-                self.hand += 1;
-            }
+            // The youngest has come here from the end, or comes there next: the hand meets it when it has been round.
+            self.hand = match self.slots.get(hand) {
+                Some(moved) => {
+                    self.by_key.insert(moved.key, hand);
+                    hand + 1
+                }
+                None => 0,
+            };
         }
     }
 }

@@ -112,7 +112,7 @@ pub fn machine(name: &str) -> Builder {
         script: None,
         arguments: Vec::new(),
         kernel: "console=ttyS0 quiet panic=-1".to_owned(),
-        memory: 256,
+        memory: 200,
         processors: 1,
         fio: false,
         afterimage: false,
@@ -182,7 +182,7 @@ impl Builder {
         self
     }
 
-    /// Its memory, in MiB.
+    /// Its memory in MiB, besides what the files take that it starts with.
     #[must_use]
     pub fn memory(mut self, mib: u32) -> Self {
         self.memory = mib;
@@ -196,7 +196,7 @@ impl Builder {
         self
     }
 
-    /// Puts fio into it, which takes 160 MiB more of memory.
+    /// Puts fio into it.
     #[must_use]
     pub fn fio(mut self) -> Self {
         self.fio = true;
@@ -272,9 +272,10 @@ impl Builder {
         let seat = self.seats.as_ref().map_or_else(Seat::alone, Seats::sit);
         let folder = Folder::new();
         let initrd = folder.path.path().join("initrd");
-        image::write_initrd(&initrd, self.fio, &self.files);
+        let packed = image::write_initrd(&initrd, self.fio, &self.files).div_ceil(1 << 20);
         let socket = folder.path.path().join("port");
-        let memory = self.memory + if self.fio { 160 } else { 0 };
+        // The archive is unpacked into a file system that may fill half of the memory (rootfs is a tmpfs).
+        let memory = u64::from(self.memory) + 2 * packed;
         let mut command = tool("qemu-system-x86_64")
             .args(accelerator)
             .args(["-m", &memory.to_string(), "-smp", &self.processors.to_string()])

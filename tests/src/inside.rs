@@ -1,7 +1,7 @@
 //! A guest that protects disks of its own, and uses them as block devices of its kernel.
 
 use crate::daemon::number;
-use crate::guest::{Guest, machine};
+use crate::guest::{Builder, Guest, machine};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -15,15 +15,27 @@ pub const LIMIT: Duration = Duration::from_secs(900);
 #[must_use]
 #[track_caller]
 pub fn protecting(disks: &[(&str, u32)], processors: u32) -> Guest {
+    protecting_in(machine("ublk").processors(processors), disks, &[])
+}
+
+/// The same in a guest of this plan, which has devices (volume and path) of its own to protect, too.
+///
+/// # Panics
+/// If it does not come up.
+#[must_use]
+#[track_caller]
+pub fn protecting_in(plan: Builder, disks: &[(&str, u32)], devices: &[(&str, &str)]) -> Guest {
     let script = include_str!("../guest/ublk.sh");
-    let vm = machine("ublk").afterimage().fio().processors(processors).memory(1024).file("/etc/ublk.sh", script);
-    let mut vm = vm.boot();
+    let mut vm = plan.afterimage().fio().memory(1024).file("/etc/ublk.sh", script).boot();
     vm.run("ip link set lo up; mkdir -p /mnt/e /mnt/x /mnt/past; modprobe xfs");
     for (name, mib) in disks {
         vm.run(&format!("truncate -s {mib}M /run/{name}.raw; echo {name}=/run/{name}.raw >>/run/disks"));
     }
+    for (name, path) in devices {
+        vm.run(&format!("echo {name}={path} >>/run/disks"));
+    }
     ours(&mut vm, "up; answers");
-    for (name, _) in disks {
+    for name in disks.iter().map(|(name, _)| name).chain(devices.iter().map(|(name, _)| name)) {
         ours(&mut vm, &format!("afterimage wait {name} --timeout 5m"));
     }
     vm

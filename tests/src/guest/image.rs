@@ -4,7 +4,7 @@ use crate::binary::{repository, target_and_profile};
 use crate::tool::{Tool, tool};
 use afterimage_base::cpio::{self, Entry};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::OnceLock;
@@ -38,18 +38,18 @@ pub(crate) fn program() -> &'static Path {
     })
 }
 
-/// Puts the archive of a guest's start together.
-pub(crate) fn write_initrd(to: &Path, fio: bool, files: &[Entry]) {
-    let write = || -> std::io::Result<()> {
+/// Puts the archive of a guest's start together; returns its size in bytes.
+pub(crate) fn write_initrd(to: &Path, fio: bool, files: &[Entry]) -> u64 {
+    let write = || -> std::io::Result<u64> {
         let mut out = BufWriter::new(File::create(to)?);
         let parts = if fio { &["initramfs", "fio.cpio"][..] } else { &["initramfs"] };
         for part in parts {
             std::io::copy(&mut File::open(folder().join(part))?, &mut out)?;
         }
         cpio::write(&mut out, files)?;
-        out.flush()
+        out.into_inner()?.metadata().map(|file| file.len())
     };
-    write().unwrap_or_else(|e| panic!("write {}: {e}", to.display()));
+    write().unwrap_or_else(|e| panic!("write {}: {e}", to.display()))
 }
 
 /// QEMU's accelerator and processor. KVM is used only where this guest was seen to boot with it: there are machines that have

@@ -7,10 +7,10 @@ use afterimage_nbd::Address;
 use afterimage_nbd::client::Client;
 use afterimage_tests::daemon::number;
 use afterimage_tests::data::Chance;
-use afterimage_tests::herd::{GROUP, Herd};
+use afterimage_tests::herd::{GROUP, Herd, SIZE};
 use afterimage_tests::mgmt::afterimage;
 use afterimage_tests::process::wait_until;
-use afterimage_tests::tool::Finished;
+use afterimage_tests::tool::{Finished, tool};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -175,6 +175,56 @@ fn a_member_is_away(herd: &mut Herd, chains: &[Chain]) {
     assert!(shown.contains("m0") && shown.contains("d0") && shown.contains("vault"), "{shown}");
 }
 
+/// Kills mgmt and agents in turns, each time a little later after a point was asked for, so that every phase of a barrier meets one: a message takes
+/// 30 ms to each member, and a barrier some 100 ms to 200 ms.
+#[test]
+fn i7_whoever_dies_in_whichever_phase_every_point_is_one_moment() {
+    let agents = 3;
+    let mut herd = Herd::new(agents, 1, &["--every", "0s"], None);
+    for proxy in &herd.proxies {
+        proxy.change(|rules| rules.delay = Duration::from_millis(30));
+        proxy.change_present(|rules| rules.delay = Duration::from_millis(30));
+    }
+    let chains = chains(agents);
+    let (sockets, stop) = (sockets(&herd, agents), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for chain in &chains {
+            scope.spawn(|| chain.carry(&sockets, 1, &stop));
+        }
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for k in 0..24 {
+                let ask = herd.mgmt_cli(&["group", "point", GROUP, "--name", &format!("phase-{k}"), "--json"]);
+                let asked = thread::spawn(move || ask.run_any());
+                thread::sleep(Duration::from_millis(15 * (k / 2) as u64 + 20));
+                if k % 2 == 0 {
+                    herd.kill_mgmt();
+                    herd.start_mgmt();
+                } else {
+                    herd.kill_agent(k / 2 % agents);
+                    herd.start_agent(k / 2 % agents);
+                    herd.wait_live(k / 2 % agents);
+                }
+                asked.join().unwrap();
+            }
+            point_until(&herd, "after", |done| is_whole(done, agents));
+        }));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    let all = herd.points();
+    let points = all["points"].as_array().unwrap();
+    let shown: Vec<&Value> = points.iter().filter(|p| is_point(p)).collect();
+    println!("{} of {} are points, {} gaps", shown.len(), points.len(), all["gaps"].as_array().unwrap().len());
+    assert!(shown.len() < points.len(), "nobody met a barrier: {all:#}");
+    for point in shown {
+        if let Err(e) = judge(&herd, &chains, point) {
+            panic!("{e}\n{}", herd.logs());
+        }
+    }
+}
+
 #[test]
 fn i7_gates_that_open_too_early_are_found() {
     // Programs from elsewhere cannot be broken on purpose.
@@ -276,29 +326,36 @@ fn i7_a_mgmt_that_takes_whatever_is_served_is_found() {
     point_until(&herd, "less", |done| is_whole(done, 1));
 }
 
-/// Prints how long writes were held: `cargo test --release -p afterimage-tests --test groups figures -- --ignored --nocapture`.
+/// Prints how long writes were held: `cargo test --release -p afterimage-tests --test groups figures -- --ignored --nocapture`. fio writes to
+/// all members at a time, 3,200 writes a second in all.
 #[test]
 #[ignore = "figures, for a quiet machine"]
 fn figures_of_holds() {
     let members = std::env::var("AFTERIMAGE_GROUP_MEMBERS").unwrap_or_else(|_| "1,16,64".to_owned());
     for agents in members.split(',').map(|n| n.parse::<usize>().unwrap()) {
-        let herd = Herd::new(agents, 1, &["--every", "1s", "--hold", "1s"], None);
-        let sockets = sockets(&herd, agents);
-        let stop = AtomicBool::new(false);
-        thread::scope(|scope| {
-            // Every member writes, in two rounds at a time.
-            for chain in chains(agents) {
-                let (sockets, stop) = (&sockets, &stop);
-                scope.spawn(move || chain.carry(sockets, 1, stop));
-            }
-            thread::sleep(seconds(30));
-            stop.store(true, Ordering::Relaxed);
+        let herd = Herd::new(agents, 1, &["--every", "0s"], None);
+        let mut fio = tool("fio").args(["--ioengine=nbd", "--thread", "--rw=randwrite", "--bs=4k", "--iodepth=4"]);
+        let rate = (3200 / agents).to_string();
+        fio = fio.args(["--time_based", "--output-format=json", "--group_reporting", "--rate_iops", &rate]);
+        fio = fio.arg(format!("--runtime={}", seconds(150).as_secs())).deadline(seconds(150) * 2);
+        for (i, socket) in sockets(&herd, agents).iter().enumerate() {
+            let uri = format!("--uri=nbd+unix:///d{i}?socket={}", socket.display());
+            fio = fio.args([&format!("--name=d{i}"), &uri, &format!("--size={SIZE}")]);
+        }
+        let report = thread::scope(|scope| {
+            let load = scope.spawn(move || fio.run().stdout);
+            thread::sleep(Duration::from_secs(2));
+            herd.mgmt_cli(&["group", "set", GROUP, "--every", "1s"]).run();
+            load.join().expect("fio's thread")
         });
+        let report: Value = serde_json::from_str(&report[report.find('{').unwrap()..]).unwrap();
+        let written = &report["jobs"][0]["write"]["iops"];
         let view = herd.mgmt_cli(&["group", "show", GROUP, "--json"]).run();
         let view: Value = serde_json::from_str(&view.stdout).unwrap();
         let of = |field: &str| number(&view, field);
+        let gaps = herd.points()["gaps"].as_array().unwrap().len();
         println!(
-            "{agents} members: {} points, held p50 {} us, p99 {} us, max {} us",
+            "{agents} members, {written} writes/s: {} points and {gaps} gaps, held p50 {} us, p99 {} us, max {} us",
             of("counted"),
             of("hold_p50_us"),
             of("hold_p99_us"),

@@ -1,6 +1,7 @@
 # 4 KiB random writes, guest against guest in one run: ublk plain, ublk protected, the kernel's NBD client on our protected
 # export and on qemu-nbd. Prints lines "figure SETUP IOPS SERVER-MICROSECONDS MACHINE-MICROSECONDS", the last two of processor
-# time for each write: of the serving process, and of everything but idling.
+# time for each write: of the serving process, and of everything but idling. Then how long a write waits while the agent is
+# killed, and while another program file takes its place: "stall HOW MILLISECONDS".
 export NO_COLOR=1
 fail() { echo "failed: $*"; tail -n 20 /run/*.log; exit 1; }
 
@@ -29,8 +30,8 @@ setsid afterimage appliance --data /run/v --min-free 0 >/run/v.log 2>&1 &
 setsid afterimage up --no-protect --data /run/p disk=/run/plain.raw >/run/p.log 2>&1 &
 plain=$!
 answers /run/v
-setsid afterimage agent --data /run/g --appliance unix:/run/v/appliance.sock --ring 64MiB disk=/run/safe.raw >/run/g.log 2>&1 &
-safe=$!
+agent() { setsid "$1" agent --data /run/g --appliance unix:/run/v/appliance.sock --ring 64MiB disk=/run/safe.raw >>/run/g.log 2>&1 & safe=$!; }
+agent afterimage
 answers /run/p
 answers /run/g
 afterimage wait --data /run/g disk --timeout 5m || fail "live"
@@ -52,4 +53,24 @@ for _ in $(seq "$ROUNDS"); do
     measure nbd-qemu /dev/nbd9 $qemu
     /sbin/nbd-client -d /dev/nbd9 >/dev/null 2>&1
     sleep 1
+done
+
+# What was measured was protection.
+afterimage status --data /run/g --json | tr -d ' \n' >/run/status
+grep -q '"gaps":0' /run/status && grep -q '"state":"live"' /run/status || fail "the volume was not live: $(cat /run/status)"
+
+now() { awk '{print int($1 * 1000)}' /proc/uptime; }
+d=$(afterimage attach --data /run/g disk --ublk) || fail "attach"
+cp /bin/afterimage /run/afterimage-new
+for _ in $(seq "$ROUNDS"); do
+    for how in kill replace; do
+        from=$(now)
+        if [ $how = kill ]; then kill -9 $safe; next=afterimage; else kill $safe; next=/run/afterimage-new; fi
+        wait $safe 2>/dev/null
+        agent $next
+        dd if=/dev/zero "of=$d" bs=4k count=1 oflag=direct 2>/dev/null || fail "a write over $how"
+        echo "stall $how $(($(now) - from))"
+        answers /run/g
+        afterimage wait --data /run/g disk --timeout 5m || fail "live after $how"
+    done
 done

@@ -13,9 +13,10 @@ fail() {
 now() { cut -d' ' -f1 /proc/uptime; }
 
 # The process that protects the disks; the volumes are named in /run/disks.
+PROGRAM=afterimage
 up() {
     # shellcheck disable=SC2046
-    setsid afterimage up --ring 16MiB --min-free 0 $(cat /run/disks) >>$LOG 2>&1 &
+    setsid "$PROGRAM" up --ring 16MiB --min-free 0 $(cat /run/disks) >>$LOG 2>&1 &
     echo $! >/run/up.pid
 }
 answers() { while ! afterimage status >/dev/null 2>&1; do sleep 0.1; done; }
@@ -65,8 +66,10 @@ kills() {
     done
 }
 
-# Another version takes the place of this one: `replace FOLDER...`
+# Another program file takes the place of this one, as with a new version: `replace FOLDER...`
 replace() {
+    cp /bin/afterimage /run/afterimage-new
+    PROGRAM=/run/afterimage-new
     pid=$(cat /run/up.pid)
     from=$(now)
     kill "$pid" && gone "$pid"
@@ -74,6 +77,7 @@ replace() {
     echo "stall $from$(probes "$@")"
     answers
     grep -q "stays: its users wait" $LOG || fail "the devices were not left"
+    [ "$(readlink "/proc/$(cat /run/up.pid)/exe")" = $PROGRAM ] || fail "the old program runs"
 }
 
 # Is the file system sound, as a machine would find it that lost its power?
@@ -101,6 +105,15 @@ verify() {
     blkdiscard -o $((21 << 20)) -l $((1 << 20)) "$1" || fail "discard $1"
     dd "if=$1" bs=1M skip=21 count=1 iflag=direct of=/run/discarded 2>/dev/null
     head -c $((1 << 20)) /dev/zero | cmp - /run/discarded || fail "what is discarded reads as something"
+}
+
+# Zeroes are written by one request where the front end offers it, and read as such.
+zeroes() {
+    [ "$(cat "/sys/block/${1#/dev/}/queue/write_zeroes_max_bytes")" -gt 0 ] || fail "$1 takes no write zeroes"
+    dd if=/dev/urandom "of=$1" bs=1M seek=24 count=2 oflag=direct 2>/dev/null || fail "fill $1"
+    /sbin/xfs_io -c "fzero 24m 2m" "$1" || fail "write zeroes to $1"
+    dd "if=$1" bs=1M skip=24 count=2 iflag=direct of=/run/zeroed 2>/dev/null
+    head -c $((2 << 20)) /dev/zero | cmp - /run/zeroed || fail "zeroes of $1 read as something"
 }
 
 # Two partitions of a disk: 8 MiB, and the rest.

@@ -2,23 +2,46 @@
 //! killed, and replaced, under busy file systems; the past attached.
 
 use afterimage_tests::data::Chance;
-use afterimage_tests::inside::{LIMIT, acked, ours, protecting};
+use afterimage_tests::guest::machine;
+use afterimage_tests::inside::{LIMIT, acked, ours, protecting, protecting_in};
 
 const KILLS: u32 = 20;
 const SAMPLES: u64 = 20;
 
 #[test]
 fn fio_verifies_every_front_end_and_moments_are_shown() {
-    let mut vm = protecting(&[("disk", 48)], 4);
+    // A disk of 4096-byte sectors, too.
+    let sectors = tempfile::NamedTempFile::new().expect("make a disk");
+    sectors.as_file().set_len(48 << 20).expect("size the disk");
+    let drive = format!("if=none,id=four,format=raw,discard=unmap,file={}", sectors.path().display());
+    let device = "virtio-blk-pci,drive=four,logical_block_size=4096,physical_block_size=4096";
+    let plan = machine("ublk").processors(4).arguments(["-drive", &drive, "-device", device]);
+    let mut vm = protecting_in(plan, &[("disk", 48)], &[("four", "/dev/vda")]);
     for queues in [1, 2, 4] {
         let device = ours(&mut vm, &format!("afterimage attach disk --queues {queues}"));
         assert_eq!(device, "/dev/ublkb0");
         assert_eq!(vm.run("ls /sys/block/ublkb0/mq | wc -l"), queues.to_string());
-        ours(&mut vm, &format!("verify {device} {queues}; afterimage detach disk; test ! -e {device}"));
+        // The kernel has it, so payloads are copied once.
+        ours(&mut vm, "if afterimage status | grep 'user copy'; then exit 9; fi");
+        ours(
+            &mut vm,
+            &format!("verify {device} {queues}; zeroes {device}; afterimage detach disk; test ! -e {device}"),
+        );
     }
-    let device = ours(&mut vm, "afterimage attach disk --nbd --queues 2");
+    let device = ours(&mut vm, "afterimage attach four; [ $(blockdev --getss /dev/ublkb0) = 4096 ]");
+    ours(&mut vm, &format!("verify {device} 2; zeroes {device}"));
+    ours(&mut vm, &format!("if dd if=/dev/zero of={device} bs=512 count=1 oflag=direct 2>/dev/null; then exit 9; fi"));
+    ours(&mut vm, "afterimage detach four; afterimage wait four --for durable --timeout 5m; afterimage verify four");
+    let device = ours(&mut vm, "afterimage attach disk --nbd");
     assert_eq!(device, "/dev/nbd0");
-    ours(&mut vm, "verify /dev/nbd0 2; afterimage detach disk");
+    ours(&mut vm, "verify /dev/nbd0 2; zeroes /dev/nbd0; afterimage detach disk");
+    // Whoever wants several connections makes them with the kernel's own tool.
+    for connections in [1, 2, 4] {
+        let connect =
+            format!("/sbin/nbd-client -C {connections} -unix /run/a/nbd.sock -N disk /dev/nbd1 >/dev/null 2>&1");
+        ours(&mut vm, &format!("{connect}; [ $(ls /sys/block/nbd1/mq | wc -l) = {connections} ]"));
+        ours(&mut vm, &format!("verify /dev/nbd1 {connections}; /sbin/nbd-client -d /dev/nbd1 >/dev/null 2>&1"));
+    }
 
     ours(&mut vm, "afterimage point create disk --name p; dd if=/run/disk.raw of=/run/then bs=1M 2>/dev/null");
     ours(&mut vm, "dd if=/dev/urandom of=$(afterimage attach disk) bs=1M count=8 conv=fsync 2>/dev/null");
@@ -62,7 +85,9 @@ fn kills_of_the_agent_under_busy_file_systems() {
 
     let work = ["e", "x"].map(|v| vm.spawn(&format!("set +e; . /etc/ublk.sh; work /mnt/{v}")));
     let stalls = ours(&mut vm, &format!("kills {KILLS} /mnt/e /mnt/x; replace /mnt/e /mnt/x"));
-    println!("killed {KILLS} times, then replaced (from, to on ext4, to on xfs, in seconds):\n{stalls}");
+    println!(
+        "killed {KILLS} times, then replaced by another file (from, to on ext4, to on xfs, in seconds):\n{stalls}"
+    );
     vm.run("touch /run/stop");
     for job in &work {
         println!("{}", vm.wait(job, LIMIT));

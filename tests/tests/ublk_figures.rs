@@ -20,7 +20,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 #[ignore = "figures for docs/performance.md"]
 fn figures() {
     let script = include_str!("../guest/ublk-figures.sh");
-    let mut plan = machine("figures").afterimage().fio().processors(2).memory(1536).file("/etc/figures.sh", script);
+    let mut plan = machine("figures").afterimage().fio().processors(2).memory(3584).file("/etc/figures.sh", script);
     let qemu = Path::new("/usr/bin/qemu-nbd");
     plan = plan.copy(qemu, "/bin/qemu-nbd");
     for line in tool("ldd").arg(qemu).run().stdout.lines() {
@@ -45,5 +45,12 @@ fn figures() {
     for (setup, rounds) in &found {
         let of = |n: usize| median(rounds.iter().map(|r| r[n]).collect());
         println!("| {setup} | {:.0} | {:.1} | {:.1} |", of(0), of(1), of(2));
+    }
+    for how in ["kill", "replace"] {
+        let stalls = printed.lines().filter_map(|l| l.strip_prefix("stall ")?.strip_prefix(how)?.trim().parse().ok());
+        let mut stalls: Vec<f64> = stalls.collect();
+        stalls.sort_by(f64::total_cmp);
+        let longest = stalls.last().unwrap_or_else(|| panic!("no stall of {how}: {printed}"));
+        println!("a write over {how} of the agent: median {} ms, longest {longest} ms", median(stalls.clone()));
     }
 }

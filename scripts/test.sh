@@ -44,10 +44,26 @@ step "set-up" scripts/setup-debian.sh || true
 step "format" cargo fmt --all --check || true
 step "lints" cargo clippy --workspace --all-targets -- -D warnings || true
 step "build" cargo build --workspace --bins || true
-step "tests" "${tests[@]}" "$@" || true
+log=${CARGO_TARGET_DIR:-target}/test.log
+tests() { "${tests[@]}" "$@" 2>&1 | tee "$log"; }
+step "tests" tests "$@" || true
+
+# Seconds of each test program that took ten or more; the laboratory is what boots guests.
+lab="apps attached files guest_agents guest_ext4 guest_lab guest_root kernel_nbd systemd ublk"
+times() {
+    awk -v lab=" $lab " '
+        /^ *Running / {name = $2 == "unittests" ? $4 : $2; sub(/.*\//, "", name); sub(/(-[0-9a-f]*\)|\.rs)$/, "", name)}
+        /^test result: / {
+            took = $NF + 0
+            if (took >= 10) printf "%15d s  %s\n", took, name
+            if (index(lab, " " name " ")) all += took
+        }
+        END {printf "%15d s  of the laboratory\n", all; exit all > 900}' "$1"
+}
 
 echo
 echo "=== summary"
 printf '%s\n' "${steps[@]}"
+[ ! -s "$log" ] || times "$log" || { failed=1; echo "FAILED: the laboratory may take 900 s"; }
 if [ "$failed" = 0 ]; then echo "all passed"; else echo "there are failures, see above"; fi
 exit "$failed"

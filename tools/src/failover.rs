@@ -5,9 +5,12 @@
 
 pub mod args;
 pub mod back;
+pub mod conduct;
 pub mod forks;
 pub mod janitor;
 pub mod keep;
+pub mod plan;
+pub mod plan_report;
 pub mod report;
 pub mod run;
 pub mod unfence;
@@ -60,9 +63,14 @@ pub fn run(command: FailoverCommand) -> Result<(), Problem> {
         FailoverCommand::Failback(a) => back::failback(&a),
         FailoverCommand::Again(a) => run::decide(&a, Decision::Again),
         FailoverCommand::Unfence(a) => unfence::unfence(&a),
+        FailoverCommand::Plan(a) => plan::plan(&a),
+        FailoverCommand::Continue(a) => plan::go_on(&a),
         FailoverCommand::Ls(a) => list(&a),
         FailoverCommand::Show(a) => {
             let jobs = Jobs::of(&folder(&a.data)?);
+            if let Some(record) = plan::find(&jobs, &a.id)? {
+                return plan_report::show(&record, &jobs.folder_of(&a.id).map_err(failed)?, a.json);
+            }
             let job = jobs.load(&a.id).map_err(failed)?;
             report::show(&job, &jobs.folder_of(&a.id).map_err(failed)?, a.json)
         }
@@ -90,15 +98,13 @@ fn moments(
     control: &mut ControlClient,
     machine: &Machine,
     at: &When,
-    now: Time,
+    (several, now): (bool, Time),
 ) -> Result<Vec<(u64, Option<Time>)>, Problem> {
-    let several = machine.disks.len() > 1;
     let at = match at {
         When::Latest | When::Seq(_) if several => {
             return Err(Problem::usage(format!(
-                "machine {} has {} disks: name one instant with --at, such as -10s, a time, or a point that all have",
-                machine.name,
-                machine.disks.len()
+                "machine {} is not of one disk alone: name one instant with --at, such as -10s, a time, or a point that all have",
+                machine.name
             )));
         }
         When::Ago(by) if several => When::Time(now.before(*by)),
@@ -113,12 +119,17 @@ fn moments(
 }
 
 fn test(a: &TestArgs) -> Result<(), Problem> {
+    let what = match (&a.plan, &a.what) {
+        (Some(file), _) => return plan::test(a, file),
+        (None, Some(what)) => what,
+        (None, None) => return Err(Problem::usage("name a machine, or a plan with --plan")),
+    };
     let created = now();
     let signals = signals::watch()?;
     let data = folder(&a.data)?;
-    let machine = target::find(&data, &a.what)?;
+    let machine = target::find(&data, what)?;
     let mut control = ControlClient::connect(&data)?;
-    let moments = moments(&mut control, &machine, &a.at, created)?;
+    let moments = moments(&mut control, &machine, &a.at, (machine.disks.len() > 1, created))?;
     drop(control);
     let jobs = Jobs::of(&data);
     look_after(&data, &jobs)?;
@@ -154,7 +165,9 @@ fn test(a: &TestArgs) -> Result<(), Problem> {
 
 /// Ends tests, and has failovers go on, that nobody does; answers which tests.
 fn look_after(data: &Path, jobs: &Jobs) -> Result<Vec<String>, Problem> {
-    sweep(jobs, &Exports::of(data), &|claim, job| keep::go_on(data, claim, job)).map_err(failed)
+    let ended = sweep(jobs, &Exports::of(data), &|claim, job| keep::go_on(data, claim, job)).map_err(failed)?;
+    conduct::sweep_plans(data, jobs).map_err(failed)?;
+    Ok(ended)
 }
 
 /// Looks on until the job has ended, or `enough` says so.
@@ -191,9 +204,13 @@ fn list(a: &ListArgs) -> Result<(), Problem> {
     let jobs = Jobs::of(&folder(&a.data)?);
     let mut found = Vec::new();
     for id in jobs.ids().map_err(failed)? {
+        let folder = jobs.folder_of(&id).map_err(failed)?;
         match jobs.load(&id) {
-            Ok(job) => found.push((job, jobs.folder_of(&id).map_err(failed)?)),
-            Err(StoreError::NotFound(_)) => {}
+            Ok(job) => found.push((report::Listed::Job(Box::new(job)), folder)),
+            Err(StoreError::NotFound(_)) => {
+                let plan = plan::find(&jobs, &id)?;
+                found.extend(plan.map(|p| (report::Listed::Plan(Box::new(p)), folder)));
+            }
             Err(e) => eprintln!("afterimage: {e}"),
         }
     }
@@ -203,6 +220,9 @@ fn list(a: &ListArgs) -> Result<(), Problem> {
 fn stop(a: &JobArgs) -> Result<(), Problem> {
     let data = folder(&a.data)?;
     let jobs = Jobs::of(&data);
+    if plan::find(&jobs, &a.id)?.is_some() {
+        return plan::stop(&data, &jobs, &a.id, a.json);
+    }
     let job = jobs.load(&a.id).map_err(failed)?;
     if job.is_failover() && job.committed.is_none() && !job.is_ending() {
         let id = &a.id;
@@ -237,13 +257,15 @@ fn cleanup(a: &CleanupArgs) -> Result<(), Problem> {
     let data = folder(&a.data)?;
     let jobs = Jobs::of(&data);
     for id in &a.ids {
-        jobs.load(id).map_err(failed)?;
+        if plan::find(&jobs, id)?.is_none() {
+            jobs.load(id).map_err(failed)?;
+        }
     }
     let mut done = Cleaned { ended: look_after(&data, &jobs)?, removed: vec![], running: vec![] };
     for id in jobs.ids().map_err(failed)?.into_iter().filter(|id| a.ids.is_empty() || a.ids.contains(id)) {
         let ended = match jobs.load(&id) {
             Ok(job) => job.has_ended(),
-            Err(StoreError::NotFound(_)) => true,
+            Err(StoreError::NotFound(_)) => plan::find(&jobs, &id)?.is_none_or(|p| p.run.has_ended()),
             Err(e) => {
                 eprintln!("afterimage: {e}");
                 continue;

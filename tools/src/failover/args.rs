@@ -5,6 +5,7 @@ use afterimage_mgmt::failover::check::Check;
 use afterimage_mgmt::units::{parse_duration, parse_size};
 use afterimage_mgmt::when::When;
 use clap::{Args, Subcommand};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Subcommands of `failover`.
@@ -24,7 +25,11 @@ pub enum FailoverCommand {
     Failback(BackArgs),
     /// Let the old primary of a volume take writes again, behind a committed failover that has ended
     Unfence(UnfenceArgs),
-    /// List failovers and tests, those that have ended too
+    /// Show what a recovery plan would do, and whether this host has all that it needs
+    Plan(PlanArgs),
+    /// The manual action that a plan waits for is done
+    Continue(JobArgs),
+    /// List failovers, tests and plans, those that have ended too
     Ls(ListArgs),
     /// Show how a failover or a test goes, or went
     Show(JobArgs),
@@ -44,8 +49,11 @@ pub struct TestArgs {
     #[command(flatten)]
     pub data: DataArgs,
     /// A machine (`afterimage target ls`), the file of one, or a volume
-    #[arg(value_name = "MACHINE|FILE|VOLUME")]
-    pub what: String,
+    #[arg(value_name = "MACHINE|FILE|VOLUME", required_unless_present = "plan")]
+    pub what: Option<String>,
+    /// Carry out this recovery plan instead: a file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["what", "check", "check_limit"])]
+    pub plan: Option<PathBuf>,
     /// The moment; for a machine with several disks one instant: a time, or the name of a point that all have
     #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "WHEN")]
     pub at: When,
@@ -71,8 +79,11 @@ pub struct RunArgs {
     #[command(flatten)]
     pub data: DataArgs,
     /// Machines (`afterimage target ls`), files of some, or volumes; several begin at one moment
-    #[arg(value_name = "MACHINE|FILE|VOLUME", required = true)]
+    #[arg(value_name = "MACHINE|FILE|VOLUME", required_unless_present = "plan")]
     pub what: Vec<String>,
+    /// Carry out this recovery plan instead: a file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["what", "check", "check_limit", "commit_after"])]
+    pub plan: Option<PathBuf>,
     /// The moment: latest, latest-app (the newest app-consistent point), a time, @SEQ or a point
     #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "WHEN")]
     pub at: When,
@@ -109,6 +120,20 @@ pub struct RunArgs {
     pub json: bool,
 }
 
+/// Arguments of `failover plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The plan
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `failover failback`.
 #[derive(Debug, Args)]
 pub struct BackArgs {
@@ -120,7 +145,7 @@ pub struct BackArgs {
     pub id: String,
     /// The disk: a file, which is made if need be, or a block device
     #[arg(long, value_name = "PATH")]
-    pub to: std::path::PathBuf,
+    pub to: PathBuf,
     /// Which disk of the machine, if it has several
     #[arg(long, value_name = "VOLUME")]
     pub volume: Option<String>,

@@ -4,6 +4,7 @@
 //! and one name (`set`), by which `commit` and `rollback` find them all.
 
 use crate::failover::args::{DecideArgs, RunArgs};
+use crate::failover::plan as recovery_plan;
 use crate::failover::{failed, folder, follow, forks, keep, look_after, new_id, now, report};
 use crate::problem::Problem;
 use crate::{show, signals, target};
@@ -12,6 +13,9 @@ use afterimage_mgmt::failover::check::Check;
 use afterimage_mgmt::failover::job::{FailoverPlan, Job, Phase, Plan};
 use afterimage_mgmt::failover::runner::{AGAIN, COMMIT, KEEP};
 use afterimage_mgmt::failover::store::{Jobs, StoreError};
+use afterimage_mgmt::plan::file as recovery;
+use afterimage_mgmt::plan::record::{Kind, Record, VERSION};
+use afterimage_mgmt::plan::run::Run;
 use afterimage_mgmt::protocol::{FenceAsk, FenceState, PointInfo};
 use afterimage_mgmt::target::machine::Machine;
 use afterimage_mgmt::units::{Time, format_duration};
@@ -49,6 +53,9 @@ struct Whole {
     set: String,
     planned: bool,
     disks: Vec<DiskPlan>,
+    /// The recovery plan that is carried out, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<recovery::Plan>,
 }
 
 fn millis(d: Duration) -> u64 {
@@ -113,7 +120,7 @@ fn plan(
     created: Time,
 ) -> Result<Whole, Problem> {
     let several = machines.iter().map(|m| m.disks.len()).sum::<usize>() > 1;
-    let branch = a.branch.clone().unwrap_or_else(|| format!("failover-{set}"));
+    let branch = branch(a, set);
     let status = control.status()?;
     let mut disks: Vec<DiskPlan> = Vec::new();
     for machine in machines {
@@ -143,11 +150,11 @@ fn plan(
             });
         }
     }
-    Ok(Whole { set: set.to_owned(), planned: a.planned, disks })
+    Ok(Whole { set: set.to_owned(), planned: a.planned, disks, plan: None })
 }
 
 fn text(whole: &Whole, now: Time) -> String {
-    let mut out = String::new();
+    let mut out = whole.plan.as_ref().map_or_else(String::new, recovery::dry_run);
     // Writing to a string does not fail.
     for d in &whole.disks {
         let time = d.time.map_or_else(String::new, |t| format!(", {}", t.short()));
@@ -205,10 +212,13 @@ pub fn run(a: &RunArgs) -> Result<(), Problem> {
     let created = now();
     let signals = signals::watch()?;
     let data = folder(&a.data)?;
-    let machines = a.what.iter().map(|what| target::find(&data, what)).collect::<Result<Vec<_>, _>>()?;
+    let file = a.plan.as_deref().map(recovery_plan::read).transpose()?;
+    file.iter().try_for_each(|file| recovery_plan::is_possible(&data, file))?;
+    let what = file.as_ref().map_or_else(|| a.what.clone(), |file| file.machines().map(str::to_owned).collect());
+    let machines = what.iter().map(|what| target::find(&data, what)).collect::<Result<Vec<_>, _>>()?;
     let mut control = ControlClient::connect(&data)?;
     let set = new_id(created)?;
-    let whole = plan(&mut control, a, &machines, &set, created)?;
+    let whole = Whole { plan: file, ..plan(&mut control, a, &machines, &set, created)? };
     drop(control);
     if a.dry_run {
         return if a.json { show::put_json(&whole) } else { show::put(&text(&whole, created)) };
@@ -217,6 +227,9 @@ pub fn run(a: &RunArgs) -> Result<(), Problem> {
         show::put(&text(&whole, created))?;
     }
     agreed(a.yes)?;
+    if let Some(file) = &whole.plan {
+        return recovery_plan::begin(&data, record(a, file, machines, (&whole, created)), a.json);
+    }
     let jobs = Jobs::of(&data);
     look_after(&data, &jobs)?;
     let ids = begin(&data, &jobs, a, machines, (&whole, created))?;
@@ -237,6 +250,28 @@ pub fn run(a: &RunArgs) -> Result<(), Problem> {
     shown.iter().try_for_each(|(job, _)| report::verdict(job))
 }
 
+/// The run of a plan that begins at these moments.
+fn record(a: &RunArgs, file: &recovery::Plan, machines: Vec<Machine>, (whole, created): (&Whole, Time)) -> Record {
+    let moments = whole.disks.iter().map(|d| (d.seq, d.time));
+    let kind = Kind::Failover {
+        branch: branch(a, &whole.set),
+        latest: is_latest(a),
+        planned: a.planned,
+        drain_limit_ms: millis(a.drain_limit),
+    };
+    let machines = recovery_plan::prepared(file, machines, moments);
+    Record { version: VERSION, created, kind, machines, lives: 0, run: Run::new(whole.set.clone(), file.clone(), None) }
+}
+
+fn branch(a: &RunArgs, set: &str) -> String {
+    a.branch.clone().unwrap_or_else(|| format!("failover-{set}"))
+}
+
+/// Whether each disk begins at its newest write, whichever that is when it is fenced.
+fn is_latest(a: &RunArgs) -> bool {
+    a.at == When::Latest && a.place.is_empty()
+}
+
 /// Makes the jobs and starts who does them.
 fn begin(
     data: &Path,
@@ -250,8 +285,6 @@ fn begin(
     let mut ids = Vec::new();
     for (n, machine) in machines.into_iter().enumerate() {
         let moments = disks.by_ref().take(machine.disks.len()).map(|d| (d.seq, d.time)).collect();
-        let latest = a.at == When::Latest && a.place.is_empty();
-        let branch = a.branch.clone().unwrap_or_else(|| format!("failover-{}", whole.set));
         let job = Job::new(Plan {
             id: if n == 0 { whole.set.clone() } else { format!("{}-{n}", whole.set) },
             created,
@@ -261,8 +294,8 @@ fn begin(
             check_limit_ms: millis(a.check_limit),
             ttl_ms: 0,
             failover: Some(FailoverPlan {
-                branch,
-                latest,
+                branch: branch(a, &whole.set),
+                latest: is_latest(a),
                 planned: a.planned,
                 drain_limit_ms: millis(a.drain_limit),
                 commit_after_ms: a.commit_after.map(millis),
@@ -297,6 +330,10 @@ fn named(jobs: &Jobs, name: &str) -> Result<Vec<Job>, Problem> {
             Err(e) => eprintln!("afterimage: {e}"),
         }
     }
+    // Of a plan there are attempts that have ended, beside those that run.
+    if found.iter().any(|job| !job.has_ended()) {
+        found.retain(|job| !job.has_ended() || job.id == name);
+    }
     if found.is_empty() { Err(failed(StoreError::NotFound(name.to_owned()))) } else { Ok(found) }
 }
 
@@ -307,6 +344,24 @@ fn named(jobs: &Jobs, name: &str) -> Result<Vec<Job>, Problem> {
 pub fn decide(a: &DecideArgs, what: Decision) -> Result<(), Problem> {
     let data = folder(&a.data)?;
     let jobs = Jobs::of(&data);
+    if let Some(record) = recovery_plan::find(&jobs, &a.id)?.filter(|r| !r.run.has_ended()) {
+        if what != Decision::RollBack || a.keep_branch {
+            let text = format!(
+                "plan {} is not at its end: `afterimage failover show {}` tells how far it is",
+                record.run.plan.name, a.id
+            );
+            return Err(Problem::failed(text));
+        }
+        if !a.json {
+            show::put(&format!(
+                "roll-back of plan {}: machines that it has started are killed, what was written is dropped, and their old primaries \
+                 take writes again\n",
+                record.run.plan.name
+            ))?;
+        }
+        agreed(a.yes)?;
+        return recovery_plan::stop(&data, &jobs, &a.id, a.json);
+    }
     let found = named(&jobs, &a.id)?;
     for job in &found {
         let id = &job.id;

@@ -18,7 +18,7 @@ use afterimage_mgmt::failover::store::{Claim, Jobs, StoreError};
 use afterimage_mgmt::failover::sweep::{SweepError, sweep_one};
 use afterimage_mgmt::plan::file::Task;
 use afterimage_mgmt::plan::record::Record;
-use afterimage_mgmt::plan::run::{Action, At, Event, Phase, Place, State};
+use afterimage_mgmt::plan::run::{Action, At, Event, Part, Phase, Place, State};
 use nix::sys::signal::{Signal, raise};
 use std::cell::Cell;
 use std::path::Path;
@@ -229,11 +229,13 @@ impl Conductor<'_> {
             self.script = None;
             self.apply(Event::Failed(at, "it did not end in time".to_owned()))?;
         }
+        // What an earlier life of this process has begun is begun again first: its job may not be there yet.
+        let is_known = |part: &Part| part.is_told() || !matches!(part.state, State::Begun { .. });
         let machines: Vec<(At, State)> = self
             .record
             .run
             .parts()
-            .filter(|(at, _)| matches!(at.1, Place::Machine(_)))
+            .filter(|(at, part)| matches!(at.1, Place::Machine(_)) && is_known(part))
             .map(|(at, part)| (at, part.state.clone()))
             .collect();
         let looks_after = self.looked.is_none_or(|at| at.elapsed() > ALIVE);

@@ -3,10 +3,12 @@
 
 use crate::failover::args::{JobArgs, PlanArgs, TestArgs};
 use crate::failover::conduct::{CONTINUE, STOP, sweep_plan};
-use crate::failover::{failed, folder, keep, look_after, moments, new_id, now, plan_report};
+use crate::failover::group::GroupPoint;
+use crate::failover::moments::Wanted;
+use crate::failover::{failed, folder, group, keep, look_after, new_id, now, plan_report};
 use crate::problem::Problem;
 use crate::show::{put, put_json};
-use crate::{screen, signals, target};
+use crate::{screen, signals};
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::failover::store::{Jobs, StoreError};
 use afterimage_mgmt::plan::file::{MAX_FILE, Plan, Task, dry_run};
@@ -14,6 +16,8 @@ use afterimage_mgmt::plan::record::{Kind, Prepared, Record, VERSION};
 use afterimage_mgmt::plan::run::{Phase, Run};
 use afterimage_mgmt::target::machine::Machine;
 use afterimage_mgmt::units::Time;
+use crossbeam::channel::Receiver;
+use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -42,12 +46,12 @@ pub fn read(path: &Path) -> Result<Plan, Problem> {
 }
 
 /// What of the plan this host does not have.
-fn missing(data: &Path, plan: &Plan) -> Result<Vec<String>, Problem> {
+fn missing(data: &Path, group: Option<&GroupPoint>, plan: &Plan) -> Result<Vec<String>, Problem> {
     let mut control = ControlClient::connect(data)?;
     let volumes: Vec<String> = control.status()?.volumes.into_iter().map(|v| v.name).collect();
     let mut found = Vec::new();
     for name in plan.machines() {
-        match target::find(data, name) {
+        match group::machine(data, group, name) {
             Ok(Machine { disks, .. }) => {
                 let gone = disks.iter().filter(|d| !volumes.contains(&d.volume));
                 found.extend(gone.map(|d| format!("machine {name}: there is no volume {}", d.volume)));
@@ -77,15 +81,15 @@ pub fn plan(a: &PlanArgs) -> Result<(), Problem> {
     } else {
         put(&dry_run(&plan))?
     }
-    is_possible(&folder(&a.data)?, &plan)
+    is_possible(&folder(&a.data)?, None, &plan)
 }
 
 /// Whether this host has all that the plan needs.
 ///
 /// # Errors
 /// What it lacks.
-pub fn is_possible(data: &Path, plan: &Plan) -> Result<(), Problem> {
-    let missing = missing(data, plan)?;
+pub fn is_possible(data: &Path, group: Option<&GroupPoint>, plan: &Plan) -> Result<(), Problem> {
+    let missing = missing(data, group, plan)?;
     match missing.len() {
         0 => Ok(()),
         _ => Err(Problem::failed(format!("plan {} cannot be carried out here: {}", plan.name, missing.join("; ")))),
@@ -98,32 +102,31 @@ pub fn is_possible(data: &Path, plan: &Plan) -> Result<(), Problem> {
 /// If it does not pass.
 pub fn test(a: &TestArgs, file: &Path) -> Result<(), Problem> {
     let created = now();
+    let signals = signals::watch()?;
     let data = folder(&a.data)?;
     let plan = read(file)?;
-    is_possible(&data, &plan)?;
-    let found = plan.machines().map(|name| target::find(&data, name)).collect::<Result<Vec<_>, _>>()?;
     let mut control = ControlClient::connect(&data)?;
-    let several = found.iter().map(|m| m.disks.len()).sum::<usize>() > 1;
-    let mut machines = BTreeMap::new();
-    for (name, machine) in plan.machines().zip(found) {
-        let moments = moments(&mut control, &machine, &a.at, (several, created))?;
-        machines.insert(name.to_owned(), Prepared { machine, moments });
-    }
+    let group = group::find(&a.group, &a.at, created, &mut control)?;
+    is_possible(&data, group.as_ref(), &plan)?;
+    let machines = group::machines_of(&data, group.as_ref(), &plan)?;
+    let wanted = Wanted { at: &a.at, place: &[], group: group.as_ref(), planned: false, created };
+    let moments = wanted.moments(&mut control, &machines)?;
     drop(control);
+    let machines = prepared(&plan, machines, moments.into_iter().flatten());
     let run = Run::new(new_id(created)?, plan, Some(a.ttl));
-    begin(&data, Record { version: VERSION, created, kind: Kind::Test, machines, lives: 0, run }, a.json)
+    let record = Record { version: VERSION, created, kind: Kind::Test, machines, lives: 0, run };
+    begin(&data, &record, &signals, a.json)
 }
 
 /// Has a plan carried out, and looks on.
 ///
 /// # Errors
 /// If it does not pass.
-pub fn begin(data: &Path, record: Record, json: bool) -> Result<(), Problem> {
-    let signals = signals::watch()?;
+pub fn begin(data: &Path, record: &Record, signals: &Receiver<Signal>, json: bool) -> Result<(), Problem> {
     let jobs = Jobs::of(data);
     look_after(data, &jobs)?;
     let id = record.run.id.clone();
-    let claim = jobs.create_plan(&record).map_err(failed)?;
+    let claim = jobs.create_plan(record).map_err(failed)?;
     keep::start_plan(data, &claim, &id)?;
     drop(claim);
     let mut asked = false;

@@ -1,9 +1,12 @@
 //! How a recovery plan goes, or went, for people and for programs.
 
+use crate::failover::report::seconds;
 use crate::problem::Problem;
 use crate::show::{put, put_json};
+use afterimage_mgmt::failover::job::{Job, Times};
+use afterimage_mgmt::failover::store::Jobs;
 use afterimage_mgmt::plan::record::{Kind, Record};
-use afterimage_mgmt::plan::run::{Outcome, Phase, Place, State};
+use afterimage_mgmt::plan::run::{At, Outcome, Phase, Place, Run, State};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -18,6 +21,9 @@ struct PartShown {
     failed: u32,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     jobs: Vec<String>,
+    /// Of the last of them, since it was begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    times: Option<Times>,
 }
 
 /// What `--json` prints of a plan.
@@ -67,6 +73,11 @@ pub const fn word(record: &Record) -> &'static str {
     }
 }
 
+/// The last job of a machine, if it is still there.
+fn newest(run: &Run, at: At, folder: &Path) -> Option<Job> {
+    Jobs::of(folder.parent()?.parent()?).load(&run.names(at).pop()?).ok()
+}
+
 /// What `--json` prints.
 #[must_use]
 pub fn shown<'a>(record: &'a Record, folder: &'a Path) -> PlanShown<'a> {
@@ -77,6 +88,7 @@ pub fn shown<'a>(record: &'a Record, folder: &'a Path) -> PlanShown<'a> {
         state: part.state.clone(),
         failed: part.failed,
         jobs: run.names(at),
+        times: newest(run, at, folder).map(|job| job.times),
     });
     PlanShown {
         id: &run.id,
@@ -118,10 +130,24 @@ fn text(record: &Record, folder: &Path) -> String {
             State::Undone => "taken back".to_owned(),
         };
         let again = if part.failed > 0 { format!(" (failed {} times)", part.failed) } else { String::new() };
-        let job = run.names(at).last().map_or_else(String::new, |j| format!(", job {j}"));
+        let job = newest(run, at, folder).map_or_else(String::new, |job| measured(&job));
         let _ = writeln!(out, "     {}: {how}{again}{job}", run.label(at));
     }
     out.push_str(&standing(record, folder));
+    out
+}
+
+/// What was measured of a machine.
+fn measured(job: &Job) -> String {
+    let t = &job.times;
+    let mut out = String::new();
+    for (what, ms) in
+        [("first read", t.first_read_ms), ("running", t.running_ms), ("booted", t.booted_ms), ("checked", t.checked_ms)]
+    {
+        // Writing to a string does not fail.
+        let _ = ms.map(|ms| write!(out, ", {what} after {}", seconds(ms)));
+    }
+    let _ = write!(out, ", job {}", job.id);
     out
 }
 

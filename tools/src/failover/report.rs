@@ -17,7 +17,9 @@ struct Shown<'a> {
     folder: &'a Path,
 }
 
-fn seconds(ms: u64) -> String {
+/// Milliseconds, as people read them.
+#[must_use]
+pub fn seconds(ms: u64) -> String {
     format!("{}.{:02} s", ms / 1000, ms % 1000 / 10)
 }
 

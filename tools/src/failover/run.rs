@@ -4,10 +4,12 @@
 //! and one name (`set`), by which `commit` and `rollback` find them all.
 
 use crate::failover::args::{DecideArgs, RunArgs};
+use crate::failover::group::GroupPoint;
+use crate::failover::moments::{Wanted, are_several};
 use crate::failover::plan as recovery_plan;
-use crate::failover::{failed, folder, follow, forks, keep, look_after, new_id, now, report};
+use crate::failover::{failed, folder, follow, forks, group, keep, look_after, new_id, now, report};
 use crate::problem::Problem;
-use crate::{show, signals, target};
+use crate::{show, signals};
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::failover::check::Check;
 use afterimage_mgmt::failover::job::{FailoverPlan, Job, Phase, Plan};
@@ -16,7 +18,7 @@ use afterimage_mgmt::failover::store::{Jobs, StoreError};
 use afterimage_mgmt::plan::file as recovery;
 use afterimage_mgmt::plan::record::{Kind, Record, VERSION};
 use afterimage_mgmt::plan::run::Run;
-use afterimage_mgmt::protocol::{FenceAsk, FenceState, PointInfo};
+use afterimage_mgmt::protocol::{FenceAsk, FenceState};
 use afterimage_mgmt::target::machine::Machine;
 use afterimage_mgmt::units::{Time, format_duration};
 use afterimage_mgmt::when::When;
@@ -26,8 +28,6 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The newest app-consistent point, as `--at` names it.
-const LATEST_APP: &str = "latest-app";
 /// How long a job may take to be decided, once it is asked to.
 const DECIDE: Duration = Duration::from_secs(60);
 
@@ -52,6 +52,9 @@ struct DiskPlan {
 struct Whole {
     set: String,
     planned: bool,
+    /// The point of a group at which all begins, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<GroupPoint>,
     disks: Vec<DiskPlan>,
     /// The recovery plan that is carried out, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,64 +65,14 @@ fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The newest point of a volume at which everything was frozen.
-fn latest_app(control: &mut ControlClient, volume: &str) -> Result<PointInfo, Problem> {
-    let points = control.points(volume)?.points;
-    let consistent = |p: &PointInfo| p.app.as_ref().is_some_and(|a| a.consistency == "app");
-    points.into_iter().rev().find(consistent).ok_or_else(|| {
-        let text =
-            format!("volume {volume} has no app-consistent point: `afterimage point ls {volume}` shows what it has");
-        Problem::failed(text)
-    })
-}
-
-/// Reads `VOLUME=@SEQ`.
-fn placed(places: &[String], volume: &str) -> Result<Option<When>, Problem> {
-    for place in places {
-        let Some((name, at)) = place.rsplit_once('=') else {
-            return Err(Problem::usage(format!("'{place}': write VOLUME=@SEQ, as `afterimage group points` tells it")));
-        };
-        if name == volume {
-            return at.parse().map(Some).map_err(|e| Problem::usage(format!("'{place}': {e}")));
-        }
-    }
-    Ok(None)
-}
-
-/// Where each disk of a machine begins. `several` machines or disks need one instant.
-fn moment(
-    control: &mut ControlClient,
-    a: &RunArgs,
-    volume: &str,
-    (several, created): (bool, Time),
-) -> Result<When, Problem> {
-    if let Some(at) = placed(&a.place, volume)? {
-        return Ok(at);
-    }
-    match &a.at {
-        // Whatever there is when nothing can come any more.
-        When::Latest if a.planned || !several => Ok(When::Latest),
-        When::Latest | When::Seq(_) if several => Err(Problem::usage(
-            "several disks need one instant: name it with --at (a point that all have, or a time), or give each its place in a \
-             group's point with --place VOLUME=@SEQ (`afterimage group points GROUP POINT` tells them)",
-        )),
-        When::Point(name) if name == LATEST_APP && several => Err(Problem::usage(
-            "several disks need one instant: name the app-consistent point, or give --place VOLUME=@SEQ",
-        )),
-        When::Point(name) if name == LATEST_APP => Ok(When::Seq(latest_app(control, volume)?.seq)),
-        When::Ago(by) if several => Ok(When::Time(created.before(*by))),
-        other => Ok(other.clone()),
-    }
-}
-
 fn plan(
     control: &mut ControlClient,
     a: &RunArgs,
     machines: &[Machine],
     set: &str,
-    created: Time,
+    wanted: &Wanted<'_>,
 ) -> Result<Whole, Problem> {
-    let several = machines.iter().map(|m| m.disks.len()).sum::<usize>() > 1;
+    let several = are_several(machines);
     let branch = branch(a, set);
     let status = control.status()?;
     let mut disks: Vec<DiskPlan> = Vec::new();
@@ -135,7 +88,7 @@ fn plan(
             }
             let branch = format!("{}/{branch}", disk.volume);
             forks::is_free(control, &branch).map_err(Problem::failed)?;
-            let at = moment(control, a, &disk.volume, (several, created))?;
+            let at = wanted.moment(control, &disk.volume, several)?;
             let newest = control.resolve(&disk.volume, &When::Latest)?;
             let position = if at == When::Latest { newest.clone() } else { control.resolve(&disk.volume, &at)? };
             disks.push(DiskPlan {
@@ -150,11 +103,12 @@ fn plan(
             });
         }
     }
-    Ok(Whole { set: set.to_owned(), planned: a.planned, disks, plan: None })
+    Ok(Whole { set: set.to_owned(), planned: a.planned, group: wanted.group.cloned(), disks, plan: None })
 }
 
 fn text(whole: &Whole, now: Time) -> String {
     let mut out = whole.plan.as_ref().map_or_else(String::new, recovery::dry_run);
+    out.extend(whole.group.iter().map(GroupPoint::text));
     // Writing to a string does not fail.
     for d in &whole.disks {
         let time = d.time.map_or_else(String::new, |t| format!(", {}", t.short()));
@@ -213,12 +167,16 @@ pub fn run(a: &RunArgs) -> Result<(), Problem> {
     let signals = signals::watch()?;
     let data = folder(&a.data)?;
     let file = a.plan.as_deref().map(recovery_plan::read).transpose()?;
-    file.iter().try_for_each(|file| recovery_plan::is_possible(&data, file))?;
-    let what = file.as_ref().map_or_else(|| a.what.clone(), |file| file.machines().map(str::to_owned).collect());
-    let machines = what.iter().map(|what| target::find(&data, what)).collect::<Result<Vec<_>, _>>()?;
     let mut control = ControlClient::connect(&data)?;
+    let group = group::find(&a.group, &a.at, created, &mut control)?;
+    file.iter().try_for_each(|file| recovery_plan::is_possible(&data, group.as_ref(), file))?;
+    let machines = match &file {
+        Some(file) => group::machines_of(&data, group.as_ref(), file)?,
+        None => group::machines(&data, group.as_ref(), &a.what)?,
+    };
     let set = new_id(created)?;
-    let whole = Whole { plan: file, ..plan(&mut control, a, &machines, &set, created)? };
+    let wanted = Wanted { at: &a.at, place: &a.place, group: group.as_ref(), planned: a.planned, created };
+    let whole = Whole { plan: file, ..plan(&mut control, a, &machines, &set, &wanted)? };
     drop(control);
     if a.dry_run {
         return if a.json { show::put_json(&whole) } else { show::put(&text(&whole, created)) };
@@ -228,7 +186,8 @@ pub fn run(a: &RunArgs) -> Result<(), Problem> {
     }
     agreed(a.yes)?;
     if let Some(file) = &whole.plan {
-        return recovery_plan::begin(&data, record(a, file, machines, (&whole, created)), a.json);
+        let record = record(a, file, machines, (&whole, created));
+        return recovery_plan::begin(&data, &record, &signals, a.json);
     }
     let jobs = Jobs::of(&data);
     look_after(&data, &jobs)?;
@@ -269,7 +228,7 @@ fn branch(a: &RunArgs, set: &str) -> String {
 
 /// Whether each disk begins at its newest write, whichever that is when it is fenced.
 fn is_latest(a: &RunArgs) -> bool {
-    a.at == When::Latest && a.place.is_empty()
+    a.at == When::Latest && a.place.is_empty() && a.group.group.is_none()
 }
 
 /// Makes the jobs and starts who does them.
@@ -321,7 +280,10 @@ pub enum Decision {
 }
 
 /// The jobs of this name: one, or all that were asked for together.
-fn named(jobs: &Jobs, name: &str) -> Result<Vec<Job>, Problem> {
+///
+/// # Errors
+/// If there is none.
+pub fn named(jobs: &Jobs, name: &str) -> Result<Vec<Job>, Problem> {
     let mut found = Vec::new();
     for id in jobs.ids().map_err(failed)? {
         match jobs.load(&id) {

@@ -14,6 +14,7 @@
 //! | [`verify`] | what a verification is asked for and finds |
 //! | [`target`] | where machines run after a failover: QEMU on this host |
 //! | [`failover`] | test failovers: jobs that survive a kill, or leave nothing |
+//! | [`plan`] | recovery plans: machines in order, and what is done between them |
 //! | [`lines`], [`fdpass`] | its lines and its file descriptors |
 //! | [`groups`] | groups of machines, and the barriers that make their points |
 //! | [`schedule`] | when automatic points are due |
@@ -36,6 +37,7 @@ pub mod lines;
 pub mod members;
 pub mod metrics;
 pub mod office;
+pub mod plan;
 pub mod protocol;
 pub mod reports;
 pub mod retention;

@@ -149,6 +149,12 @@ impl Time {
         Time(self.0.saturating_sub(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)))
     }
 
+    /// This long later.
+    #[must_use]
+    pub fn after(self, by: Duration) -> Time {
+        Time(self.0.saturating_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
     /// How long `self` is behind `now`; zero if it is ahead.
     #[must_use]
     pub fn age(self, now: Time) -> Duration {

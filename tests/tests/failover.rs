@@ -37,7 +37,8 @@ fn assert_nothing_left(daemon: &mut Daemon, sockets_before: usize, context: &str
     for folder in std::fs::read_dir(&jobs).expect("list jobs").flatten().filter(|e| e.path().is_dir()) {
         for file in std::fs::read_dir(folder.path()).expect("list a job").flatten() {
             let name = file.file_name().to_string_lossy().into_owned();
-            let kept = ["job.json", "lock", "runner.log", "qemu.log", "serial.log", "screen.png", "script.log"];
+            let kept =
+                ["job.json", "plan.json", "lock", "runner.log", "qemu.log", "serial.log", "screen.png", "script.log"];
             assert!(kept.contains(&name.as_str()), "{context}: {name} is left");
         }
     }
@@ -194,5 +195,171 @@ fn the_command_and_the_daemon_may_die_and_a_time_to_live_ends() {
     let ended = job(&daemon);
     assert!(ended["trouble"].as_str().is_some_and(|t| t.contains("has ended")), "{ended}");
     assert_eq!(processes_in(&daemon.data().join("failover")), Vec::<PathBuf>::new());
+    assert!(daemon.stop().success(), "{}", daemon.log());
+}
+
+/// Two machines that need no guest, and a file for a plan.
+fn two(dir: &Path) -> (Daemon, usize) {
+    let mut builder = daemon::daemon(dir);
+    for name in ["one", "two"] {
+        let image = dir.join(format!("{name}.raw"));
+        data::sparse(&image, 8 << 20);
+        builder = builder.volume(name, &image);
+    }
+    let mut daemon = builder.start();
+    for name in ["one", "two"] {
+        daemon.wait_live(name);
+        daemon.wait_durable(name);
+        let text = format!(
+            "version = 1\nname = \"{name}\"\nmemory = \"16MiB\"\naccelerator = \"tcg\"\nboard = \"pc\"\n[[disk]]\nvolume = \"{name}\"\n"
+        );
+        let file = dir.join(format!("{name}.toml"));
+        std::fs::write(&file, text).expect("write a description");
+        daemon.cli("target add").arg(file).run();
+    }
+    // One moment of both.
+    daemon.cli("point create").args(["--all", "--name", "common"]).run();
+    for name in ["one", "two"] {
+        daemon.wait_durable(name);
+    }
+    let before = sockets(&mut daemon);
+    (daemon, before)
+}
+
+/// A plan of two steps, with something before the first and behind the second.
+fn plan(dir: &Path, second: &str, after: &str) -> PathBuf {
+    let text = format!(
+        "version = 1\nname = \"shop\"\n[[step]]\nname = \"first\"\nmachines = [\"one\"]\nchecks = [\"script:/bin/true\"]\nretries = 1\n\
+         before = [{{ script = \"/bin/true\" }}]\n[[step]]\nname = \"second\"\nmachines = [\"two\"]\n\
+         checks = [\"script:{second}\"]\nretries = 1\nafter = [{after}]\n"
+    );
+    let file = dir.join("shop-plan.toml");
+    std::fs::write(&file, text).expect("write a plan");
+    file
+}
+
+/// Branches that stay: neither what an export is written to, nor what an old primary has brought.
+fn branches(daemon: &Daemon) -> Vec<String> {
+    let list = daemon.cli("branch ls").arg("--json").run();
+    let list: Value = serde_json::from_str(&list.stdout).expect("the list is JSON");
+    let all = list["branches"].as_array().expect("branches");
+    let own = all.iter().map(|b| b["name"].as_str().unwrap_or_default().to_owned());
+    let mut own: Vec<String> = own.filter(|b| !b.contains("/tail-") && !b.contains("/export-")).collect();
+    own.sort();
+    own
+}
+
+/// The run of a plan that is not over, or the newest.
+fn plan_run(daemon: &Daemon) -> Value {
+    let list = daemon.cli("failover ls").arg("--json").run();
+    let list: Value = serde_json::from_str(&list.stdout).expect("the list is JSON");
+    let mut plans = list.as_array().into_iter().flatten().filter(|j| j["purpose"] == "plan");
+    plans.next_back().cloned().unwrap_or(Value::Null)
+}
+
+#[test]
+fn a_plan_is_shown_and_waits_for_people_and_a_failure_takes_all_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut daemon, sockets_before) = two(dir.path());
+    let file = plan(dir.path(), "/bin/true", "{ wait = \"1s\" }, { manual = \"Look at the lights\" }");
+    let shown = daemon.cli("failover plan").arg(&file).run();
+    assert!(shown.stdout.contains("by hand: Look at the lights, within 1d"), "{}", shown.describe());
+    assert!(plan_run(&daemon).is_null(), "only shown");
+    let unknown = std::fs::read_to_string(&file).unwrap().replace("\"two\"", "\"three\"");
+    std::fs::write(dir.path().join("unknown.toml"), unknown).unwrap();
+    let refused =
+        daemon.cli("failover test --plan").arg(dir.path().join("unknown.toml")).args(["--at", "common"]).run_any();
+    assert!(refused.status.code() == Some(1) && refused.stderr.contains("no volume three"), "{}", refused.describe());
+
+    let command = daemon.cli("failover test --at common --plan").arg(&file).into_command();
+    let mut command = Process::start(command, &dir.path().join("plan.log"));
+    wait("it waits for people", || plan_run(&daemon)["waits_for"] == "Look at the lights");
+    let run = plan_run(&daemon);
+    let held = branches(&daemon);
+    assert!(held.len() == 2 && held.iter().all(|b| b.contains("/plan-")), "the moments are held: {held:?}");
+    assert!(processes_in(&daemon.data().join("failover")).len() >= 2, "both machines run: {run:#}");
+    let id = run["id"].as_str().unwrap().to_owned();
+    daemon.cli("failover continue").arg(&id).run();
+    wait("it has ended", || plan_run(&daemon)["phase"] == "ended");
+    assert!(command.wait_end().success(), "{}", std::fs::read_to_string(dir.path().join("plan.log")).unwrap());
+    let run = plan_run(&daemon);
+    assert!(run["outcome"] == "passed" && run["lives"] == 1, "{run:#}");
+    let late = daemon.cli("failover continue").arg(&id).run_any();
+    assert!(late.stderr.contains("waits for nobody"), "{}", late.describe());
+    assert_nothing_left(&mut daemon, sockets_before, "after the plan");
+    assert_eq!(branches(&daemon), Vec::<String>::new());
+
+    // The second machine fails, also when tried again; the first is taken back, and its old primary goes on.
+    let file = plan(dir.path(), "/bin/false", "");
+    let ran = daemon.cli("failover run --yes --at common --plan").arg(&file).run_any();
+    assert!(
+        ran.status.code() == Some(1) && ran.stderr.contains("step second: two: check script"),
+        "{}",
+        ran.describe()
+    );
+    let run = plan_run(&daemon);
+    let states: Vec<&str> = run["parts"].as_array().unwrap().iter().map(|p| p["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["done", "undone", "undone"], "{run:#}");
+    assert_nothing_left(&mut daemon, sockets_before, "after the roll-back");
+    for volume in ["one", "two"] {
+        daemon.wait_live(volume);
+    }
+
+    // One that passes stays, and is committed as a whole.
+    let file = plan(dir.path(), "/bin/true", "");
+    let ran = daemon.cli("failover run --yes --at common --plan").arg(&file).run();
+    assert!(ran.stdout.contains("its machines are failovers now"), "{}", ran.describe());
+    let id = plan_run(&daemon)["id"].as_str().unwrap().to_owned();
+    let names = ["one", "two"].map(|volume| format!("{volume}/failover-{id}"));
+    assert_eq!(branches(&daemon), names, "what held the moments is gone");
+    let early = daemon.cli("failover stop").arg(&id).run_any();
+    assert!(early.stderr.contains("failover rollback"), "{}", early.describe());
+    daemon.cli("failover commit").arg(&id).run();
+    for machine in ["s1m1a1", "s2m1a1"] {
+        let stopped = daemon.cli("failover stop").arg(format!("{id}-{machine}")).run();
+        assert!(stopped.stdout.contains("its branches are there"), "{}", stopped.describe());
+    }
+    assert!(daemon.stop().success(), "{}", daemon.log());
+}
+
+#[test]
+fn killed_at_any_place_a_plan_goes_on_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut daemon, sockets_before) = two(dir.path());
+    let file = plan(dir.path(), "/bin/true", "");
+    let mut places = 0;
+    for place in 1.. {
+        let test =
+            daemon.cli("failover test --at common --plan").arg(&file).env("AFTERIMAGE_PLAN_KILL", place.to_string());
+        let ran = test.run_any();
+        let context = format!("killed at place {place}: {}", ran.describe());
+        let run = plan_run(&daemon);
+        assert!(ran.status.success() && run["outcome"] == "passed" && run["phase"] == "ended", "{context}\n{run:#}");
+        assert_nothing_left(&mut daemon, sockets_before, &context);
+        assert_eq!(branches(&daemon), Vec::<String>::new(), "{context}");
+        // The first place is before anything was saved.
+        if place > 1 && run["lives"] == 1 {
+            places = place - 1;
+            break;
+        }
+        assert!(place < 100, "{context}: it was killed and killed");
+    }
+    println!("{places} places");
+    assert!(places > 15, "the plan has more places than {places}");
+
+    // A failover whose second machine does not pass, killed at some of them: all is taken back.
+    let file = plan(dir.path(), "/bin/false", "");
+    for place in (2..places).step_by(4) {
+        let run = daemon.cli("failover run --yes --at common --plan").arg(&file);
+        let ran = run.env("AFTERIMAGE_PLAN_KILL", place.to_string()).run_any();
+        let context = format!("roll-back, killed at place {place}: {}", ran.describe());
+        let run = plan_run(&daemon);
+        assert!(!ran.status.success() && run["outcome"] == "failed" && run["phase"] == "ended", "{context}\n{run:#}");
+        assert_nothing_left(&mut daemon, sockets_before, &context);
+        assert_eq!(branches(&daemon), Vec::<String>::new(), "{context}");
+        for volume in ["one", "two"] {
+            daemon.wait_live(volume);
+        }
+    }
     assert!(daemon.stop().success(), "{}", daemon.log());
 }

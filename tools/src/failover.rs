@@ -5,27 +5,30 @@
 
 pub mod args;
 pub mod back;
+pub mod conduct;
 pub mod forks;
+pub mod group;
 pub mod janitor;
 pub mod keep;
+pub mod moments;
+pub mod plan;
+pub mod plan_report;
 pub mod report;
 pub mod run;
+pub mod test;
 pub mod unfence;
 
-use crate::failover::args::{CleanupArgs, FailoverCommand, JobArgs, ListArgs, TestArgs};
+use crate::failover::args::{CleanupArgs, FailoverCommand, JobArgs, ListArgs};
 use crate::failover::forks::Exports;
+use crate::failover::report::Listed;
 use crate::failover::run::Decision;
 use crate::problem::Problem;
-use crate::{screen, show, signals, target};
+use crate::{screen, show};
 use afterimage_base::clock::{Clock, SystemClock};
-use afterimage_mgmt::client::ControlClient;
-use afterimage_mgmt::failover::check::Check;
-use afterimage_mgmt::failover::job::{Job, Phase, Plan};
+use afterimage_mgmt::failover::job::{Job, Phase};
 use afterimage_mgmt::failover::store::{Jobs, StoreError};
 use afterimage_mgmt::failover::sweep::{sweep, sweep_one};
-use afterimage_mgmt::target::machine::Machine;
 use afterimage_mgmt::units::Time;
-use afterimage_mgmt::when::When;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -53,16 +56,21 @@ fn folder(args: &crate::cli::DataArgs) -> Result<PathBuf, Problem> {
 /// As the command says.
 pub fn run(command: FailoverCommand) -> Result<(), Problem> {
     match command {
-        FailoverCommand::Test(a) => test(&a),
+        FailoverCommand::Test(a) => test::test(&a),
         FailoverCommand::Run(a) => run::run(&a),
         FailoverCommand::Commit(a) => run::decide(&a, Decision::Commit),
         FailoverCommand::Rollback(a) => run::decide(&a, Decision::RollBack),
         FailoverCommand::Failback(a) => back::failback(&a),
         FailoverCommand::Again(a) => run::decide(&a, Decision::Again),
         FailoverCommand::Unfence(a) => unfence::unfence(&a),
+        FailoverCommand::Plan(a) => plan::plan(&a),
+        FailoverCommand::Continue(a) => plan::go_on(&a),
         FailoverCommand::Ls(a) => list(&a),
         FailoverCommand::Show(a) => {
             let jobs = Jobs::of(&folder(&a.data)?);
+            if let Some(record) = plan::find(&jobs, &a.id)? {
+                return plan_report::show(&record, &jobs.folder_of(&a.id).map_err(failed)?, a.json);
+            }
             let job = jobs.load(&a.id).map_err(failed)?;
             report::show(&job, &jobs.folder_of(&a.id).map_err(failed)?, a.json)
         }
@@ -85,76 +93,11 @@ fn new_id(created: Time) -> Result<String, Problem> {
     Ok(format!("{day}-{time}-{part:04x}{chance:02x}"))
 }
 
-/// The moment of each disk. Several disks need one instant, which the newest write of each is not.
-fn moments(
-    control: &mut ControlClient,
-    machine: &Machine,
-    at: &When,
-    now: Time,
-) -> Result<Vec<(u64, Option<Time>)>, Problem> {
-    let several = machine.disks.len() > 1;
-    let at = match at {
-        When::Latest | When::Seq(_) if several => {
-            return Err(Problem::usage(format!(
-                "machine {} has {} disks: name one instant with --at, such as -10s, a time, or a point that all have",
-                machine.name,
-                machine.disks.len()
-            )));
-        }
-        When::Ago(by) if several => When::Time(now.before(*by)),
-        other => other.clone(),
-    };
-    let mut found = Vec::new();
-    for disk in &machine.disks {
-        let position = control.resolve(&disk.volume, &at)?;
-        found.push((position.seq, position.time));
-    }
-    Ok(found)
-}
-
-fn test(a: &TestArgs) -> Result<(), Problem> {
-    let created = now();
-    let signals = signals::watch()?;
-    let data = folder(&a.data)?;
-    let machine = target::find(&data, &a.what)?;
-    let mut control = ControlClient::connect(&data)?;
-    let moments = moments(&mut control, &machine, &a.at, created)?;
-    drop(control);
-    let jobs = Jobs::of(&data);
-    look_after(&data, &jobs)?;
-    let checks = if a.check.is_empty() { vec![Check::Boot] } else { a.check.clone() };
-    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let job = Job::new(Plan {
-        id: new_id(created)?,
-        created,
-        machine,
-        moments,
-        checks,
-        check_limit_ms: millis(a.check_limit),
-        ttl_ms: millis(a.ttl),
-        failover: None,
-    });
-    let claim = jobs.create(&job).map_err(failed)?;
-    keep::start(&data, &claim, &job)?;
-    drop(claim);
-    let mut asked = false;
-    let job = follow(&data, &jobs, &job.id, &mut |job| {
-        if signals.try_recv().is_ok() {
-            if asked {
-                return Err(Problem::failed(format!("test failover {} is being removed", job.id)));
-            }
-            asked = true;
-            jobs.ask_to_stop(&job.id).map_err(failed)?;
-        }
-        Ok(job.phase == Phase::Holding && !asked)
-    })?;
-    report::show(&job, &jobs.folder_of(&job.id).map_err(failed)?, a.json)?;
-    report::verdict(&job)
-}
-
 /// Ends tests, and has failovers go on, that nobody does; answers which tests.
 fn look_after(data: &Path, jobs: &Jobs) -> Result<Vec<String>, Problem> {
-    sweep(jobs, &Exports::of(data), &|claim, job| keep::go_on(data, claim, job)).map_err(failed)
+    let ended = sweep(jobs, &Exports::of(data), &|claim, job| keep::go_on(data, claim, job)).map_err(failed)?;
+    conduct::sweep_plans(data, jobs).map_err(failed)?;
+    Ok(ended)
 }
 
 /// Looks on until the job has ended, or `enough` says so.
@@ -187,13 +130,23 @@ fn follow(
     }
 }
 
+/// A job or a plan; nothing if it is neither any more.
+fn open(jobs: &Jobs, id: &str) -> Result<Option<Listed>, Problem> {
+    match jobs.load(id) {
+        Ok(job) => Ok(Some(Listed::Job(Box::new(job)))),
+        Err(StoreError::NotFound(_)) => Ok(plan::find(jobs, id)?.map(|plan| Listed::Plan(Box::new(plan)))),
+        Err(e) => Err(failed(e)),
+    }
+}
+
 fn list(a: &ListArgs) -> Result<(), Problem> {
     let jobs = Jobs::of(&folder(&a.data)?);
     let mut found = Vec::new();
     for id in jobs.ids().map_err(failed)? {
-        match jobs.load(&id) {
-            Ok(job) => found.push((job, jobs.folder_of(&id).map_err(failed)?)),
-            Err(StoreError::NotFound(_)) => {}
+        let folder = jobs.folder_of(&id).map_err(failed)?;
+        match open(&jobs, &id) {
+            Ok(Some(listed)) => found.push((listed, folder)),
+            Ok(None) => {}
             Err(e) => eprintln!("afterimage: {e}"),
         }
     }
@@ -203,23 +156,30 @@ fn list(a: &ListArgs) -> Result<(), Problem> {
 fn stop(a: &JobArgs) -> Result<(), Problem> {
     let data = folder(&a.data)?;
     let jobs = Jobs::of(&data);
-    let job = jobs.load(&a.id).map_err(failed)?;
-    if job.is_failover() && job.committed.is_none() && !job.is_ending() {
-        let id = &a.id;
-        let text = format!("{id} is a failover that is not committed: `afterimage failover rollback {id}` ends it");
-        return Err(Problem::usage(text));
+    if plan::find(&jobs, &a.id)?.is_some() {
+        return plan::stop(&data, &jobs, &a.id, a.json);
     }
-    if !job.has_ended() {
-        jobs.ask_to_stop(&a.id).map_err(failed)?;
-    }
-    let start = Instant::now();
-    let job = follow(&data, &jobs, &a.id, &mut |job| {
-        if start.elapsed() < END {
-            return Ok(false);
+    let found = run::named(&jobs, &a.id)?;
+    for job in &found {
+        if job.is_failover() && job.committed.is_none() && !job.is_ending() {
+            let id = &job.id;
+            let text = format!("{id} is a failover that is not committed: `afterimage failover rollback {id}` ends it");
+            return Err(Problem::usage(text));
         }
-        Err(Problem::failed(format!("{} {} does not end: look into its runner.log", report::kind(job), job.id)))
-    })?;
-    report::show(&job, &jobs.folder_of(&a.id).map_err(failed)?, a.json)
+    }
+    found.iter().filter(|job| !job.has_ended()).try_for_each(|job| jobs.ask_to_stop(&job.id)).map_err(failed)?;
+    let start = Instant::now();
+    let mut shown = Vec::new();
+    for Job { id, .. } in &found {
+        let job = follow(&data, &jobs, id, &mut |job| {
+            if start.elapsed() < END {
+                return Ok(false);
+            }
+            Err(Problem::failed(format!("{} {} does not end: look into its runner.log", report::kind(job), job.id)))
+        })?;
+        shown.push((job, jobs.folder_of(id).map_err(failed)?));
+    }
+    report::show_all(&shown, a.json)
 }
 
 /// What `cleanup` did.
@@ -237,13 +197,14 @@ fn cleanup(a: &CleanupArgs) -> Result<(), Problem> {
     let data = folder(&a.data)?;
     let jobs = Jobs::of(&data);
     for id in &a.ids {
-        jobs.load(id).map_err(failed)?;
+        open(&jobs, id)?.ok_or_else(|| failed(StoreError::NotFound(id.clone())))?;
     }
     let mut done = Cleaned { ended: look_after(&data, &jobs)?, removed: vec![], running: vec![] };
     for id in jobs.ids().map_err(failed)?.into_iter().filter(|id| a.ids.is_empty() || a.ids.contains(id)) {
-        let ended = match jobs.load(&id) {
-            Ok(job) => job.has_ended(),
-            Err(StoreError::NotFound(_)) => true,
+        let ended = match open(&jobs, &id) {
+            Ok(Some(Listed::Job(job))) => job.has_ended(),
+            Ok(Some(Listed::Plan(plan))) => plan.run.has_ended(),
+            Ok(None) => true,
             Err(e) => {
                 eprintln!("afterimage: {e}");
                 continue;

@@ -82,6 +82,12 @@ fn read(path: &Path) -> Result<Machine, Problem> {
     Machine::parse(&text).map_err(|e: MachineError| Problem::failed(format!("{}: {e}", path.display())))
 }
 
+/// Whether a machine of this name is described in the data folder.
+#[must_use]
+pub fn is_described(data: &Path, name: &str) -> bool {
+    path_of(data, name).is_ok_and(|path| path.exists())
+}
+
 /// The machine that `what` names: a file (with a slash, or `.toml` at the end), one that is described in the data folder, or a
 /// plain one for the volume of that name.
 ///

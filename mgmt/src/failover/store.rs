@@ -3,8 +3,10 @@
 //! ```text
 //! DATA/failover/
 //!   ID/job.json      the job (failover/job.rs), replaced as a whole
+//!      plan.json     instead of it: a plan that is carried out (plan/record.rs), whose machines are jobs of their own
 //!      lock          locked (flock) by the process that does the job
 //!      stop          there: the job is to stop
+//!      continue      the manual action of a plan that was done
 //!      serial.log, qemu.log, runner.log, screen.png      kept until the job is removed
 //!      *.sock, uefi-variables.fd                         gone when the job has ended
 //!   .new-ID/         a folder before it has its name
@@ -15,9 +17,12 @@
 //! a job that goes on without an owner.
 
 use crate::failover::job::{FAILOVER_VERSION, Job, VERSION};
+use crate::plan::record::{Record, VERSION as PLAN_VERSION};
 use afterimage_base::crashsafe;
 use nix::errno::Errno;
 use nix::libc;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -31,6 +36,8 @@ const MAX_FILE: u64 = 4 << 20;
 /// A folder without a name that is older belongs to nobody: it is locked a moment after it was made.
 const OLD: Duration = Duration::from_secs(60);
 const NEW: &str = ".new-";
+const JOB: &str = "job.json";
+const PLAN: &str = "plan.json";
 
 /// Why a job cannot be read or written.
 #[derive(Debug, Error)]
@@ -101,11 +108,23 @@ impl Jobs {
     /// # Errors
     /// If it cannot be made.
     pub fn create(&self, job: &Job) -> Result<Claim, StoreError> {
-        let (new, folder) = (self.folder.join(format!("{NEW}{}", job.id)), self.folder_of(&job.id)?);
+        self.make(&job.id, |claim| claim.save(job))
+    }
+
+    /// Makes the folder of a plan that is carried out, and owns it.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn create_plan(&self, record: &Record) -> Result<Claim, StoreError> {
+        self.make(&record.run.id, |claim| claim.save_plan(record))
+    }
+
+    fn make(&self, id: &str, save: impl FnOnce(&Claim) -> io::Result<()>) -> Result<Claim, StoreError> {
+        let (new, folder) = (self.folder.join(format!("{NEW}{id}")), self.folder_of(id)?);
         crashsafe::create_folders(&new).map_err(at(&new))?;
-        let lock = try_lock(&new)?.ok_or_else(|| StoreError::NotFound(job.id.clone()))?;
+        let lock = try_lock(&new)?.ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
         let claim = Claim { folder: new.clone(), lock };
-        claim.save(job).map_err(at(&new))?;
+        save(&claim).map_err(at(&new))?;
         std::fs::rename(&new, &folder).map_err(at(&folder))?;
         crashsafe::sync_parent(&folder).map_err(at(&folder))?;
         Ok(Claim { folder, ..claim })
@@ -140,7 +159,28 @@ impl Jobs {
     /// # Errors
     /// If it is not there, or damaged, or of another version.
     pub fn load(&self, id: &str) -> Result<Job, StoreError> {
-        let path = self.folder_of(id)?.join("job.json");
+        let (path, job): (_, Job) = self.read(id, JOB, (VERSION, FAILOVER_VERSION))?;
+        named(path, id, &job.id)?;
+        Ok(job)
+    }
+
+    /// Reads a plan that is, or was, carried out.
+    ///
+    /// # Errors
+    /// If it is not there, or damaged, or of another version.
+    pub fn load_plan(&self, id: &str) -> Result<Record, StoreError> {
+        let (path, record): (_, Record) = self.read(id, PLAN, (PLAN_VERSION, PLAN_VERSION))?;
+        named(path, id, &record.run.id)?;
+        Ok(record)
+    }
+
+    fn read<T: DeserializeOwned>(
+        &self,
+        id: &str,
+        file: &str,
+        (first, last): (u32, u32),
+    ) -> Result<(PathBuf, T), StoreError> {
+        let path = self.folder_of(id)?.join(file);
         let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
         let file = match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::NotFound(id.to_owned())),
@@ -153,14 +193,13 @@ impl Jobs {
         }
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
         let version = value["version"].as_u64();
-        if !version.is_some_and(|v| (u64::from(VERSION)..=u64::from(FAILOVER_VERSION)).contains(&v)) {
+        if !version.is_some_and(|v| (u64::from(first)..=u64::from(last)).contains(&v)) {
             let found = version.map_or_else(|| "none".to_owned(), |v| v.to_string());
-            return Err(damaged(format!(
-                "its version is {found}, this program reads {VERSION} and {FAILOVER_VERSION}"
-            )));
+            let reads = if first == last { first.to_string() } else { format!("{first} and {last}") };
+            return Err(damaged(format!("its version is {found}, this program reads {reads}")));
         }
-        let job: Job = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
-        if job.id == id { Ok(job) } else { Err(damaged(format!("it says that it is job {}", job.id))) }
+        let found = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
+        Ok((path, found))
     }
 
     /// Owns a job, if nobody does.
@@ -185,6 +224,16 @@ impl Jobs {
         File::create(&path).map(drop).map_err(at(&path))
     }
 
+    /// Says the same of a plan; `text` is in the file from the moment on that it is there.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn ask_plan(&self, id: &str, what: &str, text: &str) -> Result<(), StoreError> {
+        self.load_plan(id)?;
+        let path = self.folder_of(id)?.join(what);
+        crashsafe::replace(&path, text.as_bytes()).map_err(at(&path))
+    }
+
     /// Says that a job is to stop.
     ///
     /// # Errors
@@ -207,6 +256,10 @@ impl Jobs {
         }
         Ok(())
     }
+}
+
+fn named(path: PathBuf, id: &str, says: &str) -> Result<(), StoreError> {
+    if says == id { Ok(()) } else { Err(StoreError::Damaged { path, why: format!("it says that it is job {says}") }) }
 }
 
 /// Locks the folder's file until the last copy of the open file is closed.
@@ -238,8 +291,23 @@ impl Claim {
     /// # Errors
     /// If it cannot be written.
     pub fn save(&self, job: &Job) -> io::Result<()> {
-        let bytes = serde_json::to_vec_pretty(job).map_err(io::Error::other)?;
-        crashsafe::replace(&self.folder.join("job.json"), &bytes)
+        self.replace(JOB, job)
+    }
+
+    /// Replaces the plan's file.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save_plan(&self, record: &Record) -> io::Result<()> {
+        self.replace(PLAN, record)
+    }
+
+    fn replace<T: Serialize>(&self, file: &str, value: &T) -> io::Result<()> {
+        let bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(io::Error::other(format!("it would be longer than the {MAX_FILE} bytes that are read again")));
+        }
+        crashsafe::replace(&self.folder.join(file), &bytes)
     }
 
     /// Removes all that is left of a job that has ended.

@@ -1,10 +1,13 @@
 //! The command line of `afterimage failover`.
 
 use crate::cli::DataArgs;
+use crate::mgmt::parse_api;
+use afterimage_base::net::Endpoint;
 use afterimage_mgmt::failover::check::Check;
 use afterimage_mgmt::units::{parse_duration, parse_size};
 use afterimage_mgmt::when::When;
 use clap::{Args, Subcommand};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Subcommands of `failover`.
@@ -24,7 +27,11 @@ pub enum FailoverCommand {
     Failback(BackArgs),
     /// Let the old primary of a volume take writes again, behind a committed failover that has ended
     Unfence(UnfenceArgs),
-    /// List failovers and tests, those that have ended too
+    /// Show what a recovery plan would do, and whether this host has all that it needs
+    Plan(PlanArgs),
+    /// The manual action that a plan waits for is done
+    Continue(JobArgs),
+    /// List failovers, tests and plans, those that have ended too
     Ls(ListArgs),
     /// Show how a failover or a test goes, or went
     Show(JobArgs),
@@ -43,10 +50,16 @@ pub struct TestArgs {
     /// The data folder.
     #[command(flatten)]
     pub data: DataArgs,
-    /// A machine (`afterimage target ls`), the file of one, or a volume
-    #[arg(value_name = "MACHINE|FILE|VOLUME")]
-    pub what: String,
-    /// The moment; for a machine with several disks one instant: a time, or the name of a point that all have
+    /// Machines (`afterimage target ls`), files of some, or volumes; several begin at one moment
+    #[arg(value_name = "MACHINE|FILE|VOLUME", required_unless_present_any = ["plan", "group"])]
+    pub what: Vec<String>,
+    /// Carry out this recovery plan instead: a file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["what", "check", "check_limit"])]
+    pub plan: Option<PathBuf>,
+    /// The point of a group.
+    #[command(flatten)]
+    pub group: GroupArgs,
+    /// The moment; for several disks one instant: a time, or the name of a point that all have
     #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "WHEN")]
     pub at: When,
     /// What to look at: boot, serial:TEXT, agent, tcp:PORT, script:/PATH, screenshot; may be given several times, in order
@@ -71,16 +84,22 @@ pub struct RunArgs {
     #[command(flatten)]
     pub data: DataArgs,
     /// Machines (`afterimage target ls`), files of some, or volumes; several begin at one moment
-    #[arg(value_name = "MACHINE|FILE|VOLUME", required = true)]
+    #[arg(value_name = "MACHINE|FILE|VOLUME", required_unless_present_any = ["plan", "group"])]
     pub what: Vec<String>,
+    /// Carry out this recovery plan instead: a file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["what", "check", "check_limit", "commit_after"])]
+    pub plan: Option<PathBuf>,
+    /// The point of a group.
+    #[command(flatten)]
+    pub group: GroupArgs,
     /// The moment: latest, latest-app (the newest app-consistent point), a time, @SEQ or a point
     #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "WHEN")]
     pub at: When,
     /// The moment of one volume, as the point of a group has it; may be given several times
-    #[arg(long, value_name = "VOLUME=@SEQ")]
+    #[arg(long, value_name = "VOLUME=@SEQ", conflicts_with = "group")]
     pub place: Vec<String>,
     /// The old primary is there: have it take no writes, wait until all that it has is here, and lose nothing
-    #[arg(long, conflicts_with_all = ["at", "place"])]
+    #[arg(long, conflicts_with_all = ["at", "place", "group"])]
     pub planned: bool,
     /// How long that may take
     #[arg(long, default_value = "10m", value_parser = parse_duration, value_name = "TIME")]
@@ -109,6 +128,40 @@ pub struct RunArgs {
     pub json: bool,
 }
 
+/// The group whose point is meant, and how to reach mgmt, which knows it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GroupArgs {
+    /// The machines of this group (or those that are named), all at one of its points: --at names it, or a time, latest, latest-app
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
+    /// With --group, where mgmt's API is: HOST[:PORT] [default: $AFTERIMAGE_MGMT, or `address` in mgmt.toml]
+    #[arg(long, value_parser = parse_api, value_name = "ADDRESS", requires = "group")]
+    pub mgmt: Option<Endpoint>,
+    /// File with mgmt's token, mode 0600 [default: $AFTERIMAGE_API_TOKEN, or `token_file` in mgmt.toml]
+    #[arg(long, value_name = "FILE", requires = "group")]
+    pub token_file: Option<PathBuf>,
+    /// SHA-256 of mgmt's CA [default: the token's, or `ca_pin` in mgmt.toml]
+    #[arg(long, value_name = "SHA256", requires = "group")]
+    pub ca_pin: Option<String>,
+    /// Data folder of mgmt, where mgmt runs on this host: no token is needed
+    #[arg(long, value_name = "DIR", requires = "group", conflicts_with_all = ["mgmt", "token_file", "ca_pin"])]
+    pub mgmt_data: Option<PathBuf>,
+}
+
+/// Arguments of `failover plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The plan
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `failover failback`.
 #[derive(Debug, Args)]
 pub struct BackArgs {
@@ -120,7 +173,7 @@ pub struct BackArgs {
     pub id: String,
     /// The disk: a file, which is made if need be, or a block device
     #[arg(long, value_name = "PATH")]
-    pub to: std::path::PathBuf,
+    pub to: PathBuf,
     /// Which disk of the machine, if it has several
     #[arg(long, value_name = "VOLUME")]
     pub volume: Option<String>,

@@ -75,6 +75,28 @@ impl Exports {
     fn control(&self) -> Result<ControlClient, String> {
         ControlClient::connect(&self.data).map_err(text)
     }
+
+    /// Makes a branch, if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be made, or one of that name begins elsewhere.
+    pub fn make_branch(&self, fork: &Fork) -> Result<(), String> {
+        let name = branch_of(fork);
+        let mut control = self.control()?;
+        match found(&mut control, &name)? {
+            None => {
+                let (volume, at, name) = (fork.volume.clone(), When::Seq(fork.seq), fork.name.clone());
+                let _: BranchStatus = control.branch(BranchAsk::Create { volume, at, name }).map_err(text)?;
+                Ok(())
+            }
+            Some(other) if other.fork_seq != fork.seq => Err(format!(
+                "branch {name} was made meanwhile and begins behind @{}, not behind @{}: give another name with --branch",
+                other.fork_seq, fork.seq
+            )),
+            // Made by an earlier process of this job.
+            Some(_) => Ok(()),
+        }
+    }
 }
 
 /// The full name of a failover's branch.
@@ -148,23 +170,8 @@ impl DiskSource for Exports {
     }
 
     fn branch(&self, fork: &Fork, socket: &Path) -> Result<Box<dyn Served>, String> {
-        let name = branch_of(fork);
-        let mut control = self.control()?;
-        match found(&mut control, &name)? {
-            None => {
-                let (volume, at, name) = (fork.volume.clone(), When::Seq(fork.seq), fork.name.clone());
-                let _: BranchStatus = control.branch(BranchAsk::Create { volume, at, name }).map_err(text)?;
-            }
-            Some(other) if other.fork_seq != fork.seq => {
-                return Err(format!(
-                    "branch {name} was made meanwhile and begins behind @{}, not behind @{}: give another name with --branch",
-                    other.fork_seq, fork.seq
-                ));
-            }
-            // Made by an earlier process of this job.
-            Some(_) => {}
-        }
-        self.serve((&name, &When::Latest), Access::Branch, socket)
+        self.make_branch(fork)?;
+        self.serve((&branch_of(fork), &When::Latest), Access::Branch, socket)
     }
 
     fn drop_branch(&self, fork: &Fork) -> Result<(), String> {

@@ -1,5 +1,6 @@
 //! Ends the tests whose process was killed, and has failovers go on, while a daemon runs on the data folder.
 
+use crate::failover::conduct;
 use crate::failover::forks::Exports;
 use crate::failover::keep;
 use afterimage_mgmt::failover::store::Jobs;
@@ -32,6 +33,9 @@ impl Janitor {
                 match sweep(&jobs, &source, &|claim, job| keep::go_on(&data, claim, job)) {
                     Ok(ids) => ids.iter().for_each(|id| tracing::info!("test failover {id} was removed")),
                     Err(e) => tracing::warn!("failovers cannot be looked after: {e}"),
+                }
+                if let Err(e) = conduct::sweep_plans(&data, &jobs) {
+                    tracing::warn!("recovery plans cannot be looked after: {e}");
                 }
                 if ended.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout) {
                     return;

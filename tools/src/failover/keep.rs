@@ -1,5 +1,6 @@
-//! The process that does a job: started by `failover test` or `failover run`, with the job's lock as its standard input.
+//! The process that does a job, or carries a plan out: started by `failover test` or `failover run`, with the job's lock as its standard input.
 
+use crate::failover::conduct;
 use crate::failover::forks::Exports;
 use crate::problem::Problem;
 use crate::signals;
@@ -7,7 +8,7 @@ use afterimage_base::clock::{Clock, SystemClock};
 use afterimage_mgmt::failover::drive::{Moment, drive};
 use afterimage_mgmt::failover::job::{End, Event, Job, Phase, Step};
 use afterimage_mgmt::failover::runner::{Outside, Runner};
-use afterimage_mgmt::failover::store::{Claim, Jobs};
+use afterimage_mgmt::failover::store::{Claim, Jobs, StoreError};
 use afterimage_mgmt::units::Time;
 use nix::sys::signal::{Signal, raise};
 use std::cell::Cell;
@@ -31,7 +32,7 @@ fn failed(e: impl std::fmt::Display) -> Problem {
 /// If it cannot be started.
 pub fn go_on(data: &Path, claim: &Claim, job: &Job) -> io::Result<()> {
     // One that a test has killed is not killed again.
-    spawn(data, claim, job, true)
+    spawn(data, claim, &job.id, true)
 }
 
 /// Starts the process for a new job, which goes on when this one ends.
@@ -39,15 +40,31 @@ pub fn go_on(data: &Path, claim: &Claim, job: &Job) -> io::Result<()> {
 /// # Errors
 /// If it cannot be started.
 pub fn start(data: &Path, claim: &Claim, job: &Job) -> io::Result<()> {
-    spawn(data, claim, job, false)
+    spawn(data, claim, &job.id, false)
 }
 
-fn spawn(data: &Path, claim: &Claim, job: &Job, again: bool) -> io::Result<()> {
+/// Starts the process for the run of a plan, which goes on when this one ends.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn start_plan(data: &Path, claim: &Claim, id: &str) -> io::Result<()> {
+    spawn(data, claim, id, false)
+}
+
+/// Starts the process for the run of a plan whose process was killed.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn go_on_plan(data: &Path, claim: &Claim, id: &str) -> io::Result<()> {
+    spawn(data, claim, id, true)
+}
+
+fn spawn(data: &Path, claim: &Claim, id: &str, again: bool) -> io::Result<()> {
     let log = File::options().create(true).append(true).open(claim.folder().join("runner.log"))?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["failover", "keep", &job.id, "--data"]).arg(data).env("NO_COLOR", "1");
+    command.args(["failover", "keep", id, "--data"]).arg(data).env("NO_COLOR", "1");
     if again {
-        command.env_remove(KILL);
+        command.env_remove(KILL).env_remove(conduct::KILL);
     }
     // It has no terminal, so no signal of one reaches it.
     command.stdin(Stdio::from(claim.share()?)).stdout(log.try_clone()?).stderr(log).process_group(0);
@@ -67,18 +84,24 @@ pub fn keep(data: &Path, id: &str) -> Result<(), Problem> {
     let jobs = Jobs::of(data);
     let claim = Claim::inherited(&jobs.folder_of(id).map_err(failed)?, std::io::stdin())?;
     std::env::set_current_dir(claim.folder())?;
-    let mut job = jobs.load(id).map_err(failed)?;
+    let told = Cell::new(false);
+    let signalled = || {
+        told.set(told.get() || signals.try_recv().is_ok());
+        told.get()
+    };
+    let mut job = match jobs.load(id) {
+        Err(StoreError::NotFound(_)) => return conduct::conduct(data, &claim, id, &signalled),
+        other => other.map_err(failed)?,
+    };
     if job.phase != Phase::Planned {
         let now = Time(SystemClock::new().wall());
         job.apply(Event::Over(End::Lost, now)).map_err(failed)?;
         claim.save(&job)?;
     }
     let source = Exports::of(data);
-    let stopped = Cell::new(false);
     let failover = job.is_failover();
     let stop = || {
-        stopped.set(stopped.get() || signals.try_recv().is_ok());
-        if stopped.get() && failover {
+        if signalled() && failover {
             // Nobody has decided anything: the host shuts down, or the service is restarted. The guest dies with this process, and the
             // job goes on from its branches with the next one, as behind a kill.
             tracing::warn!(
@@ -86,7 +109,7 @@ pub fn keep(data: &Path, id: &str) -> Result<(), Problem> {
             );
             std::process::exit(0);
         }
-        stopped.get()
+        signalled()
     };
     let kill = std::env::var(KILL).ok();
     let pass = |step: Step, when: Moment| {

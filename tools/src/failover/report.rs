@@ -1,8 +1,10 @@
 //! How test failovers went, for people and for programs.
 
+use crate::failover::plan_report;
 use crate::problem::Problem;
 use crate::show::{put, put_json, table};
 use afterimage_mgmt::failover::job::{Job, Outcome, Phase, Verdict};
+use afterimage_mgmt::plan::record::Record;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -15,7 +17,9 @@ struct Shown<'a> {
     folder: &'a Path,
 }
 
-fn seconds(ms: u64) -> String {
+/// Milliseconds, as people read them.
+#[must_use]
+pub fn seconds(ms: u64) -> String {
     format!("{}.{:02} s", ms / 1000, ms % 1000 / 10)
 }
 
@@ -45,29 +49,46 @@ pub const fn kind(job: &Job) -> &'static str {
     if job.is_failover() { "failover" } else { "test failover" }
 }
 
-/// Prints jobs.
+/// A line of the list.
+pub enum Listed {
+    /// A machine.
+    Job(Box<Job>),
+    /// A plan.
+    Plan(Box<Record>),
+}
+
+fn row(listed: &Listed) -> Vec<String> {
+    match listed {
+        Listed::Job(job) => {
+            let until = job.until.filter(|_| job.phase == Phase::Holding).map(|t| t.short());
+            let until = until.unwrap_or_else(|| if job.committed.is_some() { "committed" } else { "-" }.to_owned());
+            let what = if job.is_failover() { "failover" } else { "test" };
+            [&job.id, what, &job.machine.name, phase(job.phase), word(job), &until].map(str::to_owned).to_vec()
+        }
+        Listed::Plan(record) => {
+            let run = &record.run;
+            let until = run.until.filter(|_| !run.has_ended()).map_or_else(|| "-".to_owned(), |t| t.short());
+            let name = format!("plan {}", run.plan.name);
+            let (phase, word) = (plan_report::phase(run.phase), plan_report::word(record));
+            [&run.id, plan_report::kind(record), &name, phase, word, &until].map(str::to_owned).to_vec()
+        }
+    }
+}
+
+/// Prints jobs and plans.
 ///
 /// # Errors
 /// Those of standard output.
-pub fn list(jobs: &[(Job, std::path::PathBuf)], json: bool) -> Result<(), Problem> {
+pub fn list(all: &[(Listed, std::path::PathBuf)], json: bool) -> Result<(), Problem> {
     if json {
-        return put_json(&jobs.iter().map(|(job, folder)| Shown { job, folder }).collect::<Vec<_>>());
+        let value = |(listed, folder): &(Listed, std::path::PathBuf)| match listed {
+            Listed::Job(job) => serde_json::to_value(Shown { job, folder }),
+            Listed::Plan(record) => serde_json::to_value(plan_report::shown(record, folder)),
+        };
+        return put_json(&all.iter().map(value).collect::<Result<Vec<_>, _>>()?);
     }
     let head = ["ID", "WHAT", "MACHINE", "PHASE", "OUTCOME", "UNTIL"].map(str::to_owned).to_vec();
-    let rows = jobs.iter().map(|(job, _)| {
-        let until = job.until.filter(|_| job.phase == Phase::Holding);
-        let until =
-            until.map_or_else(|| if job.committed.is_some() { "committed" } else { "-" }.to_owned(), |t| t.short());
-        let what = if job.is_failover() { "failover" } else { "test" };
-        vec![
-            job.id.clone(),
-            what.to_owned(),
-            job.machine.name.clone(),
-            phase(job.phase).to_owned(),
-            word(job).to_owned(),
-            until,
-        ]
-    });
+    let rows = all.iter().map(|(listed, _)| row(listed));
     put(&table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()))
 }
 

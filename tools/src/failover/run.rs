@@ -4,15 +4,21 @@
 //! and one name (`set`), by which `commit` and `rollback` find them all.
 
 use crate::failover::args::{DecideArgs, RunArgs};
-use crate::failover::{failed, folder, follow, forks, keep, look_after, new_id, now, report};
+use crate::failover::group::GroupPoint;
+use crate::failover::moments::{Wanted, are_several};
+use crate::failover::plan as recovery_plan;
+use crate::failover::{failed, folder, follow, forks, group, keep, look_after, new_id, now, report};
 use crate::problem::Problem;
-use crate::{show, signals, target};
+use crate::{show, signals};
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::failover::check::Check;
 use afterimage_mgmt::failover::job::{FailoverPlan, Job, Phase, Plan};
 use afterimage_mgmt::failover::runner::{AGAIN, COMMIT, KEEP};
 use afterimage_mgmt::failover::store::{Jobs, StoreError};
-use afterimage_mgmt::protocol::{FenceAsk, FenceState, PointInfo};
+use afterimage_mgmt::plan::file as recovery;
+use afterimage_mgmt::plan::record::{Kind, Record, VERSION};
+use afterimage_mgmt::plan::run::Run;
+use afterimage_mgmt::protocol::{FenceAsk, FenceState};
 use afterimage_mgmt::target::machine::Machine;
 use afterimage_mgmt::units::{Time, format_duration};
 use afterimage_mgmt::when::When;
@@ -22,8 +28,6 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The newest app-consistent point, as `--at` names it.
-const LATEST_APP: &str = "latest-app";
 /// How long a job may take to be decided, once it is asked to.
 const DECIDE: Duration = Duration::from_secs(60);
 
@@ -48,61 +52,17 @@ struct DiskPlan {
 struct Whole {
     set: String,
     planned: bool,
+    /// The point of a group at which all begins, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<GroupPoint>,
     disks: Vec<DiskPlan>,
+    /// The recovery plan that is carried out, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<recovery::Plan>,
 }
 
 fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The newest point of a volume at which everything was frozen.
-fn latest_app(control: &mut ControlClient, volume: &str) -> Result<PointInfo, Problem> {
-    let points = control.points(volume)?.points;
-    let consistent = |p: &PointInfo| p.app.as_ref().is_some_and(|a| a.consistency == "app");
-    points.into_iter().rev().find(consistent).ok_or_else(|| {
-        let text =
-            format!("volume {volume} has no app-consistent point: `afterimage point ls {volume}` shows what it has");
-        Problem::failed(text)
-    })
-}
-
-/// Reads `VOLUME=@SEQ`.
-fn placed(places: &[String], volume: &str) -> Result<Option<When>, Problem> {
-    for place in places {
-        let Some((name, at)) = place.rsplit_once('=') else {
-            return Err(Problem::usage(format!("'{place}': write VOLUME=@SEQ, as `afterimage group points` tells it")));
-        };
-        if name == volume {
-            return at.parse().map(Some).map_err(|e| Problem::usage(format!("'{place}': {e}")));
-        }
-    }
-    Ok(None)
-}
-
-/// Where each disk of a machine begins. `several` machines or disks need one instant.
-fn moment(
-    control: &mut ControlClient,
-    a: &RunArgs,
-    volume: &str,
-    (several, created): (bool, Time),
-) -> Result<When, Problem> {
-    if let Some(at) = placed(&a.place, volume)? {
-        return Ok(at);
-    }
-    match &a.at {
-        // Whatever there is when nothing can come any more.
-        When::Latest if a.planned || !several => Ok(When::Latest),
-        When::Latest | When::Seq(_) if several => Err(Problem::usage(
-            "several disks need one instant: name it with --at (a point that all have, or a time), or give each its place in a \
-             group's point with --place VOLUME=@SEQ (`afterimage group points GROUP POINT` tells them)",
-        )),
-        When::Point(name) if name == LATEST_APP && several => Err(Problem::usage(
-            "several disks need one instant: name the app-consistent point, or give --place VOLUME=@SEQ",
-        )),
-        When::Point(name) if name == LATEST_APP => Ok(When::Seq(latest_app(control, volume)?.seq)),
-        When::Ago(by) if several => Ok(When::Time(created.before(*by))),
-        other => Ok(other.clone()),
-    }
 }
 
 fn plan(
@@ -110,10 +70,10 @@ fn plan(
     a: &RunArgs,
     machines: &[Machine],
     set: &str,
-    created: Time,
+    wanted: &Wanted<'_>,
 ) -> Result<Whole, Problem> {
-    let several = machines.iter().map(|m| m.disks.len()).sum::<usize>() > 1;
-    let branch = a.branch.clone().unwrap_or_else(|| format!("failover-{set}"));
+    let several = are_several(machines);
+    let branch = branch(a, set);
     let status = control.status()?;
     let mut disks: Vec<DiskPlan> = Vec::new();
     for machine in machines {
@@ -128,7 +88,7 @@ fn plan(
             }
             let branch = format!("{}/{branch}", disk.volume);
             forks::is_free(control, &branch).map_err(Problem::failed)?;
-            let at = moment(control, a, &disk.volume, (several, created))?;
+            let at = wanted.moment(control, &disk.volume, several)?;
             let newest = control.resolve(&disk.volume, &When::Latest)?;
             let position = if at == When::Latest { newest.clone() } else { control.resolve(&disk.volume, &at)? };
             disks.push(DiskPlan {
@@ -143,11 +103,12 @@ fn plan(
             });
         }
     }
-    Ok(Whole { set: set.to_owned(), planned: a.planned, disks })
+    Ok(Whole { set: set.to_owned(), planned: a.planned, group: wanted.group.cloned(), disks, plan: None })
 }
 
 fn text(whole: &Whole, now: Time) -> String {
-    let mut out = String::new();
+    let mut out = whole.plan.as_ref().map_or_else(String::new, recovery::dry_run);
+    out.extend(whole.group.iter().map(GroupPoint::text));
     // Writing to a string does not fail.
     for d in &whole.disks {
         let time = d.time.map_or_else(String::new, |t| format!(", {}", t.short()));
@@ -205,10 +166,17 @@ pub fn run(a: &RunArgs) -> Result<(), Problem> {
     let created = now();
     let signals = signals::watch()?;
     let data = folder(&a.data)?;
-    let machines = a.what.iter().map(|what| target::find(&data, what)).collect::<Result<Vec<_>, _>>()?;
+    let file = a.plan.as_deref().map(recovery_plan::read).transpose()?;
     let mut control = ControlClient::connect(&data)?;
+    let group = group::find(&a.group, &a.at, created, &mut control)?;
+    file.iter().try_for_each(|file| recovery_plan::is_possible(&data, group.as_ref(), file))?;
+    let machines = match &file {
+        Some(file) => group::machines_of(&data, group.as_ref(), file)?,
+        None => group::machines(&data, group.as_ref(), &a.what)?,
+    };
     let set = new_id(created)?;
-    let whole = plan(&mut control, a, &machines, &set, created)?;
+    let wanted = Wanted { at: &a.at, place: &a.place, group: group.as_ref(), planned: a.planned, created };
+    let whole = Whole { plan: file, ..plan(&mut control, a, &machines, &set, &wanted)? };
     drop(control);
     if a.dry_run {
         return if a.json { show::put_json(&whole) } else { show::put(&text(&whole, created)) };
@@ -217,6 +185,10 @@ pub fn run(a: &RunArgs) -> Result<(), Problem> {
         show::put(&text(&whole, created))?;
     }
     agreed(a.yes)?;
+    if let Some(file) = &whole.plan {
+        let record = record(a, file, machines, (&whole, created));
+        return recovery_plan::begin(&data, &record, &signals, a.json);
+    }
     let jobs = Jobs::of(&data);
     look_after(&data, &jobs)?;
     let ids = begin(&data, &jobs, a, machines, (&whole, created))?;
@@ -237,6 +209,28 @@ pub fn run(a: &RunArgs) -> Result<(), Problem> {
     shown.iter().try_for_each(|(job, _)| report::verdict(job))
 }
 
+/// The run of a plan that begins at these moments.
+fn record(a: &RunArgs, file: &recovery::Plan, machines: Vec<Machine>, (whole, created): (&Whole, Time)) -> Record {
+    let moments = whole.disks.iter().map(|d| (d.seq, d.time));
+    let kind = Kind::Failover {
+        branch: branch(a, &whole.set),
+        latest: is_latest(a),
+        planned: a.planned,
+        drain_limit_ms: millis(a.drain_limit),
+    };
+    let machines = recovery_plan::prepared(file, machines, moments);
+    Record { version: VERSION, created, kind, machines, lives: 0, run: Run::new(whole.set.clone(), file.clone(), None) }
+}
+
+fn branch(a: &RunArgs, set: &str) -> String {
+    a.branch.clone().unwrap_or_else(|| format!("failover-{set}"))
+}
+
+/// Whether each disk begins at its newest write, whichever that is when it is fenced.
+fn is_latest(a: &RunArgs) -> bool {
+    a.at == When::Latest && a.place.is_empty() && a.group.group.is_none()
+}
+
 /// Makes the jobs and starts who does them.
 fn begin(
     data: &Path,
@@ -250,8 +244,6 @@ fn begin(
     let mut ids = Vec::new();
     for (n, machine) in machines.into_iter().enumerate() {
         let moments = disks.by_ref().take(machine.disks.len()).map(|d| (d.seq, d.time)).collect();
-        let latest = a.at == When::Latest && a.place.is_empty();
-        let branch = a.branch.clone().unwrap_or_else(|| format!("failover-{}", whole.set));
         let job = Job::new(Plan {
             id: if n == 0 { whole.set.clone() } else { format!("{}-{n}", whole.set) },
             created,
@@ -261,8 +253,8 @@ fn begin(
             check_limit_ms: millis(a.check_limit),
             ttl_ms: 0,
             failover: Some(FailoverPlan {
-                branch,
-                latest,
+                branch: branch(a, &whole.set),
+                latest: is_latest(a),
                 planned: a.planned,
                 drain_limit_ms: millis(a.drain_limit),
                 commit_after_ms: a.commit_after.map(millis),
@@ -288,7 +280,10 @@ pub enum Decision {
 }
 
 /// The jobs of this name: one, or all that were asked for together.
-fn named(jobs: &Jobs, name: &str) -> Result<Vec<Job>, Problem> {
+///
+/// # Errors
+/// If there is none.
+pub fn named(jobs: &Jobs, name: &str) -> Result<Vec<Job>, Problem> {
     let mut found = Vec::new();
     for id in jobs.ids().map_err(failed)? {
         match jobs.load(&id) {
@@ -296,6 +291,10 @@ fn named(jobs: &Jobs, name: &str) -> Result<Vec<Job>, Problem> {
             Ok(_) | Err(StoreError::NotFound(_)) => {}
             Err(e) => eprintln!("afterimage: {e}"),
         }
+    }
+    // Of a plan there are attempts that have ended, beside those that run.
+    if found.iter().any(|job| !job.has_ended()) {
+        found.retain(|job| !job.has_ended() || job.id == name);
     }
     if found.is_empty() { Err(failed(StoreError::NotFound(name.to_owned()))) } else { Ok(found) }
 }
@@ -307,6 +306,24 @@ fn named(jobs: &Jobs, name: &str) -> Result<Vec<Job>, Problem> {
 pub fn decide(a: &DecideArgs, what: Decision) -> Result<(), Problem> {
     let data = folder(&a.data)?;
     let jobs = Jobs::of(&data);
+    if let Some(record) = recovery_plan::find(&jobs, &a.id)?.filter(|r| !r.run.has_ended()) {
+        if what != Decision::RollBack || a.keep_branch {
+            let text = format!(
+                "plan {} is not at its end: `afterimage failover show {}` tells how far it is",
+                record.run.plan.name, a.id
+            );
+            return Err(Problem::failed(text));
+        }
+        if !a.json {
+            show::put(&format!(
+                "roll-back of plan {}: machines that it has started are killed, what was written is dropped, and their old primaries \
+                 take writes again\n",
+                record.run.plan.name
+            ))?;
+        }
+        agreed(a.yes)?;
+        return recovery_plan::stop(&data, &jobs, &a.id, a.json);
+    }
     let found = named(&jobs, &a.id)?;
     for job in &found {
         let id = &job.id;

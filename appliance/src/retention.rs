@@ -160,6 +160,7 @@ impl Appliance {
         let mut found = find(&v.progress().points).ok_or_else(missing)?;
         // From here on its record is in the layers, and no replay finds it again.
         v.flush(&self.shared)?;
+        let _telling = v.telling.lock();
         found.pinned = change == PointChange::Pin;
         let apply = |points: &mut Vec<PointMeta>| match change {
             PointChange::Remove => points.retain(|p| p.seq != found.seq),
@@ -203,6 +204,7 @@ impl Appliance {
             points.extend(new.iter().cloned());
             points.sort_by_key(|p| p.seq);
         };
+        let _telling = v.telling.lock();
         self.change(&v.name, |meta| apply(&mut meta.points))?;
         v.edit_progress(|p| apply(&mut p.points));
         Ok(refused)

@@ -177,6 +177,24 @@ fn pins_removals_and_holds() {
 }
 
 #[test]
+fn i10_a_flush_at_the_same_time_does_not_undo_a_change_of_a_point() {
+    let site = Site::new(40, policy(2, [0; 4]));
+    let appliance = site.appliance();
+    let volume = appliance.volume("disk").unwrap();
+    for round in 0..300 {
+        let change = if round % 2 == 0 { PointChange::Pin } else { PointChange::Unpin };
+        std::thread::scope(|scope| {
+            scope.spawn(|| volume.flush(&appliance.shared).unwrap());
+            appliance.change_point("disk", "p7", change).unwrap();
+        });
+        let find = |m: &afterimage_format::manifest::Manifest| {
+            m.volume(&volume.id).unwrap().points.iter().find(|p| p.name == "p7").unwrap().pinned
+        };
+        assert_eq!(appliance.shared.vault.read(find), change == PointChange::Pin, "round {round}");
+    }
+}
+
+#[test]
 fn i10_what_points_of_groups_need_is_kept_beyond_the_window_until_it_is_let_go() {
     let mut site = Site::new(60, policy(2, [0; 4]));
     let id = hello().volume;

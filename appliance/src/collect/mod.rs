@@ -438,6 +438,7 @@ impl Round<'_> {
         let history = &volume.history;
         let window = if policy.hold { 0 } else { window_at(volume, start).map_err(of_volume(volume))? };
         let (first, mut forks) = self.shared.vault.read(|m| window_of(m, volume));
+        let _telling = volume.telling.lock();
         let progress = volume.progress();
         // By the window that is wanted: where it has become wider, points that it would have kept stay.
         let points = refs(policy, window.min(progress.seq), &progress.points);

@@ -8,7 +8,7 @@ use crate::store::segment::{OpenSegment, SegmentWriter};
 use crate::store::{StoreError, file_name};
 use crate::vault::VaultError;
 use afterimage_base::world::channel::Receiver;
-use afterimage_base::world::sync::Condvar;
+use afterimage_base::world::sync::{Condvar, LongMutex};
 use afterimage_format::fence::Fence;
 use afterimage_format::manifest::{
     ForkKind, ForkMeta, GapMeta, Manifest, PointMeta, SegmentMeta, SegmentState, SizeMeta, VolumeMeta,
@@ -179,6 +179,9 @@ pub struct Volume {
     /// Its history.
     pub history: Arc<VolumeHistory>,
     progress: Mutex<Progress>,
+    /// Held from when what the manifest is to say of points and gaps is looked up until it says so. Otherwise a flush could write what
+    /// was true before somebody else's change, which the next start would not know then.
+    pub(crate) telling: LongMutex<()>,
     fork: Mutex<Option<ForkMeta>>,
     /// See [`crate::fence`].
     pub(crate) standing: Mutex<Standing>,
@@ -240,6 +243,7 @@ impl Volume {
             id: meta.id,
             name: meta.name.clone(),
             progress: Mutex::new(progress),
+            telling: LongMutex::new(()),
             fork: Mutex::new(meta.fork),
             standing: Mutex::new(Standing::of(meta)),
             sealed: AtomicBool::new(meta.fence.as_ref().is_some_and(|f| f.state == Fence::Closed)),
@@ -436,6 +440,7 @@ impl Volume {
         if let Some(why) = self.failure() {
             return Err(SessionError::Failed(why));
         }
+        let _telling = self.telling.lock();
         let flushed = self.history.flush();
         if let Err(e) = &flushed {
             self.fail_unless_full(e);

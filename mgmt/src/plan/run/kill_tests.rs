@@ -133,7 +133,7 @@ impl Host {
     }
 
     /// Processes, one after the other, until the run has ended.
-    fn to_the_end(&mut self) {
+    fn go_to_the_end(&mut self) {
         for _ in 0..10 {
             if self.live().is_ok() {
                 return;
@@ -155,7 +155,9 @@ fn word(run: &Run, action: &Action) -> String {
 fn killed_at_each_place_of_each_step_a_run_ends_where_it_was_going() {
     let all = ["r-s1m1a1", "r-s1m2a1", "r-s2m1a1"].map(str::to_owned);
     let failed = Outcome::Failed("step two: c: no boot".to_owned());
-    let cases: [(&[&str], bool, bool, BTreeSet<String>, Outcome); 3] = [
+    // Its steps, whether it is a test, whether a step fails, what is up in the end, how it ended.
+    type Case = (&'static [&'static str], bool, bool, BTreeSet<String>, Outcome);
+    let cases: [Case; 3] = [
         (&TEST, true, false, BTreeSet::new(), Outcome::Passed),
         (&FAILOVER, false, false, BTreeSet::from(all), Outcome::Passed),
         (&ROLLED_BACK, false, true, BTreeSet::new(), failed),
@@ -164,11 +166,11 @@ fn killed_at_each_place_of_each_step_a_run_ends_where_it_was_going() {
         let every = steps.iter().flat_map(|step| places(step).iter().map(move |place| format!("{step}, {place}")));
         let every: BTreeSet<String> = every.collect();
         let mut unharmed = Host::new(test, fails, None);
-        unharmed.to_the_end();
+        unharmed.go_to_the_end();
         assert_eq!(unharmed.passed, every, "the list of steps is what is done");
         for kill in every {
             let mut host = Host::new(test, fails, Some(kill.clone()));
-            host.to_the_end();
+            host.go_to_the_end();
             let run = host.load();
             assert!(host.kill.is_none(), "{kill}: it was never there");
             assert_eq!((&host.up, run.outcome.as_ref()), (&up, Some(&outcome)), "killed at {kill}");

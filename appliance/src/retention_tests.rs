@@ -194,6 +194,28 @@ fn i10_a_flush_at_the_same_time_does_not_undo_a_change_of_a_point() {
     }
 }
 
+/// Writes to the manifest, behind a change, what was true before it, as a flush beside it would without the lock.
+#[test]
+fn i10_broken_a_flush_that_writes_what_was_true_before_loses_a_pin() {
+    for broken in [false, true] {
+        let mut site = Site::new(200, policy(2, [0; 4]));
+        let volume = site.appliance().volume("disk").unwrap();
+        volume.flush(&site.appliance().shared).unwrap();
+        let before = volume.progress();
+        site.appliance().change_point("disk", "p7", PointChange::Pin).unwrap();
+        if broken {
+            let stale = |m: &mut afterimage_format::manifest::Manifest| {
+                m.volumes.iter_mut().filter(|v| v.id == volume.id).for_each(|v| before.store(v));
+            };
+            site.appliance().shared.vault.edit(stale).unwrap();
+        }
+        drop(volume);
+        site.restart(false);
+        site.collect();
+        assert_ne!(site.names().contains(&"p7".to_owned()), broken, "the break was not seen, or there is none");
+    }
+}
+
 #[test]
 fn i10_what_points_of_groups_need_is_kept_beyond_the_window_until_it_is_let_go() {
     let mut site = Site::new(60, policy(2, [0; 4]));

@@ -2,7 +2,7 @@ use crate::appliance::{Appliance, ApplianceError};
 use crate::branch::BranchError;
 use crate::config::ApplianceConfig;
 use crate::fence::FenceError;
-use crate::ingest::volume::Committed;
+use crate::ingest::progress::Committed;
 use crate::room::MinFree;
 use crate::testing::*;
 use afterimage_base::block::{BlockDevice, Request};

@@ -24,12 +24,14 @@
 //! | [`compare`] | answering hash queries |
 //! | [`replay`] | bringing volumes back at start |
 //! | [`volume`] | what a volume is between sessions |
+//! | [`progress`] | and how far it is |
 
 pub mod batch;
 pub mod compare;
 pub mod listen;
 pub mod plan;
 pub mod pressure;
+pub mod progress;
 pub mod replay;
 pub mod secure;
 pub mod session;

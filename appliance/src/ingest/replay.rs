@@ -8,7 +8,8 @@
 //! | not to be read: the disk gives an error | they may be there | the volume takes no more; what comes before can be seen; the next start reads again |
 
 use super::Shared;
-use super::volume::{Committed, Progress, end_segment};
+use super::progress::{Committed, Progress};
+use super::volume::end_segment;
 use crate::history::{Run, VolumeHistory};
 use crate::keys::SegmentKey;
 use crate::reduce::frame::Opener;

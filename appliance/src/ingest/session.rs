@@ -2,9 +2,10 @@
 
 use super::batch::{Batch, Cursor};
 use super::compare::{Asked, Comparer, QUEUE};
+use super::progress::Progress;
 use super::secure::Greet;
 use super::stages::{Received, Stages, UnderWay, lock};
-use super::volume::{Progress, SessionTurn, Volume};
+use super::volume::{SessionTurn, Volume};
 use super::{SessionError, Shared};
 use crate::fence::{Standing, is_tail};
 use afterimage_base::world;

@@ -2,7 +2,8 @@
 
 use super::batch::push_run;
 use super::plan::{Plan, Sealed, Target};
-use super::volume::{Committed, Volume};
+use super::progress::Committed;
+use super::volume::Volume;
 use super::{Flight, SessionError, Shared};
 use crate::history::Run;
 use crate::reduce::FRAME_BLOCKS;

@@ -14,6 +14,7 @@
 //! its files; it dies with the test program, too.
 
 mod console;
+mod folder;
 mod image;
 
 use crate::process::spawn;
@@ -22,14 +23,13 @@ pub use crate::seats::{Seats, reserve as seats};
 use crate::tool::{cannot_start, line_of, tail, tool};
 use afterimage_base::cpio::Entry;
 use console::{Console, Missing};
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::File;
+use folder::Folder;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,6 @@ const STARTS: &str = "guest: script starts";
 const READY: &str = "guest: console is ready";
 /// A command that takes longer than this hangs: the guest may be emulated on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(300);
-const PREFIX: &str = "afterimage-guest-";
 
 /// The plan of a guest.
 #[derive(Debug)]
@@ -75,13 +74,6 @@ struct Port {
     to: UnixStream,
     console: Arc<Console>,
     commands: u32,
-}
-
-/// A guest's own folder, with a lock that its owner holds.
-#[derive(Debug)]
-struct Folder {
-    path: tempfile::TempDir,
-    _lock: Flock<File>,
 }
 
 /// How a command in the guest ended.
@@ -271,9 +263,9 @@ impl Builder {
         let accelerator = image::accelerator();
         let seat = self.seats.as_ref().map_or_else(Seat::alone, Seats::sit);
         let folder = Folder::new();
-        let initrd = folder.path.path().join("initrd");
+        let initrd = folder.path().join("initrd");
         let packed = image::write_initrd(&initrd, self.fio, &self.files).div_ceil(1 << 20);
-        let socket = folder.path.path().join("port");
+        let socket = folder.path().join("port");
         // The archive is unpacked into a file system that may fill half of the memory (rootfs is a tmpfs).
         let memory = u64::from(self.memory) + 2 * packed;
         let mut command = tool("qemu-system-x86_64")
@@ -288,7 +280,7 @@ impl Builder {
             .arg(&initrd)
             .args(&self.arguments);
         if let Some(script) = &self.script {
-            let path = folder.path.path().join("script");
+            let path = folder.path().join("script");
             std::fs::write(&path, script).expect("write a script file");
             command = command.arg("-fw_cfg").arg(format!("name=opt/afterimage/script,file={}", path.display()));
         }
@@ -550,32 +542,6 @@ impl Drop for Guest {
             if let Some(port) = &self.port {
                 eprintln!("what its commands printed:\n{}", tail(&port.console.lines().join("\n")));
             }
-        }
-    }
-}
-
-impl Folder {
-    fn new() -> Folder {
-        static SWEPT: Once = Once::new();
-        SWEPT.call_once(sweep);
-        let path = tempfile::Builder::new().prefix(PREFIX).tempdir().expect("make a folder");
-        let lock = File::create(path.path().join("lock")).expect("make a lock file");
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).expect("lock a folder of one's own");
-        Folder { path, _lock: lock }
-    }
-}
-
-/// Removes the folders of guests whose test was killed: nobody holds their locks. A new one may not be locked yet.
-fn sweep() {
-    let is_old = |path: &Path| {
-        let age = path.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
-        age.is_some_and(|a| a > Duration::from_secs(60))
-    };
-    let found = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten().map(|e| e.path());
-    for folder in found.filter(|p| p.to_string_lossy().contains(PREFIX) && is_old(p)) {
-        let Ok(file) = File::open(folder.join("lock")) else { continue };
-        if let Ok(_lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            let _ = std::fs::remove_dir_all(&folder);
         }
     }
 }

@@ -23,7 +23,7 @@ use afterimage_journal::ReserveError;
 use afterimage_trust::session::{Attendant, Outbox};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,8 @@ struct Queue {
 struct Inner {
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// From a Prepare until gates are open again.
+    busy: AtomicBool,
 }
 
 impl Inner {
@@ -99,7 +101,7 @@ impl Barriers {
     /// # Errors
     /// If the system refuses a thread.
     pub fn start(agent: &Arc<Agent>) -> io::Result<Barriers> {
-        let inner = Arc::new(Inner { queue: Mutex::default(), changed: Condvar::new() });
+        let inner = Arc::new(Inner { queue: Mutex::default(), changed: Condvar::new(), busy: AtomicBool::new(false) });
         let (of_thread, agent) = (Arc::clone(&inner), Arc::clone(agent));
         let desk = move || {
             Desk { inner: &of_thread, agent: &agent, member: Member::default(), out: None, watched: Vec::new() }.run()
@@ -139,11 +141,19 @@ impl Attendant for Barriers {
 
     fn take(&self, kind: Message, body: &[u8]) -> io::Result<()> {
         self.inner.push(match kind {
-            Message::Prepare => Event::Prepare(Prepare::decode(body).map_err(bad)?),
+            Message::Prepare => {
+                let prepare = Prepare::decode(body).map_err(bad)?;
+                self.inner.busy.store(true, Ordering::Release);
+                Event::Prepare(prepare)
+            }
             Message::Release => Event::Release(Named::decode(body).map_err(bad)?),
             Message::Watch => Event::Watch(Held::decode(body).map_err(bad)?),
             _ => return Err(bad("it sent a message that is not its to send")),
         })
+    }
+
+    fn is_busy(&self) -> bool {
+        self.inner.busy.load(Ordering::Acquire)
     }
 
     fn end(&self) {
@@ -210,8 +220,12 @@ impl Desk<'_> {
                 Some(Event::Begin(out)) => {
                     self.watched.clear();
                     (self.member, self.out) = (Member::default(), Some(out));
+                    self.inner.busy.store(false, Ordering::Release);
                 }
-                Some(Event::Prepare(prepare)) => self.barrier(prepare),
+                Some(Event::Prepare(prepare)) => {
+                    self.barrier(prepare);
+                    self.inner.busy.store(false, Ordering::Release);
+                }
                 Some(Event::Release(of)) => {
                     for deed in self.member.step(Step::Release(id(of))) {
                         self.answer(of, deed, Duration::ZERO, Err(String::new()));

@@ -53,6 +53,9 @@ pub trait Attendant: Send + Sync {
     /// If it makes no sense; the session ends.
     fn take(&self, kind: Kind, body: &[u8]) -> io::Result<()>;
 
+    /// Whether writes wait for the next message. The session puts off everything else then.
+    fn is_busy(&self) -> bool;
+
     /// The session has ended.
     fn end(&self);
 }
@@ -294,13 +297,15 @@ impl Talk<'_> {
             if self.shared.stopping() {
                 return send(&mut self.writer, Kind::Bye, &[]);
             }
-            self.renew_if_due()?;
-            if let Some(desk) = &mut self.desk {
-                desk.send_due(&mut self.writer)?;
-            }
-            if pinged.elapsed() >= self.every {
-                pinged = Instant::now();
-                send(&mut self.writer, Kind::Ping, &[0; 8])?;
+            if !self.attendant.is_some_and(Attendant::is_busy) {
+                self.renew_if_due()?;
+                if let Some(desk) = &mut self.desk {
+                    desk.send_due(&mut self.writer)?;
+                }
+                if pinged.elapsed() >= self.every {
+                    pinged = Instant::now();
+                    send(&mut self.writer, Kind::Ping, &[0; 8])?;
+                }
             }
             match self.inbox.poll()? {
                 Some((Kind::Bye, _)) => return Ok(()),

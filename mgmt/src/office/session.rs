@@ -230,17 +230,17 @@ struct Session<'a> {
 
 impl Session<'_> {
     fn run(&mut self) -> io::Result<()> {
-        let mut heard = Instant::now();
-        let mut told = None::<Instant>;
+        let (mut heard, mut told) = (Instant::now(), Instant::now());
+        // What is new rings; this is in case that it was missed.
+        let mut look = true;
         loop {
             // Before it is looked at what it rang for.
             let rings = self.bell_rings();
             for ask in self.office.questions_for(self.number) {
                 send(self.writer, Kind::Ask, &ask.encode())?;
             }
-            // Not for each message: a barrier does not wait for the catalogue.
-            if rings || told.is_none_or(|at| at.elapsed() >= TICK) {
-                told = Some(Instant::now());
+            if rings || look {
+                told = Instant::now();
                 self.tell()?;
             }
             if !self.inbox.has_more() && !self.wait(KEEP_ALIVE * 3)? && heard.elapsed() >= KEEP_ALIVE * 3 {
@@ -251,6 +251,8 @@ impl Session<'_> {
             }
             let Some((kind, body)) = self.inbox.poll()? else { continue };
             heard = Instant::now();
+            // Writes wait for what a barrier says, so that does not wait for the catalogue.
+            look = !kind.is_of_groups() && told.elapsed() >= TICK;
             match kind {
                 Kind::Ping => send(self.writer, Kind::Pong, &body)?,
                 Kind::Pong => {}

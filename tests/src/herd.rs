@@ -25,6 +25,8 @@ pub struct Special {
     /// Lines of each volume's table in the agents' files: they are started with files then. `{I}` stands for the agent's number, `{DIR}` for the folder
     /// of everything.
     pub volume: Option<&'static str>,
+    /// Nothing lies between agents and mgmt, and there are no proxies: for figures.
+    pub direct: bool,
 }
 
 /// See the module.
@@ -33,7 +35,7 @@ pub struct Herd {
     agents: Vec<Option<Process>>,
     mgmt: Option<Process>,
     appliance: Process,
-    /// Agents' ways to mgmt.
+    /// Agents' ways to mgmt, unless they are direct.
     pub proxies: Vec<Proxy>,
     disks: usize,
     special: Special,
@@ -98,12 +100,12 @@ impl Herd {
             dir,
         };
         for i in 0..agents {
-            let proxy = proxy(port, i as u64 + 1);
+            let proxy = (!special.direct).then(|| proxy(port, i as u64 + 1));
             let token = herd.mgmt_cli(&["mgmt", "token", "create", "--name", &format!("m{i}")]).run();
             let token = token.stdout.trim().to_owned();
-            let address = format!("127.0.0.1:{}", proxy.port);
+            let address = format!("127.0.0.1:{}", proxy.as_ref().map_or(port, |proxy| proxy.port));
             afterimage(&herd.data(i)).env("AFTERIMAGE_TOKEN", token).args(["agent", "join", &address]).run();
-            herd.proxies.push(proxy);
+            herd.proxies.extend(proxy);
             for d in 0..disks {
                 data::sparse(&herd.image(i * disks + d), SIZE);
             }

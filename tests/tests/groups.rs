@@ -7,7 +7,7 @@ use afterimage_nbd::Address;
 use afterimage_nbd::client::Client;
 use afterimage_tests::daemon::number;
 use afterimage_tests::data::Chance;
-use afterimage_tests::herd::{GROUP, Herd, SIZE};
+use afterimage_tests::herd::{GROUP, Herd, SIZE, Special};
 use afterimage_tests::mgmt::afterimage;
 use afterimage_tests::process::wait_until;
 use afterimage_tests::tool::{Finished, tool};
@@ -333,7 +333,7 @@ fn i7_a_mgmt_that_takes_whatever_is_served_is_found() {
 fn figures_of_holds() {
     let members = std::env::var("AFTERIMAGE_GROUP_MEMBERS").unwrap_or_else(|_| "1,16,64".to_owned());
     for agents in members.split(',').map(|n| n.parse::<usize>().unwrap()) {
-        let herd = Herd::new(agents, 1, &["--every", "0s"], None);
+        let herd = Herd::special(agents, 1, &["--every", "0s"], Special { direct: true, ..Special::default() });
         let mut fio = tool("fio").args(["--ioengine=nbd", "--thread", "--rw=randwrite", "--bs=4k", "--iodepth=4"]);
         let rate = (3200 / agents).to_string();
         fio = fio.args(["--time_based", "--output-format=json", "--group_reporting", "--rate_iops", &rate]);

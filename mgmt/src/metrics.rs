@@ -11,7 +11,8 @@ mod office;
 pub use groups::Tally;
 pub use office::{families as office_families, of_office};
 
-use crate::protocol::{State, Status, StoreStatus, VolumeStatus};
+use crate::failover::summary::{Recovery, Stage, What};
+use crate::protocol::{Role, State, Status, StoreStatus, VolumeStatus};
 use std::fmt::Write as _;
 
 const STATES: [State; 8] = [
@@ -110,6 +111,36 @@ fn of_store(s: &StoreStatus) -> Vec<(&'static str, &'static str, &'static str, u
     out
 }
 
+/// Name, type and help of what a host says of failovers, tests and plans.
+const RECOVERIES: [(&str, &str, &str); 3] = [
+    ("recoveries", "gauge", "Failovers, tests and plans by kind and stage; of those that have ended, the last"),
+    ("recovery_waits", "gauge", "Those that wait for people: to commit, or to do something by hand"),
+    ("recovery_failed", "gauge", "Those that failed"),
+];
+
+/// Those families, of each host that has any; the label and its value say which.
+fn recoveries(out: &mut String, hosts: &[(Option<(&str, &str)>, &[Recovery])]) {
+    for (name, kind, help) in RECOVERIES {
+        head(out, name, kind, help);
+        for (of, all) in hosts.iter().filter(|(_, all)| !all.is_empty()) {
+            let first = of.map_or_else(String::new, |(l, value)| format!("{l}=\"{}\",", escaped(value)));
+            for what in What::ALL {
+                let mut sample = |labels: &str, is: &dyn Fn(&Recovery) -> bool| {
+                    let count = all.iter().filter(|r| r.what == what && is(r)).count();
+                    let _ = writeln!(out, "afterimage_{name}{{{first}what=\"{what}\"{labels}}} {count}");
+                };
+                match name {
+                    "recovery_waits" => sample("", &|r| r.waits_for.is_some()),
+                    "recovery_failed" => sample("", &|r| r.outcome.as_deref() == Some("failed")),
+                    _ => Stage::ALL.into_iter().for_each(|stage| {
+                        sample(&format!(",stage=\"{}\"", stage.as_str()), &|r| r.stage == stage);
+                    }),
+                }
+            }
+        }
+    }
+}
+
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
@@ -149,7 +180,8 @@ pub fn families() -> Vec<String> {
     let store = of_store(&StoreStatus { unordered_bytes: Some(0), ..StoreStatus::default() });
     let store = store.into_iter().map(|(name, ..)| format!("store_{name}"));
     let volume = FAMILIES.iter().map(|(name, ..)| format!("volume_{name}"));
-    let all = own.into_iter().chain(store).chain(volume).chain(office_families());
+    let recovery = RECOVERIES.iter().map(|(name, ..)| (*name).to_owned());
+    let all = own.into_iter().chain(store).chain(volume).chain(recovery).chain(office_families());
     all.map(|name| format!("afterimage_{name}")).collect()
 }
 
@@ -168,6 +200,9 @@ pub fn text(status: &Status) -> String {
             head(&mut out, &format!("store_{name}"), kind, help);
             let _ = writeln!(out, "afterimage_store_{name} {value}");
         }
+    }
+    if matches!(status.role, Role::All | Role::Appliance) {
+        recoveries(&mut out, &[(None, &status.recoveries)]);
     }
     volumes(&mut out, &[Group { of: None, volumes: &status.volumes }]);
     out
@@ -213,13 +248,21 @@ mod tests {
         });
         let status = json!({
             "v": 1, "version": "0.1.0", "pid": 1, "data": "/d", "started": "2026-03-01T14:30:00Z",
-            "time": "2026-03-01T14:30:00Z", "window_seconds": 1, "clients": 3, "store": { "rewritten_bytes": 12 }, "volumes": [volume]
+            "time": "2026-03-01T14:30:00Z", "window_seconds": 1, "clients": 3, "store": { "rewritten_bytes": 12 }, "volumes": [volume],
+            "recoveries": [{
+                "id": "1", "what": "failover", "subject": "web", "stage": "running", "outcome": null, "trouble": null, "committed": false,
+                "waits_for": "commit", "part_of": null, "created": "2026-03-01T14:30:00Z", "until": null
+            }]
         });
         let text = text(&serde_json::from_value(status).unwrap());
         for line in [
             "afterimage_info{version=\"0.1.0\",role=\"all\"} 1",
             "afterimage_clients 3",
             "afterimage_store_rewritten_bytes_total 12",
+            "afterimage_recoveries{what=\"failover\",stage=\"running\"} 1",
+            "afterimage_recoveries{what=\"test\",stage=\"running\"} 0",
+            "afterimage_recovery_waits{what=\"failover\"} 1",
+            "afterimage_recovery_failed{what=\"failover\"} 0",
             "afterimage_volume_state{volume=\"web\",state=\"dirty\"} 1",
             "afterimage_volume_state{volume=\"web\",state=\"live\"} 0",
             "afterimage_volume_state_since_seconds{volume=\"web\"} 1772375400",

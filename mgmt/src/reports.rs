@@ -1,6 +1,8 @@
 //! How members are, as they say: the newest report of each is kept in memory, and what changed since the one before becomes
 //! events and the catalogue's list of volumes. Figures that change all the time are in memory only: they come again in seconds.
 
+pub(crate) mod recoveries;
+
 use crate::catalogue::{NewEvent, Severity, VolumeRow};
 use crate::protocol::{State, Status, VolumeStatus};
 use afterimage_trust::identity::{Identity, Role};
@@ -41,13 +43,15 @@ impl Reports {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a report; true if its volumes are others than before, or in another state.
+    /// Keeps a report; true if its volumes are others than before, or in another state, or so its failovers.
     pub(crate) fn keep(&self, identity: &Identity, name: &str, mut status: Status) -> bool {
         status.volumes.truncate(MOST);
+        status.recoveries.truncate(recoveries::MOST);
         let mut held = self.held();
         let changed = held.get(&identity.id).is_none_or(|old| {
+            let others = old.status.recoveries != status.recoveries;
             let (old, new) = (&old.status.volumes, &status.volumes);
-            old.len() != new.len() || old.iter().zip(new).any(|(a, b)| face(a) != face(b))
+            others || old.len() != new.len() || old.iter().zip(new).any(|(a, b)| face(a) != face(b))
         });
         let report = Report { identity: *identity, name: name.to_owned(), status, at: Instant::now() };
         held.insert(identity.id, report);

@@ -84,6 +84,7 @@ impl Site for Toy {
             listen: Vec::new(),
             window_seconds: 86_400,
             store: None,
+            recoveries: Vec::new(),
             clients: 0,
             volumes: vec![toy_volume()],
         })

@@ -118,6 +118,36 @@ fn a_group_starts_at_one_of_its_points() {
     assert_nothing_runs(&herd);
     (0..2).for_each(|agent| herd.wait_live(agent));
 
+    // mgmt has seen all of it, and still knows what its host has removed the reports of.
+    let known =
+        || parse(&failover(&herd, &["ls", "--all", "--json", "--mgmt-data"]).arg(herd.dir().join("mgmt")).run());
+    let of = |id: &str| known().as_array().unwrap().iter().find(|r| r["id"] == id).cloned();
+    wait("mgmt to know of the end", || of(id).is_some_and(|r| r["stage"] == "ended"));
+    let seen = of(id).unwrap();
+    assert!(seen["what"] == "failover" && seen["outcome"] == "rolled-back" && seen["appliance"] == "vault", "{seen:#}");
+    let events = herd.mgmt_cli(&["event", "ls", "--limit", "1000", "--json"]).run().stdout;
+    let told = |kind: &str| {
+        let lines = events.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        let mine = lines.filter(|e| e["object"] == format!("recovery {id}"));
+        mine.filter(|e| e["kind"] == kind).count()
+    };
+    assert_eq!(told("recovery-ended"), 1, "{events}");
+    failover(&herd, &["cleanup"]).run();
+    assert_eq!(of(id).unwrap()["outcome"], "rolled-back");
+
+    // Planned: what came behind the newest point is on the branches, too.
+    (0..2).for_each(|agent| write(&herd, agent, 9));
+    let moved = parse(&of_group(&herd, &["run", "--planned", "--yes", "--json"]).args(CHECK).run());
+    let id = moved[0]["id"].as_str().unwrap();
+    for job in moved.as_array().unwrap() {
+        let disk = &job["disks"][0];
+        let (volume, seq) = (disk["volume"].as_str().unwrap(), number(disk, "seq"));
+        assert_eq!(herd.restore(&format!("{volume}/failover-{id}"), seq)[0], 9, "{job:#}");
+    }
+    failover(&herd, &["rollback", "--yes", "--json", id]).run();
+    assert_nothing_runs(&herd);
+    (0..2).for_each(|agent| herd.wait_live(agent));
+
     // By a plan, in its order; m1, which nobody has described, is known by the group.
     let plan = herd.dir().join("plan.toml");
     let step = |name: &str, machine: &str| {

@@ -23,8 +23,10 @@ use crate::failover::forks::Exports;
 use crate::failover::report::Listed;
 use crate::failover::run::Decision;
 use crate::problem::Problem;
+use crate::remote::Way;
 use crate::{screen, show};
 use afterimage_base::clock::{Clock, SystemClock};
+use afterimage_mgmt::api::types::{List, RecoveryView};
 use afterimage_mgmt::failover::job::{Job, Phase};
 use afterimage_mgmt::failover::store::{Jobs, StoreError};
 use afterimage_mgmt::failover::sweep::{sweep, sweep_one};
@@ -140,6 +142,10 @@ fn open(jobs: &Jobs, id: &str) -> Result<Option<Listed>, Problem> {
 }
 
 fn list(a: &ListArgs) -> Result<(), Problem> {
+    if a.all {
+        let all: List<RecoveryView> = Way::of(&a.mgmt.way())?.get("/v1/recoveries?limit=1000")?;
+        return report::list_all(&all.items, a.json);
+    }
     let jobs = Jobs::of(&folder(&a.data)?);
     let mut found = Vec::new();
     for id in jobs.ids().map_err(failed)? {

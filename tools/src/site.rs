@@ -13,6 +13,7 @@ mod past;
 mod points;
 mod policy;
 mod quiet;
+mod recoveries;
 mod taking;
 
 pub use taking::{Taken, Taker, load as load_taken};
@@ -119,6 +120,7 @@ pub struct Local {
     apps: Apps,
     quiet: quiet::Sets,
     managed: managed::Book,
+    recoveries: recoveries::Recoveries,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -163,6 +165,7 @@ impl Local {
             taker: OnceLock::new(),
             quiet: quiet::Sets::default(),
             managed: managed::Book::load(data),
+            recoveries: recoveries::Recoveries::of(data),
         })
     }
 
@@ -347,6 +350,8 @@ impl Site for Local {
                 .map_or_else(Vec::new, |a| a.addresses().iter().map(ToString::to_string).collect()),
             window_seconds: self.about.window.map_or(0, |w| w.as_secs()),
             store: appliance.as_ref().map(|a| of_store(&a.store())),
+            // They are where the history is.
+            recoveries: appliance.as_ref().map_or_else(Vec::new, |_| self.recoveries.now()),
             clients: lock(&self.server).as_ref().map_or(0, |s| s.stats().connections),
             volumes,
         })

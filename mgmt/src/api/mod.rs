@@ -28,6 +28,7 @@ mod policies;
 pub mod problem;
 pub mod protect;
 pub mod readiness;
+mod recoveries;
 pub mod routes;
 pub mod server;
 mod tokens;

@@ -2,7 +2,7 @@
 //! made from them.
 
 use super::problem::{Kind, Problem};
-use super::{events, groups, machines, members, policies, tokens};
+use super::{events, groups, machines, members, policies, recoveries, tokens};
 use crate::catalogue::ApiRole;
 use crate::office::Office;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -11,8 +11,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Every table. One more line here is one more set of routes.
-const TABLES: &[&[Route]] =
-    &[events::ROUTES, groups::ROUTES, machines::ROUTES, members::ROUTES, policies::ROUTES, tokens::ROUTES];
+const TABLES: &[&[Route]] = &[
+    events::ROUTES,
+    groups::ROUTES,
+    machines::ROUTES,
+    members::ROUTES,
+    policies::ROUTES,
+    recoveries::ROUTES,
+    tokens::ROUTES,
+];
 
 /// An HTTP method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

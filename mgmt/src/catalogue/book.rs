@@ -128,7 +128,7 @@ pub struct JobRow {
 
 /// A writing down of what was seen.
 pub struct Book<'a> {
-    tx: Transaction<'a>,
+    pub(super) tx: Transaction<'a>,
     time: i64,
 }
 

@@ -11,12 +11,14 @@ pub(crate) mod keeping;
 mod keys;
 mod objects;
 pub mod points;
+mod recoveries;
 mod rows;
 mod schema;
 
 pub use book::{Book, EventRow, JobRow, NewEvent, Severity, VolumeRow};
 pub use keys::{ApiRole, ApiTokenRow};
 pub use objects::{GuestRow, PolicyRow, PolicySettings, ProtectionRow};
+pub use recoveries::RecoveryRow;
 pub use rows::{AuditRow, CertificateRow, Member, NewToken, Redeemed, TokenRow};
 
 use afterimage_trust::Role;

@@ -4,7 +4,7 @@ use super::CatalogueError;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Step N brings version N to N + 1.
-const STEPS: [&str; 4] = ["
+const STEPS: [&str; 5] = ["
     CREATE TABLE settings (
         key   TEXT PRIMARY KEY,
         value TEXT NOT NULL
@@ -127,7 +127,7 @@ const STEPS: [&str; 4] = ["
         expires INTEGER NOT NULL,
         revoked INTEGER
     ) STRICT;
-", super::groups::SCHEMA, super::keeping::SCHEMA];
+", super::groups::SCHEMA, super::keeping::SCHEMA, super::recoveries::SCHEMA];
 
 /// The newest version.
 pub(super) const VERSION: usize = STEPS.len();

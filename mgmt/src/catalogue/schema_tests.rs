@@ -57,6 +57,12 @@ fn fill(db: &Connection, version: usize) {
     run("UPDATE groups SET policy = 'gold', app_minutes = 9, on_hold = 1", &[]);
     run("UPDATE group_points SET pinned = 1 WHERE id = 1", &[]);
     run("INSERT INTO group_pins VALUES (?1, 10, ?2, 4, 1, 'shop/p1', 24, 0)", params![VOLUME, VAULT]);
+    if version < 5 {
+        return;
+    }
+    let seen = r#"{"id":"j1","what":"failover","subject":"web","stage":"running","outcome":null,"trouble":null,"committed":true,
+                   "waits_for":null,"part_of":null,"created":"2026-03-01T14:30:00Z","until":null}"#;
+    run("INSERT INTO recoveries VALUES (1, ?1, 'j1', ?2, 29)", params![VAULT, seen]);
 }
 
 /// A database as a program of this version left it.
@@ -119,6 +125,11 @@ fn read(c: &Catalogue, version: usize) {
     assert_eq!((gaps[0].since.0, &*gaps[0].why), (27, "mgmt was not running"));
     let due = c.pins_due(VAULT, 10).unwrap();
     assert_eq!(due.len(), usize::from(version >= 4));
+    if version < 5 {
+        return;
+    }
+    let recovery = c.recoveries(Some(VAULT), 10).unwrap().remove(0);
+    assert_eq!((&*recovery.recovery.subject, recovery.recovery.committed, recovery.changed), ("web", true, 29));
 }
 
 #[test]

@@ -13,6 +13,7 @@
 //! | [`check`] | what is looked at in a running guest |
 //! | [`runner`] | a job's steps, done: QEMU, its sockets, the checks |
 //! | [`sweep`] | the end of jobs whose process died |
+//! | [`summary`] | a job in a few words, for mgmt |
 
 pub mod check;
 pub mod drive;
@@ -21,4 +22,5 @@ pub mod runner;
 pub mod serial;
 pub mod source;
 pub mod store;
+pub mod summary;
 pub mod sweep;

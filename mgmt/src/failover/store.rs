@@ -17,6 +17,7 @@
 //! a job that goes on without an owner.
 
 use crate::failover::job::{FAILOVER_VERSION, Job, VERSION};
+use crate::failover::summary::Recovery;
 use crate::plan::record::{Record, VERSION as PLAN_VERSION};
 use afterimage_base::crashsafe;
 use nix::errno::Errno;
@@ -28,7 +29,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
 /// Longest file of a job.
@@ -172,6 +173,31 @@ impl Jobs {
         let (path, record): (_, Record) = self.read(id, PLAN, (PLAN_VERSION, PLAN_VERSION))?;
         named(path, id, &record.run.id)?;
         Ok(record)
+    }
+
+    /// A job or plan in a few words; nothing if it is neither any more.
+    ///
+    /// # Errors
+    /// If it is damaged, or of another version.
+    pub fn summary(&self, id: &str) -> Result<Option<Recovery>, StoreError> {
+        match self.load(id) {
+            Ok(job) => return Ok(Some(Recovery::from(&job))),
+            Err(StoreError::NotFound(_)) => {}
+            Err(e) => return Err(e),
+        }
+        match self.load_plan(id) {
+            Ok(record) => Ok(Some(Recovery::from(&record))),
+            Err(StoreError::NotFound(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// When a job's or a plan's file was replaced last; it is another file then.
+    #[must_use]
+    pub fn stamp(&self, id: &str) -> Option<(u64, SystemTime)> {
+        let folder = self.folder_of(id).ok()?;
+        let meta = folder.join(JOB).metadata().or_else(|_| folder.join(PLAN).metadata()).ok()?;
+        Some((meta.ino(), meta.modified().ok()?))
     }
 
     fn read<T: DeserializeOwned>(

@@ -1,9 +1,11 @@
 //! What mgmt asks members over their sessions, and what they say of themselves.
 
 use super::Office;
-use crate::catalogue::{NewEvent, Severity};
+use crate::catalogue::{CatalogueError, NewEvent, Severity};
+use crate::failover::summary::Recovery;
 use crate::members::MemberAsk;
-use crate::protocol::{Failure, Status};
+use crate::protocol::{Failure, Status, VolumeStatus};
+use crate::reports::recoveries;
 use afterimage_format::coord::{Asked, REPORTS};
 use afterimage_trust::identity::{Identity, Role};
 use serde::de::DeserializeOwned;
@@ -16,6 +18,8 @@ use uuid::Uuid;
 
 /// Questions to one member that wait for an answer.
 const MOST_WAITING: usize = 16;
+/// Failovers of an appliance that are compared with what it reports: some times as many as it reports.
+const MOST_RECOVERIES: u32 = 2000;
 
 /// Why a question brought no answer.
 #[derive(Debug, Error)]
@@ -132,24 +136,41 @@ impl Office {
             Ok(status) => status,
             Err(e) => return tracing::warn!("{} '{name}': its report was not understood: {e}", identity.role),
         };
-        let changed = self.reports.keep(identity, name, status.clone());
-        if !changed || identity.role != Role::Agent {
+        if !self.reports.keep(identity, name, status.clone()) {
             return;
         }
-        let (agent, now) = (identity.id.to_string(), crate::catalogue::now());
-        let written = self.catalogue.volumes_of(&agent).and_then(|known| {
-            let (rows, events) = crate::reports::changes(&agent, name, &known, &status.volumes, now);
-            if rows.is_empty() && events.is_empty() {
-                return Ok(());
-            }
-            self.catalogue.record(|book| {
-                rows.iter().try_for_each(|row| book.volume(row))?;
-                events.iter().try_for_each(|event| book.event(event))
-            })
-        });
+        let written = match identity.role {
+            Role::Agent => self.note_volumes(&identity.id.to_string(), name, &status.volumes),
+            Role::Appliance => self.note_recoveries(&identity.id.to_string(), name, &status.recoveries),
+            Role::Mgmt | Role::Nbd => Ok(()),
+        };
         if let Err(e) = written {
             tracing::error!("what {} '{name}' reported could not be kept: {e}", identity.role);
         }
+    }
+
+    fn note_volumes(&self, agent: &str, name: &str, there: &[VolumeStatus]) -> Result<(), CatalogueError> {
+        let known = self.catalogue.volumes_of(agent)?;
+        let (rows, events) = crate::reports::changes(agent, name, &known, there, crate::catalogue::now());
+        if rows.is_empty() && events.is_empty() {
+            return Ok(());
+        }
+        self.catalogue.record(|book| {
+            rows.iter().try_for_each(|row| book.volume(row))?;
+            events.iter().try_for_each(|event| book.event(event))
+        })
+    }
+
+    fn note_recoveries(&self, appliance: &str, name: &str, there: &[Recovery]) -> Result<(), CatalogueError> {
+        let known = self.catalogue.recoveries(Some(appliance), MOST_RECOVERIES)?;
+        let (rows, events) = recoveries::changes((appliance, name), &known, there, crate::catalogue::now());
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.catalogue.record(|book| {
+            rows.iter().try_for_each(|row| book.recovery(row))?;
+            events.iter().try_for_each(|event| book.event(event))
+        })
     }
 
     /// Writes events. What cannot be written is in the log.

@@ -73,6 +73,7 @@ impl Site for Desk {
             window_seconds: 0,
             clients: u64::try_from(self.office.connected().len()).unwrap_or(u64::MAX),
             store: None,
+            recoveries: Vec::new(),
             volumes: Vec::new(),
         })
     }

@@ -2,6 +2,7 @@
 
 use super::FenceStatus;
 use crate::attach::Attached;
+use crate::failover::summary::Recovery;
 use crate::units::Time;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -100,6 +101,9 @@ pub struct Status {
     /// For an appliance, what its store has done.
     #[serde(default)]
     pub store: Option<StoreStatus>,
+    /// Failovers, tests and plans on this host: those that have not ended, and the last that have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recoveries: Vec<Recovery>,
     /// The volumes, by name.
     pub volumes: Vec<VolumeStatus>,
 }

@@ -2,6 +2,7 @@
 
 use crate::cli::DataArgs;
 use crate::mgmt::parse_api;
+use crate::remote::cli::WayArgs;
 use afterimage_base::net::Endpoint;
 use afterimage_mgmt::failover::check::Check;
 use afterimage_mgmt::units::{parse_duration, parse_size};
@@ -51,7 +52,7 @@ pub struct TestArgs {
     #[command(flatten)]
     pub data: DataArgs,
     /// Machines (`afterimage target ls`), files of some, or volumes; several begin at one moment
-    #[arg(value_name = "MACHINE|FILE|VOLUME", required_unless_present_any = ["plan", "group"])]
+    #[arg(value_name = "MACHINE|FILE|VOLUME", required_unless_present_any = ["plan", "asks_mgmt"])]
     pub what: Vec<String>,
     /// Carry out this recovery plan instead: a file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["what", "check", "check_limit"])]
@@ -84,7 +85,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub data: DataArgs,
     /// Machines (`afterimage target ls`), files of some, or volumes; several begin at one moment
-    #[arg(value_name = "MACHINE|FILE|VOLUME", required_unless_present_any = ["plan", "group"])]
+    #[arg(value_name = "MACHINE|FILE|VOLUME", required_unless_present_any = ["plan", "asks_mgmt"])]
     pub what: Vec<String>,
     /// Carry out this recovery plan instead: a file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["what", "check", "check_limit", "commit_after"])]
@@ -96,10 +97,11 @@ pub struct RunArgs {
     #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "WHEN")]
     pub at: When,
     /// The moment of one volume, as the point of a group has it; may be given several times
-    #[arg(long, value_name = "VOLUME=@SEQ", conflicts_with = "group")]
+    #[arg(long, value_name = "VOLUME=@SEQ", conflicts_with = "asks_mgmt")]
     pub place: Vec<String>,
-    /// The old primary is there: have it take no writes, wait until all that it has is here, and lose nothing
-    #[arg(long, conflicts_with_all = ["at", "place", "group"])]
+    /// The old primary is there: have it take no writes, wait until all that it has is here, and lose nothing; with --group, of all its
+    /// machines
+    #[arg(long, conflicts_with_all = ["at", "place"])]
     pub planned: bool,
     /// How long that may take
     #[arg(long, default_value = "10m", value_parser = parse_duration, value_name = "TIME")]
@@ -132,20 +134,41 @@ pub struct RunArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct GroupArgs {
     /// The machines of this group (or those that are named), all at one of its points: --at names it, or a time, latest, latest-app
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", id = "asks_mgmt")]
     pub group: Option<String>,
-    /// With --group, where mgmt's API is: HOST[:PORT] [default: $AFTERIMAGE_MGMT, or `address` in mgmt.toml]
-    #[arg(long, value_parser = parse_api, value_name = "ADDRESS", requires = "group")]
+    /// The way to mgmt.
+    #[command(flatten)]
+    pub mgmt: MgmtArgs,
+}
+
+/// How to reach mgmt, for what it knows alone.
+#[derive(Debug, Clone, Default, Args)]
+pub struct MgmtArgs {
+    /// Where mgmt's API is: HOST[:PORT] [default: $AFTERIMAGE_MGMT, or `address` in mgmt.toml]
+    #[arg(long, value_parser = parse_api, value_name = "ADDRESS", requires = "asks_mgmt")]
     pub mgmt: Option<Endpoint>,
     /// File with mgmt's token, mode 0600 [default: $AFTERIMAGE_API_TOKEN, or `token_file` in mgmt.toml]
-    #[arg(long, value_name = "FILE", requires = "group")]
+    #[arg(long, value_name = "FILE", requires = "asks_mgmt")]
     pub token_file: Option<PathBuf>,
     /// SHA-256 of mgmt's CA [default: the token's, or `ca_pin` in mgmt.toml]
-    #[arg(long, value_name = "SHA256", requires = "group")]
+    #[arg(long, value_name = "SHA256", requires = "asks_mgmt")]
     pub ca_pin: Option<String>,
     /// Data folder of mgmt, where mgmt runs on this host: no token is needed
-    #[arg(long, value_name = "DIR", requires = "group", conflicts_with_all = ["mgmt", "token_file", "ca_pin"])]
+    #[arg(long, value_name = "DIR", requires = "asks_mgmt", conflicts_with_all = ["mgmt", "token_file", "ca_pin"])]
     pub mgmt_data: Option<PathBuf>,
+}
+
+impl MgmtArgs {
+    /// The same, as the commands say it that only ask mgmt.
+    #[must_use]
+    pub fn way(&self) -> WayArgs {
+        WayArgs {
+            mgmt: self.mgmt.clone(),
+            token_file: self.token_file.clone(),
+            ca_pin: self.ca_pin.clone(),
+            data: self.mgmt_data.clone(),
+        }
+    }
 }
 
 /// Arguments of `failover plan`.
@@ -237,6 +260,12 @@ pub struct ListArgs {
     /// The data folder.
     #[command(flatten)]
     pub data: DataArgs,
+    /// Those of all appliances, as mgmt knows them
+    #[arg(long, id = "asks_mgmt", conflicts_with = "data")]
+    pub all: bool,
+    /// The way to mgmt.
+    #[command(flatten)]
+    pub mgmt: MgmtArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

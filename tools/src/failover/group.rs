@@ -4,7 +4,6 @@ use crate::failover::args::GroupArgs;
 use crate::failover::moments::LATEST_APP;
 use crate::problem::Problem;
 use crate::remote::Way;
-use crate::remote::cli::WayArgs;
 use crate::target;
 use afterimage_mgmt::api::client::{ApiError, escape};
 use afterimage_mgmt::client::ControlClient;
@@ -50,12 +49,7 @@ pub fn find(
     control: &mut ControlClient,
 ) -> Result<Option<GroupPoint>, Problem> {
     let Some(group) = &args.group else { return Ok(None) };
-    let way = Way::of(&WayArgs {
-        mgmt: args.mgmt.clone(),
-        token_file: args.token_file.clone(),
-        ca_pin: args.ca_pin.clone(),
-        data: args.mgmt_data.clone(),
-    })?;
+    let way = Way::of(&args.mgmt.way())?;
     let of = format!("/v1/groups/{}/points", escape(group));
     let path = match at {
         When::Point(name) if name != LATEST_APP => format!("{of}/{}", escape(name)),
@@ -138,7 +132,10 @@ impl GroupPoint {
 
     /// What is said of it before anything is done.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub fn text(&self, planned: bool) -> String {
+        if planned {
+            return format!("group {}, with the machines of its point {}\n", self.group, self.point);
+        }
         format!("group {}, as it was at its point {}, {}\n", self.group, self.point, self.time.short())
     }
 

@@ -20,7 +20,7 @@ pub struct Wanted<'a> {
     pub at: &'a When,
     /// `--place VOLUME=@SEQ`.
     pub place: &'a [String],
-    /// The point of a group, if one was named: it says where each disk begins.
+    /// The point of a group, if one was named: it says where each disk begins, unless that is planned.
     pub group: Option<&'a GroupPoint>,
     /// Each disk begins at the last write that its agent takes.
     pub planned: bool,
@@ -65,7 +65,9 @@ impl Wanted<'_> {
     /// If what was said does not name one.
     pub fn moment(&self, control: &mut ControlClient, volume: &str, several: bool) -> Result<When, Problem> {
         if let Some(group) = self.group {
-            return group.place(volume);
+            // Of a planned one it only says which machines and volumes there are.
+            let place = group.place(volume)?;
+            return Ok(if self.planned { When::Latest } else { place });
         }
         if let Some(at) = placed(self.place, volume)? {
             return Ok(at);

@@ -3,6 +3,7 @@
 use crate::failover::plan_report;
 use crate::problem::Problem;
 use crate::show::{put, put_json, table};
+use afterimage_mgmt::api::types::RecoveryView;
 use afterimage_mgmt::failover::job::{Job, Outcome, Phase, Verdict};
 use afterimage_mgmt::plan::record::Record;
 use serde::Serialize;
@@ -90,6 +91,28 @@ pub fn list(all: &[(Listed, std::path::PathBuf)], json: bool) -> Result<(), Prob
     let head = ["ID", "WHAT", "MACHINE", "PHASE", "OUTCOME", "UNTIL"].map(str::to_owned).to_vec();
     let rows = all.iter().map(|(listed, _)| row(listed));
     put(&table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()))
+}
+
+/// Prints what mgmt knows of all appliances.
+///
+/// # Errors
+/// Those of standard output.
+pub fn list_all(all: &[RecoveryView], json: bool) -> Result<(), Problem> {
+    if json {
+        return put_json(&all);
+    }
+    let head = ["APPLIANCE", "ID", "WHAT", "OF", "STAGE", "OUTCOME", "CHANGED", ""].map(str::to_owned).to_vec();
+    let line = |v: &RecoveryView| {
+        let r = &v.recovery;
+        let outcome = r.outcome.as_deref().unwrap_or(if r.committed { "committed" } else { "-" });
+        let away = if v.connected { "" } else { "the appliance is away" };
+        let more = r.waits_for.as_deref().or(r.trouble.as_deref()).unwrap_or(away);
+        let changed = v.changed.short();
+        [&*v.appliance, &r.id, r.what.as_str(), &r.subject, r.stage.as_str(), outcome, &changed, more]
+            .map(str::to_owned)
+            .to_vec()
+    };
+    put(&table(&std::iter::once(head).chain(all.iter().map(line)).collect::<Vec<_>>()))
 }
 
 const fn word(job: &Job) -> &'static str {

@@ -108,7 +108,7 @@ fn plan(
 
 fn text(whole: &Whole, now: Time) -> String {
     let mut out = whole.plan.as_ref().map_or_else(String::new, recovery::dry_run);
-    out.extend(whole.group.iter().map(GroupPoint::text));
+    out.extend(whole.group.iter().map(|group| group.text(whole.planned)));
     // Writing to a string does not fail.
     for d in &whole.disks {
         let time = d.time.map_or_else(String::new, |t| format!(", {}", t.short()));
@@ -228,7 +228,7 @@ fn branch(a: &RunArgs, set: &str) -> String {
 
 /// Whether each disk begins at its newest write, whichever that is when it is fenced.
 fn is_latest(a: &RunArgs) -> bool {
-    a.at == When::Latest && a.place.is_empty() && a.group.group.is_none()
+    a.planned || a.at == When::Latest && a.place.is_empty() && a.group.group.is_none()
 }
 
 /// Makes the jobs and starts who does them.

@@ -30,7 +30,7 @@ pub fn test(a: &TestArgs) -> Result<(), Problem> {
     let moments = wanted.moments(&mut control, &machines)?;
     drop(control);
     if let (Some(group), false) = (&group, a.json) {
-        show::put(&group.text())?;
+        show::put(&group.text(false))?;
     }
     let jobs = Jobs::of(&data);
     look_after(&data, &jobs)?;

@@ -20,9 +20,8 @@ die() { echo "vm-images/build.sh: $*" >&2; exit 1; }
 # Programs of the guest beside busybox, by package; the libraries that they load come along.
 base_packages=(busybox-static e2fsprogs xfsprogs nbd-client)
 base_programs=(mke2fs e2fsck tune2fs dumpe2fs mkfs.xfs xfs_repair xfs_io xfs_db nbd-client)
-# fio loads 80 MiB of libraries, so it has an archive of its own.
-fio_packages=(fio)
-fio_programs=(fio)
+# Packages whose program of the same name few guests want; each has an archive of its own: fio loads 80 MiB of libraries.
+extras=(fio sqlite3)
 # Modules of the guest, with those that they depend on; /init loads `early`, the kernel asks modprobe for others when it
 # needs them. crc32c is looked up by name at run time, so no module's list of dependencies holds it.
 early=(virtio_pci virtio_blk virtio_net qemu_fw_cfg crc32c_generic crc32c_intel ext4 nbd ublk_drv)
@@ -162,6 +161,17 @@ base_tree() {
 # Not compressed: unpacking would take the emulated processor longer than reading does.
 archive() { (cd "$1" && find . -mindepth 1 | LC_ALL=C sort | cpio --quiet -R 0:0 -o -H newc) >"$2"; }
 
+# The archive of a program, with what it needs beyond the base: `extra_archive WORK NAME`
+extra_archive() {
+    local work=$1 name=$2 file
+    cp -a "$work/tree" "$work/with-$name"
+    install_programs "$work/debian" "$work/with-$name" "$name"
+    (cd "$work/with-$name" && find . -type f) | while read -r file; do
+        [ -e "$work/tree/$file" ] || install -D "$work/with-$name/$file" "$work/$name/$file"
+    done
+    archive "$work/$name" "$work/out/$name.cpio"
+}
+
 # A root file system of root's files, whoever builds it, the same every time.
 root_disk() {
     local tree=$1 image=$2 as_root=()
@@ -173,22 +183,17 @@ root_disk() {
 }
 
 build() {
-    local work=$1 package=$2
+    local work=$1 package=$2 name
     echo "building the test guest from $package" >&2
     # shellcheck disable=SC2046
-    fetch "$work/debian" "${base_packages[@]}" "${fio_packages[@]}" $(libraries_of "${base_packages[@]}" "${fio_packages[@]}")
+    fetch "$work/debian" "${base_packages[@]}" "${extras[@]}" \
+        $(libraries_of "${base_packages[@]}" "${extras[@]}")
     fetch "$work/kernel" "$package"
     mkdir "$work/out"
     keep_kernel "$work/kernel" "$work/out/kernel"
     base_tree "$work/debian" "$work/kernel" "$work/tree"
-    # What fio needs beyond the base.
-    cp -a "$work/tree" "$work/with-fio"
-    install_programs "$work/debian" "$work/with-fio" "${fio_programs[@]}"
-    (cd "$work/with-fio" && find . -type f) | while read -r file; do
-        [ -e "$work/tree/$file" ] || install -D "$work/with-fio/$file" "$work/fio/$file"
-    done
     archive "$work/tree" "$work/out/initramfs"
-    archive "$work/fio" "$work/out/fio.cpio"
+    for name in "${extras[@]}"; do extra_archive "$work" "$name"; done
     touch "$work/out/root.ext4"
     root_disk "$work/tree" "$work/out/root.ext4"
     install -m 644 "$work/kernel"/boot/vmlinuz-* "$work/out/vmlinuz"
@@ -233,7 +238,7 @@ case "${1:-}" in
 esac
 package=$(kernel_package)
 made_from=$(
-    apt-cache policy "$package" "${base_packages[@]}" "${fio_packages[@]}" libc6 | grep -e '^[^ ]' -e '^  Candidate: '
+    apt-cache policy "$package" "${base_packages[@]}" "${extras[@]}" libc6 | grep -e '^[^ ]' -e '^  Candidate: '
     cat "$here/build.sh" "$here/init"
 )
 out=$cache/${package#linux-image-}-$(sha256sum <<<"$made_from" | cut -c1-12)

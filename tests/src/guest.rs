@@ -49,7 +49,7 @@ pub struct Builder {
     kernel: String,
     memory: u32,
     processors: u32,
-    fio: bool,
+    programs: Vec<&'static str>,
     afterimage: bool,
     files: Vec<Entry>,
     seats: Option<Seats>,
@@ -106,7 +106,7 @@ pub fn machine(name: &str) -> Builder {
         kernel: "console=ttyS0 quiet panic=-1".to_owned(),
         memory: 200,
         processors: 1,
-        fio: false,
+        programs: Vec::new(),
         afterimage: false,
         files: Vec::new(),
         seats: None,
@@ -117,6 +117,16 @@ pub fn machine(name: &str) -> Builder {
 #[must_use]
 pub fn image_folder() -> &'static Path {
     image::folder()
+}
+
+/// Writes an initramfs with SQLite's command line program and these files (path in the guest, content), for a machine that is not
+/// started by the laboratory.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn write_initramfs_with_sqlite(to: &Path, files: &[(&str, &str)]) {
+    let files: Vec<Entry> = files.iter().map(|(path, content)| Entry::file(*path, 0o644, *content)).collect();
+    image::write_initrd(to, &["sqlite3"], &files);
 }
 
 /// A static `afterimage` of this checkout, as the guests get it.
@@ -191,7 +201,14 @@ impl Builder {
     /// Puts fio into it.
     #[must_use]
     pub fn fio(mut self) -> Self {
-        self.fio = true;
+        self.programs.push("fio");
+        self
+    }
+
+    /// Puts SQLite's command line program into it.
+    #[must_use]
+    pub fn sqlite(mut self) -> Self {
+        self.programs.push("sqlite3");
         self
     }
 
@@ -264,7 +281,7 @@ impl Builder {
         let seat = self.seats.as_ref().map_or_else(Seat::alone, Seats::sit);
         let folder = Folder::new();
         let initrd = folder.path().join("initrd");
-        let packed = image::write_initrd(&initrd, self.fio, &self.files).div_ceil(1 << 20);
+        let packed = image::write_initrd(&initrd, &self.programs, &self.files).div_ceil(1 << 20);
         let socket = folder.path().join("port");
         // The archive is unpacked into a file system that may fill half of the memory (rootfs is a tmpfs).
         let memory = u64::from(self.memory) + 2 * packed;

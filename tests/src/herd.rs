@@ -3,14 +3,16 @@
 use crate::binary::path_of;
 use crate::daemon::{DEADLINE, parse};
 use crate::data;
-use crate::process::Process;
+use crate::process::{Process, processes_in};
 use crate::proxy::{Proxy, proxy};
 use crate::tool::{Tool, tool};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Bytes of each disk.
+/// Bytes of each disk, if nothing else is said.
 pub const SIZE: u64 = 1 << 20;
 /// The group.
 pub const GROUP: &str = "herd";
@@ -27,6 +29,8 @@ pub struct Special {
     pub volume: Option<&'static str>,
     /// Nothing lies between agents and mgmt, and there are no proxies: for figures.
     pub direct: bool,
+    /// Bytes of each disk.
+    pub size: Option<u64>,
 }
 
 /// See the module.
@@ -34,7 +38,7 @@ pub struct Special {
 pub struct Herd {
     agents: Vec<Option<Process>>,
     mgmt: Option<Process>,
-    appliance: Process,
+    appliance: Option<Process>,
     /// Agents' ways to mgmt, unless they are direct.
     pub proxies: Vec<Proxy>,
     disks: usize,
@@ -42,6 +46,16 @@ pub struct Herd {
     wire: u16,
     port: u16,
     dir: tempfile::TempDir,
+}
+
+impl Drop for Herd {
+    fn drop(&mut self) {
+        // A failover goes on without the daemon, so that of a test that failed would go on without its folder.
+        for process in processes_in(&self.dir.path().join("appliance/failover")) {
+            let id = process.file_name().and_then(|name| name.to_str()?.parse().ok());
+            let _ = id.map(|id| kill(Pid::from_raw(id), Signal::SIGKILL));
+        }
+    }
 }
 
 fn afterimage(data: &Path) -> Tool {
@@ -85,13 +99,11 @@ impl Herd {
         let text =
             format!("listen = [\"tcp:127.0.0.1:{wire}\"]\nconnections_per_address = 1000\n{}\n", special.appliance);
         std::fs::write(&config, text).expect("write a configuration file");
-        let command = afterimage(&vault).args(["appliance", "--config"]).arg(&config);
-        let mut appliance = Process::start(command.into_command(), &dir.path().join("appliance.log"));
-        ready(&mut appliance, &vault, "the appliance");
+        let appliance = start_appliance(dir.path());
         let mut herd = Herd {
             agents: Vec::new(),
             mgmt: Some(mgmt),
-            appliance,
+            appliance: Some(appliance),
             proxies: Vec::new(),
             disks,
             special,
@@ -107,7 +119,7 @@ impl Herd {
             afterimage(&herd.data(i)).env("AFTERIMAGE_TOKEN", token).args(["agent", "join", &address]).run();
             herd.proxies.extend(proxy);
             for d in 0..disks {
-                data::sparse(&herd.image(i * disks + d), SIZE);
+                data::sparse(&herd.image(i * disks + d), special.size.unwrap_or(SIZE));
             }
             herd.agents.push(None);
             herd.start_agent(i);
@@ -124,7 +136,9 @@ impl Herd {
         self.dir.path().join(format!("a{agent}"))
     }
 
-    fn image(&self, disk: usize) -> PathBuf {
+    /// A real disk: a raw image.
+    #[must_use]
+    pub fn image(&self, disk: usize) -> PathBuf {
         self.dir.path().join(format!("d{disk}.raw"))
     }
 
@@ -198,9 +212,25 @@ impl Herd {
     }
 
     /// The process of the appliance.
+    ///
+    /// # Panics
+    /// If it is not running.
     #[must_use]
     pub fn appliance(&self) -> &Process {
-        &self.appliance
+        self.appliance.as_ref().expect("a running appliance")
+    }
+
+    /// Kills the appliance.
+    ///
+    /// # Panics
+    /// If it is not running.
+    pub fn kill_appliance(&mut self) {
+        self.appliance.take().expect("a running appliance").kill();
+    }
+
+    /// Starts it again.
+    pub fn start_appliance(&mut self) {
+        self.appliance = Some(start_appliance(self.dir.path()));
     }
 
     /// The process of mgmt.
@@ -275,6 +305,14 @@ impl Herd {
         }
         out
     }
+}
+
+fn start_appliance(dir: &Path) -> Process {
+    let vault = dir.join("appliance");
+    let command = afterimage(&vault).args(["appliance", "--config"]).arg(dir.join("appliance.toml"));
+    let mut process = Process::start(command.into_command(), &dir.join("appliance.log"));
+    ready(&mut process, &vault, "the appliance");
+    process
 }
 
 fn start_mgmt(dir: &Path, port: u16, broken: Option<&str>) -> Process {

@@ -38,12 +38,12 @@ pub(crate) fn program() -> &'static Path {
     })
 }
 
-/// Puts the archive of a guest's start together; returns its size in bytes.
-pub(crate) fn write_initrd(to: &Path, fio: bool, files: &[Entry]) -> u64 {
+/// Puts the archive of a guest's start together, with these programs; returns its size in bytes.
+pub(crate) fn write_initrd(to: &Path, programs: &[&str], files: &[Entry]) -> u64 {
     let write = || -> std::io::Result<u64> {
         let mut out = BufWriter::new(File::create(to)?);
-        let parts = if fio { &["initramfs", "fio.cpio"][..] } else { &["initramfs"] };
-        for part in parts {
+        let archives = programs.iter().map(|name| format!("{name}.cpio"));
+        for part in std::iter::once("initramfs".to_owned()).chain(archives) {
             std::io::copy(&mut File::open(folder().join(part))?, &mut out)?;
         }
         cpio::write(&mut out, files)?;

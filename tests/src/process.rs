@@ -180,3 +180,12 @@ pub fn processes_in(folder: &Path) -> Vec<PathBuf> {
     let all = std::fs::read_dir("/proc").expect("list processes").flatten().map(|e| e.path());
     all.filter(|p| std::fs::read_link(p.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder))).collect()
 }
+
+/// Waits until no process works in a folder: that of a job ends a little later than it has written down that the job has ended.
+///
+/// # Panics
+/// If one goes on.
+#[track_caller]
+pub fn wait_idle(folder: &Path) {
+    wait_until(&format!("no process in {}", folder.display()), || processes_in(folder).is_empty());
+}

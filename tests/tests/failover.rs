@@ -33,7 +33,7 @@ fn job(daemon: &Daemon) -> Value {
 #[track_caller]
 fn assert_nothing_left(daemon: &mut Daemon, sockets_before: usize, context: &str) {
     let jobs = daemon.data().join("failover");
-    assert_eq!(processes_in(&jobs), Vec::<PathBuf>::new(), "{context}");
+    wait(&format!("{context}: no process of a job"), || processes_in(&jobs).is_empty());
     for folder in std::fs::read_dir(&jobs).expect("list jobs").flatten().filter(|e| e.path().is_dir()) {
         for file in std::fs::read_dir(folder.path()).expect("list a job").flatten() {
             let name = file.file_name().to_string_lossy().into_owned();

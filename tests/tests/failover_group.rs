@@ -6,10 +6,9 @@ use afterimage_nbd::Address;
 use afterimage_nbd::client::Client;
 use afterimage_tests::daemon::number;
 use afterimage_tests::herd::{GROUP, Herd};
-use afterimage_tests::process::{processes_in, wait_until as wait};
+use afterimage_tests::process::{wait_idle, wait_until as wait};
 use afterimage_tests::tool::{Finished, Tool};
 use serde_json::Value;
-use std::path::PathBuf;
 
 fn parse(finished: &Finished) -> Value {
     serde_json::from_str(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {}", finished.describe()))
@@ -51,7 +50,7 @@ fn of_group(herd: &Herd, words: &[&str]) -> Tool {
 }
 
 fn assert_nothing_runs(herd: &Herd) {
-    assert_eq!(processes_in(&herd.dir().join("appliance/failover")), Vec::<PathBuf>::new());
+    wait_idle(&herd.dir().join("appliance/failover"));
 }
 
 /// Where the disks of jobs began, by their machines.

@@ -49,7 +49,7 @@ tests() { "${tests[@]}" "$@" 2>&1 | tee "$log"; }
 step "tests" tests "$@" || true
 
 # Seconds of each test program that took ten or more; the laboratory is what boots guests.
-lab="apps attached files guest_agents guest_ext4 guest_lab guest_root kernel_nbd systemd ublk"
+lab="apps attached failover_lab files guest_agents guest_ext4 guest_lab guest_root kernel_nbd systemd ublk"
 times() {
     awk -v lab=" $lab " '
         /^ *Running / {name = $2 == "unittests" ? $4 : $2; sub(/.*\//, "", name); sub(/(-[0-9a-f]*\)|\.rs)$/, "", name)}

@@ -61,6 +61,8 @@ grep -q '"gaps":0' /run/status && grep -q '"state":"live"' /run/status || fail "
 
 now() { awk '{print int($1 * 1000)}' /proc/uptime; }
 d=$(afterimage attach --data /run/g disk --ublk) || fail "attach"
+# A device that nobody uses goes away with its agent.
+sleep 99999 <"$d" &
 cp /bin/afterimage /run/afterimage-new
 for _ in $(seq "$ROUNDS"); do
     for how in kill replace; do

@@ -46,15 +46,15 @@ fn recommended() -> Vec<String> {
 fn boot(root: &Path, disk: &Path) -> Guest {
     let plan = machine("debian").memory(512).processors(2).file("/etc/early-modules", EARLY);
     let mut vm = plan.image(root).image(disk).root("/dev/vda").boot();
-    let state = vm.run_any(Duration::from_secs(300), "systemctl is-system-running --wait");
+    // An emulated guest beside other work takes minutes.
+    let state = vm.run_any(Duration::from_secs(600), "systemctl is-system-running --wait");
     if state.text != "running" {
         let more = vm.run(
             "systemctl --failed --no-pager; systemctl list-jobs --no-pager; journalctl -b --no-pager -p 5 | tail -n 80",
         );
         panic!("the system is {}:\n{more}", state.text);
     }
-    let minute = Duration::from_secs(60);
-    println!("{}", vm.run_any(minute, "systemd-analyze time; systemd-analyze critical-chain --no-pager").text);
+    println!("{}", vm.run("systemd-analyze time"));
     vm
 }
 
@@ -164,9 +164,9 @@ fn a_device_in_use_stays(vm: &mut Guest) {
         "echo $$ >/run/holder
          exec setpriv --reuid=65534 --regid=65534 --clear-groups sleep 3600 </dev/ublkb1",
     );
-    let minute = Duration::from_secs(60);
-    vm.wait_until(minute, "grep sleep /proc/$(cat /run/holder)/comm");
-    let refused = vm.run_any(minute, "afterimage detach /dev/ublkb1 --data /var/lib/afterimage/agent");
+    let limit = Duration::from_secs(300);
+    vm.wait_until(limit, "grep sleep /proc/$(cat /run/holder)/comm");
+    let refused = vm.run_any(limit, "afterimage detach /dev/ublkb1 --data /var/lib/afterimage/agent");
     assert!(refused.status != 0 && refused.text.contains("sleep"), "{refused:?}");
     let seq = vm.run("cat /sys/block/ublkb1/diskseq");
     vm.run("systemctl restart afterimage-agent");
@@ -209,7 +209,7 @@ fn mounts_stay(vm: &mut Guest) {
     ));
     assert_eq!(identities(vm), before, "a kill of the agent has unmounted a disk");
     vm.run("touch /run/stop");
-    let rounds = vm.wait(&work, Duration::from_secs(120));
+    let rounds = vm.wait(&work, Duration::from_secs(300));
     println!("{rounds} rounds of work went on");
     let log = vm.run("journalctl -b --no-pager -u afterimage-agent");
     line_with(&log, &["taken over /dev/ublkb0"]);

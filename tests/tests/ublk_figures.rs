@@ -1,6 +1,6 @@
 //! Figures of ublk, guest against guest in one run. No test: it asserts nothing about time.
 //!
-//!     cargo test --release -p afterimage-tests --test ublk_figures -- --ignored --nocapture
+//!     AFTERIMAGE_VM_PROFILE=release cargo test --workspace --test ublk_figures -- --ignored --nocapture
 
 use afterimage_tests::guest::machine;
 use afterimage_tests::tool::tool;

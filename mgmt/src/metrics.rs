@@ -118,12 +118,19 @@ const RECOVERIES: [(&str, &str, &str); 3] = [
     ("recovery_failed", "gauge", "Those that failed"),
 ];
 
-/// Those families, of each host that has any; the label and its value say which.
-fn recoveries(out: &mut String, hosts: &[(Option<(&str, &str)>, &[Recovery])]) {
+/// Who reports failovers, tests and plans, and which.
+struct Host<'a> {
+    /// The appliance, if it is not said by itself.
+    of: Option<&'a str>,
+    all: &'a [Recovery],
+}
+
+/// Those families, of each host that has any.
+fn recoveries(out: &mut String, hosts: &[Host<'_>]) {
     for (name, kind, help) in RECOVERIES {
         head(out, name, kind, help);
-        for (of, all) in hosts.iter().filter(|(_, all)| !all.is_empty()) {
-            let first = of.map_or_else(String::new, |(l, value)| format!("{l}=\"{}\",", escaped(value)));
+        for Host { of, all } in hosts.iter().filter(|host| !host.all.is_empty()) {
+            let first = of.map_or_else(String::new, |name| format!("appliance=\"{}\",", escaped(name)));
             for what in What::ALL {
                 let mut sample = |labels: &str, is: &dyn Fn(&Recovery) -> bool| {
                     let count = all.iter().filter(|r| r.what == what && is(r)).count();
@@ -202,7 +209,7 @@ pub fn text(status: &Status) -> String {
         }
     }
     if matches!(status.role, Role::All | Role::Appliance) {
-        recoveries(&mut out, &[(None, &status.recoveries)]);
+        recoveries(&mut out, &[Host { of: None, all: &status.recoveries }]);
     }
     volumes(&mut out, &[Group { of: None, volumes: &status.volumes }]);
     out

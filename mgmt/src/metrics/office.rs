@@ -1,6 +1,6 @@
 //! Metrics of mgmt: its own, and those of all members as they report.
 
-use super::{Group, escaped, head, of_store, recoveries, volumes};
+use super::{Group, Host, escaped, head, of_store, recoveries, volumes};
 use crate::api::problem::Problem;
 use crate::api::view::{Known, members, whole};
 use crate::office::Office;
@@ -81,8 +81,7 @@ pub fn of_office(office: &Office) -> Result<String, Problem> {
             }
         }
     }
-    let hosts: Vec<_> =
-        reports.iter().map(|(m, s)| (Some(("appliance", m.member.name.as_str())), s.recoveries.as_slice())).collect();
+    let hosts: Vec<_> = reports.iter().map(|(m, s)| Host { of: Some(&m.member.name), all: &s.recoveries }).collect();
     recoveries(&mut out, &hosts);
     let label = |role: &str| if role == Role::Agent.as_str() { "machine" } else { "appliance" };
     let group = |(m, s): &(&Known, &Status)| (label(&m.member.role), m.member.name.clone(), s.volumes.clone());

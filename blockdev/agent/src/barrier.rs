@@ -215,6 +215,7 @@ const fn id(of: Named) -> Id {
 impl Desk<'_> {
     fn run(mut self) {
         while !self.inner.lock().stop {
+            world::urgent(true);
             let rest = if self.watched.is_empty() || self.out.is_none() { IDLE } else { LOOK };
             match self.inner.next(world::now() + rest) {
                 Some(Event::Begin(out)) => {
@@ -328,6 +329,8 @@ impl Desk<'_> {
         if self.watched.is_empty() || self.out.is_none() {
             return;
         }
+        // Nobody's writes wait for that.
+        world::urgent(false);
         let volumes = self.agent.volumes();
         let mut settled = Vec::new();
         self.watched.retain(|w| {

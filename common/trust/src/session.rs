@@ -307,10 +307,13 @@ impl Talk<'_> {
                     send(&mut self.writer, Kind::Ping, &[0; 8])?;
                 }
             }
+            // Also for the report above, the next time: it is short, and gates may be closed on the word that comes behind it.
+            world::urgent(self.attendant.is_some());
             match self.inbox.poll()? {
                 Some((Kind::Bye, _)) => return Ok(()),
                 Some((kind, body)) => {
                     heard = Instant::now();
+                    world::urgent(self.attendant.is_some() && kind.is_of_groups());
                     self.take(kind, &body)?;
                 }
                 None if heard.elapsed() > self.every * 3 => return Err(bad("it was silent too long")),

@@ -8,6 +8,7 @@ use crate::catalogue::groups::KnownVolume;
 use crate::catalogue::points::Ended;
 use crate::office::Office;
 use afterimage_base::barrier::{Action, Coordinator, Event, Part, Why};
+use afterimage_base::world;
 use afterimage_format::coord::Kind;
 use afterimage_format::coord::group::{Held, Marker, Named, Prepare};
 use afterimage_trust::messages::send;
@@ -169,6 +170,7 @@ pub(super) fn run(office: &Office, group: &Group, wish: Wish<'_>) -> Result<(), 
     let parties = parties(office, group)?;
     let here: Vec<bool> = parties.iter().map(|p| p.session.is_some()).collect();
     let time = nanos();
+    world::urgent(true);
     let (of, answers) = office.hub.begin();
     let hold = Duration::from_millis(group.hold_ms.into());
     let mut barrier = Barrier { of, hold, parties, held_us: 0, decided: false };
@@ -191,6 +193,7 @@ pub(super) fn run(office: &Office, group: &Group, wish: Wish<'_>) -> Result<(), 
         }
     }
     office.hub.end(of);
+    world::urgent(false);
     let app = quiet.map(Quiet::end);
     keep(office, group, &barrier, coordinator.parts(), (wish, time, app))
 }

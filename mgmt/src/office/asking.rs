@@ -6,6 +6,7 @@ use crate::failover::summary::Recovery;
 use crate::members::MemberAsk;
 use crate::protocol::{Failure, Status, VolumeStatus};
 use crate::reports::recoveries;
+use afterimage_base::world;
 use afterimage_format::coord::{Asked, REPORTS};
 use afterimage_trust::identity::{Identity, Role};
 use serde::de::DeserializeOwned;
@@ -139,6 +140,8 @@ impl Office {
         if !self.reports.keep(identity, name, status.clone()) {
             return;
         }
+        // A disk is waited for now.
+        world::urgent(false);
         let written = match identity.role {
             Role::Agent => self.note_volumes(&identity.id.to_string(), name, &status.volumes),
             Role::Appliance => self.note_recoveries(&identity.id.to_string(), name, &status.recoveries),

@@ -2,6 +2,7 @@
 
 use super::{Guest, Office};
 use afterimage_base::net::Stream;
+use afterimage_base::world;
 use afterimage_base::world::sync::Event;
 use afterimage_format::coord::{self, Asked, Hello, Join, Joined, Kind, Refuse, Welcome};
 use afterimage_trust::identity::{Claims, Identity, Role};
@@ -236,6 +237,9 @@ impl Session<'_> {
         loop {
             // Before it is looked at what it rang for.
             let rings = self.bell_rings();
+            if rings || look {
+                world::urgent(false);
+            }
             for ask in self.office.questions_for(self.number) {
                 send(self.writer, Kind::Ask, &ask.encode())?;
             }
@@ -243,6 +247,7 @@ impl Session<'_> {
                 told = Instant::now();
                 self.tell()?;
             }
+            world::urgent(self.identity.role == Role::Agent);
             if !self.inbox.has_more() && !self.wait(KEEP_ALIVE * 3)? && heard.elapsed() >= KEEP_ALIVE * 3 {
                 return Err(bad("it was silent too long"));
             }
@@ -253,6 +258,8 @@ impl Session<'_> {
             heard = Instant::now();
             // Writes wait for what a barrier says, so that does not wait for the catalogue.
             look = !kind.is_of_groups() && told.elapsed() >= TICK;
+            // A report is short, and a message of groups may be behind it; what is written down of it is not (Office::reported).
+            world::urgent(self.identity.role == Role::Agent && (kind.is_of_groups() || kind == Kind::Report));
             match kind {
                 Kind::Ping => send(self.writer, Kind::Pong, &body)?,
                 Kind::Pong => {}

@@ -11,6 +11,7 @@
 //! | [`channel`] | bounded channels |
 //! | [`thread`] | `thread::Builder`, `thread::scope` |
 //! | [`fs`] | `std::fs`, flock, mapped files |
+//! | [`urgent`] | real-time scheduling |
 //!
 //! Sockets are simulated a level higher: agent and appliance take connections as traits.
 //!
@@ -27,6 +28,9 @@ pub mod channel;
 pub mod fs;
 pub mod sync;
 pub mod thread;
+mod urgent;
+
+pub use urgent::urgent;
 
 use std::io;
 use std::panic::Location;

@@ -41,12 +41,22 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
 /// # Errors
 /// If a folder cannot be made or synced.
 pub fn create_folders(path: &Path) -> io::Result<()> {
-    let above: Vec<&Path> = path.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).collect();
-    let missing = above.iter().filter(|p| !fs::exists(p)).count();
-    fs::create_dir_all(path)?;
-    // Also what was there already: whoever made it may have been killed before it was durable.
-    sync_parent(path)?;
-    above.iter().take(missing).try_for_each(|p| sync_parent(p))
+    let is_missing = |p: &&Path| !p.as_os_str().is_empty() && !fs::exists(p);
+    let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
+    // Each name is durable before there is anything below it. So of those that are there only the last may not be: whoever made it
+    // was killed before that.
+    if let Some(last) = path.ancestors().nth(missing.len()).filter(|p| p.parent().is_some()) {
+        match sync_parent(last) {
+            // It lies in a folder of others, who made it: we would have failed to.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            done => done?,
+        }
+    }
+    for folder in missing.into_iter().rev() {
+        fs::create_dir_all(folder)?;
+        sync_parent(folder)?;
+    }
+    Ok(())
 }
 
 /// Whether an error of the store or journal can pass when somebody makes room (ENOSPC, EDQUOT, EFBIG),

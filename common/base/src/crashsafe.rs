@@ -82,4 +82,21 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
+
+    #[test]
+    fn folders_are_made_one_below_the_other_and_those_that_are_there_are_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        for _ in 0..2 {
+            create_folders(&deep).unwrap();
+        }
+        for folder in deep.ancestors().take(3) {
+            assert_eq!(fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700, "{}", folder.display());
+        }
+        // A file in the way is said, and stays.
+        fs::write(dir.path().join("file"), b"x").unwrap();
+        assert!(create_folders(&dir.path().join("file/below")).is_err());
+        assert_eq!(fs::read(dir.path().join("file")).unwrap(), b"x");
+        assert!(create_folders(Path::new("/")).is_ok(), "there is nothing above it");
+    }
 }

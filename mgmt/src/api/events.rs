@@ -16,7 +16,8 @@ const USUAL: u32 = 100;
 /// Longest wait for an event, in seconds.
 pub(super) const MAX_WAIT: u64 = 60;
 
-const LIMIT: Parameter = Parameter { name: "limit", about: "At most so many (100, at most 1000)", number: true };
+pub(super) const LIMIT: Parameter =
+    Parameter { name: "limit", about: "At most so many (100, at most 1000)", number: true };
 
 pub(super) const ROUTES: &[Route] = &[
     Route {
@@ -102,7 +103,7 @@ pub(super) const ROUTES: &[Route] = &[
     },
 ];
 
-fn limit(call: &Call<'_>) -> Result<u32, Problem> {
+pub(super) fn limit(call: &Call<'_>) -> Result<u32, Problem> {
     Ok(call.number("limit")?.unwrap_or(USUAL).clamp(1, MOST))
 }
 

@@ -1,15 +1,14 @@
 //! Routes: failovers, tests and recovery plans of all appliances, as their hosts report them.
 
+use super::events::{LIMIT, limit};
 use super::problem::{Kind, Problem};
 use super::routes::{Call, Gives, Method, Parameter, Reply, Route, reply, schema};
 use super::types::{List, RecoveryView};
 use super::view::{members, time};
 use crate::catalogue::ApiRole;
 
-/// Most lines of one answer.
-const MOST: u32 = 1000;
-/// Lines of an answer if nothing is said.
-const USUAL: u32 = 100;
+/// Among so many of the newest one is looked for by its ID.
+const LOOKED_AT: u32 = 10_000;
 
 pub(super) const ROUTES: &[Route] = &[
     Route {
@@ -18,10 +17,7 @@ pub(super) const ROUTES: &[Route] = &[
         id: "recoveries",
         role: ApiRole::Viewer,
         about: "Failovers, test failovers and recovery plans, the newest first, as the hosts of the appliances report them",
-        query: &[
-            Parameter { name: "appliance", about: "Only those of this appliance", number: false },
-            Parameter { name: "limit", about: "At most so many (100, at most 1000)", number: true },
-        ],
+        query: &[Parameter { name: "appliance", about: "Only those of this appliance", number: false }, LIMIT],
         takes: None,
         gives: Gives::Json(200, schema::<List<RecoveryView>>),
         run: list,
@@ -62,12 +58,11 @@ fn views(call: &Call<'_>, appliance: Option<&str>, most: u32) -> Result<Vec<Reco
 }
 
 fn list(call: &Call<'_>) -> Result<Reply, Problem> {
-    let most = call.number("limit")?.unwrap_or(USUAL).clamp(1, MOST);
-    reply(&List { items: views(call, call.parameter("appliance"), most)? })
+    reply(&List { items: views(call, call.parameter("appliance"), limit(call)?)? })
 }
 
 fn one(call: &Call<'_>) -> Result<Reply, Problem> {
     let id = call.part(0);
-    let found = views(call, None, MOST)?.into_iter().find(|v| v.recovery.id == id);
+    let found = views(call, None, LOOKED_AT)?.into_iter().find(|v| v.recovery.id == id);
     reply(&found.ok_or_else(|| Problem::new(Kind::NotFound, format!("no appliance has reported a failover '{id}'")))?)
 }

@@ -22,6 +22,8 @@ pub enum About {
     Publish,
     /// The agent's files are gone at a start, which does not come to its end
     Start,
+    /// The agent is killed in its first start, and some time after the second its host loses power
+    First,
 }
 
 impl About {
@@ -29,6 +31,7 @@ impl About {
     const fn rounds(self) -> u64 {
         match self {
             About::Publish => 12,
+            About::First => 1,
             _ => 3,
         }
     }
@@ -49,6 +52,12 @@ impl About {
 impl Story {
     pub(super) fn only(&mut self, about: About) {
         self.flavour = Flavour::default();
+        if about == About::First {
+            // While it makes the names of its folders and files durable.
+            self.threaten(Host::Agent, Some(b'y'), 4, Death::Kill);
+            self.raise();
+            self.has_died(Host::Agent);
+        }
         self.come_together();
         for _ in 0..about.rounds() {
             let longest = if about == About::Publish {
@@ -67,6 +76,7 @@ impl Story {
                 About::Unread => self.unread(),
                 About::Publish => self.killed_writes(),
                 About::Start => self.cut_off_start(),
+                About::First => self.lab.sim.die(Host::Agent, Death::PowerCut),
             }
         }
         self.lab.load.store(false, Ordering::Relaxed);
@@ -102,8 +112,16 @@ impl Story {
 
     /// Lets a host die at one of the next operations of a kind. Whether it has.
     fn doom(&mut self, host: Host, only: Option<u8>, most: u64, death: Death) -> bool {
+        self.threaten(host, only, most, death);
+        self.has_died(host)
+    }
+
+    fn threaten(&mut self, host: Host, only: Option<u8>, most: u64, death: Death) {
         let left = self.rng.below(most);
         self.lab.sim.state().hosts[host as usize].doom = Some(Doom { left, only, death });
+    }
+
+    fn has_died(&mut self, host: Host) -> bool {
         let dead = self.until(3 * SECOND, |s| !s.lab.up(host));
         self.lab.sim.state().hosts[host as usize].doom = None;
         dead

@@ -4,9 +4,11 @@
 #
 #   scripts/test.sh [--quick] [-- ARGUMENTS FOR CARGO TEST...]
 #
-# --quick   leaves out the whole-system tests (package afterimage-tests)
+# --quick   leaves out the whole-system tests (tests/tests)
+# With arguments for cargo test, `cargo test --workspace` is run once, with them.
 #
-# AFTERIMAGE_KILL_ROUNDS   how often the kill loop kills (default 50)
+# AFTERIMAGE_KILL_ROUNDS   how often the kill loops kill (default 50)
+# AFTERIMAGE_LANES         how many test programs run at a time (default 2: most of them wait more than they compute)
 # AFTERIMAGE_SEED          repeats the chance of a failed run
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,52 +20,103 @@ case "${1:-}" in
 esac
 [ "${1:-}" != -- ] || shift
 
-steps=()
-failed=0
+# What each step and each test program said, and how it went.
+logs=${CARGO_TARGET_DIR:-target}/test-logs
+rm -rf "$logs"
+mkdir -p "$logs"
+logs=$(cd "$logs" && pwd)
+export logs
+
 # Runs one step and notes how it went and how long it took.
 step() {
     local name=$1 start=$SECONDS result=ok
     shift
     echo "=== $name: $*"
-    "$@" || { result=FAILED; failed=1; }
-    steps+=("$(printf '%-7s %5d s  %s' "$result" $((SECONDS - start)) "$name")")
+    "$@" || result=FAILED
+    printf '%-7s %5d s  %s\n' "$result" $((SECONDS - start)) "$name" >>"$logs/steps"
     [ "$result" = ok ]
 }
 
 # The kernel's exact package goes out of date with apt's lists: then fetch them and try once more.
 guest() { vm-images/build.sh || { scripts/setup-debian.sh --refresh && vm-images/build.sh; }; }
 
-tests=(cargo test --workspace --no-fail-fast)
-[ -z "$quick" ] || tests+=(--exclude afterimage-tests)
+# What the whole-system tests want of Debian.
+machines() {
+    step "test guest" guest || true
+    step "newer clients" scripts/newer-clients.sh || true
+    # For the package; without root the test that needs it says so.
+    [ "$(id -u)" != 0 ] || step "Debian" scripts/debian-root.sh "${AFTERIMAGE_DEBIAN:-trixie}" || true
+}
+
+# Runs one test program, or the tests within the crates, and shows what it said when it is done: two that run at a time are not mixed.
+program() {
+    local name=$1 start result=ok which=(--test "$1")
+    start=$(date +%s)
+    case "$name" in
+        units) which=(--lib --bins) ;;
+        docs) which=(--doc) ;;
+    esac
+    cargo test --workspace --no-fail-fast "${which[@]}" >"$logs/$name.log" 2>&1 || result=FAILED
+    (
+        flock 9
+        echo "=== $name"
+        cat "$logs/$name.log"
+        printf '%s %d %d %s\n' "$result" "$start" "$(date +%s)" "$name" >>"$logs/programs"
+    ) 9>"$logs/lock"
+}
+export -f program
+
+# The laboratory, which is what boots guests, and what else takes long come first, so that no lane is left alone with them.
+lab="ublk apps files attached failover_lab systemd guest_root guest_ext4 guest_agents guest_lab kernel_nbd"
+programs() {
+    local names others folders=(blockdev/*/tests common/*/tests appliance/tests mgmt/tests tools/tests tests/sim/tests tests/fuzz/tests)
+    [ -n "$quick" ] || folders+=(tests/tests)
+    names=$(find "${folders[@]}" -maxdepth 1 -name '*.rs' -printf '%f\n' 2>/dev/null | sed 's/\.rs$//' | sort -u)
+    others=$(for name in $lab kill_loop roles_kill seeds; do echo "$name"; done)
+    {
+        for name in $others; do grep -x "$name" <<<"$names" || true; done
+        printf '%s\n' units docs
+        grep -vxF "$others" <<<"$names"
+    } | xargs -P "${AFTERIMAGE_LANES:-2}" -n 1 bash -c 'program "$0"'
+    ! grep -q '^FAILED' "$logs/programs"
+}
 
 step "set-up" scripts/setup-debian.sh || true
-[ -n "$quick" ] || step "test guest" guest || true
-[ -n "$quick" ] || step "newer clients" scripts/newer-clients.sh || true
-# For the package; without root the test that needs it says so.
-[ -n "$quick" ] || [ "$(id -u)" != 0 ] || step "Debian" scripts/debian-root.sh "${AFTERIMAGE_DEBIAN:-trixie}" || true
+if [ -z "$quick" ]; then
+    machines >"$logs/machines.log" 2>&1 &
+    trap 'kill %1 2>/dev/null || true' EXIT
+fi
 step "format" cargo fmt --all --check || true
 step "lints" cargo clippy --workspace --all-targets -- -D warnings || true
-step "build" cargo build --workspace --bins || true
-log=${CARGO_TARGET_DIR:-target}/test.log
-tests() { "${tests[@]}" "$@" 2>&1 | tee "$log"; }
-step "tests" tests "$@" || true
+step "build" cargo build --workspace --lib --bins --tests || true
+if [ -z "$quick" ]; then
+    wait
+    cat "$logs/machines.log"
+fi
+if [ $# -gt 0 ]; then
+    step "tests" cargo test --workspace --no-fail-fast "$@" || true
+else
+    step "tests" programs || true
+fi
 
-# Seconds of each test program that took ten or more; the laboratory is what boots guests.
-lab="apps attached failover_lab files guest_agents guest_ext4 guest_lab guest_root kernel_nbd systemd ublk"
+# Seconds of each test program that took ten or more, and of the laboratory from its first guest to its last.
 times() {
     awk -v lab=" $lab " '
-        /^ *Running / {name = $2 == "unittests" ? $4 : $2; sub(/.*\//, "", name); sub(/(-[0-9a-f]*\)|\.rs)$/, "", name)}
-        /^test result: / {
-            took = $NF + 0
-            if (took >= 10) printf "%15d s  %s\n", took, name
-            if (index(lab, " " name " ")) all += took
+        {took = $3 - $2}
+        took >= 10 || $1 != "ok" {printf "%-7s %5d s    %s\n", $1, took, $4}
+        index(lab, " " $4 " ") {
+            if (!first || $2 < first) first = $2
+            if ($3 > last) last = $3
         }
-        END {printf "%15d s  of the laboratory%s\n", all, (all > 900 ? ", which is to take 900 at most" : "")}' "$1"
+        END {printf "%13d s    of the laboratory%s\n", last - first, (last - first > 900 ? ", which is to take 900 at most" : "")}' "$1"
 }
 
 echo
 echo "=== summary"
-printf '%s\n' "${steps[@]}"
-[ ! -s "$log" ] || times "$log"
-if [ "$failed" = 0 ]; then echo "all passed"; else echo "there are failures, see above"; fi
-exit "$failed"
+cat "$logs/steps"
+[ ! -s "$logs/programs" ] || times "$logs/programs"
+if grep -q '^FAILED' "$logs/steps"; then
+    echo "there are failures, see above"
+    exit 1
+fi
+echo "all passed"

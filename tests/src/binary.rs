@@ -60,8 +60,9 @@ fn folder() -> PathBuf {
     let (target, folder, profile) = place();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let hour = std::time::Duration::from_secs(3600);
+    // Of the whole workspace: with the features of one package only, what both need would be built once more.
     tool(cargo)
-        .args(["build", "--quiet", "--package", "afterimage", "--bins", "--profile", &profile, "--manifest-path"])
+        .args(["build", "--quiet", "--workspace", "--bins", "--profile", &profile, "--manifest-path"])
         .arg(repository().join("Cargo.toml"))
         .arg("--target-dir")
         .arg(target)

@@ -260,6 +260,7 @@ fn attend(shared: &Shared, mgmt: &Endpoint) -> io::Result<()> {
         tried: None,
     }
     .run();
+    world::urgent(false);
     if let Some(attendant) = attendant {
         attendant.end();
     }

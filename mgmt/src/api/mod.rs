@@ -9,6 +9,7 @@
 //! | [`problem`] | errors |
 //! | [`key`] | tokens |
 //! | [`view`] | machines and volumes, put together from the catalogue and what members report |
+//! | [`recoveries`] | failovers, tests and plans of all appliances |
 //! | [`readiness`], [`protect`] | whether a machine can be protected, and doing it |
 //! | [`local`] | the same routes over the control socket |
 //! | [`client`] | the other end, which the commands use |
@@ -28,7 +29,7 @@ mod policies;
 pub mod problem;
 pub mod protect;
 pub mod readiness;
-mod recoveries;
+pub mod recoveries;
 pub mod routes;
 pub mod server;
 mod tokens;

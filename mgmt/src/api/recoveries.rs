@@ -3,9 +3,27 @@
 use super::events::{LIMIT, limit};
 use super::problem::{Kind, Problem};
 use super::routes::{Call, Gives, Method, Parameter, Reply, Route, reply, schema};
-use super::types::{List, RecoveryView};
+use super::types::List;
 use super::view::{members, time};
 use crate::catalogue::ApiRole;
+use crate::failover::summary::Recovery;
+use crate::units::Time;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A failover, a test of one, or a recovery plan, at an appliance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RecoveryView {
+    /// The appliance.
+    pub appliance: String,
+    /// Whether it is connected to mgmt: if not, this is what it said last.
+    pub connected: bool,
+    /// When it said something else than before.
+    pub changed: Time,
+    /// What it said.
+    #[serde(flatten)]
+    pub recovery: Recovery,
+}
 
 /// Among so many of the newest one is looked for by its ID.
 const LOOKED_AT: u32 = 10_000;

@@ -4,7 +4,6 @@
 //! that is not known is an error, so that a misspelt one does not go by unseen.
 
 use crate::catalogue::{ApiRole, PolicySettings, Severity};
-use crate::failover::summary::Recovery;
 use crate::members::DiskWish;
 use crate::units::Time;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -471,20 +470,6 @@ pub struct Job {
     pub created: Time,
     /// When it ended.
     pub ended: Option<Time>,
-}
-
-/// A failover, a test of one, or a recovery plan, at an appliance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct RecoveryView {
-    /// The appliance.
-    pub appliance: String,
-    /// Whether it is connected to mgmt: if not, this is what it said last.
-    pub connected: bool,
-    /// When it said something else than before.
-    pub changed: Time,
-    /// What it said.
-    #[serde(flatten)]
-    pub recovery: Recovery,
 }
 
 /// An event.

@@ -3,7 +3,7 @@
 use crate::failover::plan_report;
 use crate::problem::Problem;
 use crate::show::{put, put_json, table};
-use afterimage_mgmt::api::types::RecoveryView;
+use afterimage_mgmt::api::recoveries::RecoveryView;
 use afterimage_mgmt::failover::job::{Job, Outcome, Phase, Verdict};
 use afterimage_mgmt::plan::record::Record;
 use serde::Serialize;

@@ -47,6 +47,20 @@ pub enum FenceError {
     /// No agent writes to it.
     #[error("it is a branch, which no agent writes to")]
     Branch,
+    /// Its agent takes writes, or brings what it has.
+    #[error("it is not fenced: its disk may be in use")]
+    Open,
+    /// Nobody is there.
+    #[error("its agent is not connected: start it")]
+    Away,
+    /// The agent is of an older version.
+    #[error(
+        "its agent is too old for a failback over its connection: update it, or make its disk reachable here and say --to PATH"
+    )]
+    Old,
+    /// It is borrowed.
+    #[error("somebody else is writing to its agent's disk")]
+    Lent,
 }
 
 /// What became of a fence.

@@ -48,6 +48,7 @@ pub use config::ApplianceConfig;
 pub use fence::{FenceError, Fenced, Standing};
 pub use history::thin::{Policy, Why};
 pub use info::{StoreInfo, VolumeInfo};
+pub use ingest::failback::Lease;
 pub use keys::KeySource;
 pub use retention::{Freed, Kept, PointChange};
 pub use room::{MinFree, Space};

@@ -4,8 +4,8 @@ use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REPLY, write_line};
 use crate::protocol::{
-    Access, ApiCall, ApiReply, BranchAsk, CompareBegun, DiffEnd, Envelope, Extents, Failure, FenceAsk, FenceStatus,
-    PointInfo, PointList, Position, Reply, Request, SizeChange, Status, VERSION, VolumePoint,
+    Access, AgentDisk, ApiCall, ApiReply, BranchAsk, CompareBegun, DiffEnd, Envelope, Extents, Failure, FenceAsk,
+    FenceStatus, PointInfo, PointList, Position, Reply, Request, SizeChange, Status, VERSION, VolumePoint,
 };
 use crate::retention::{PointAction, Retention, RetentionChange};
 use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
@@ -297,12 +297,26 @@ impl ControlClient {
     pub fn nbd(mut self, volume: &str, at: &When, access: Access) -> Result<(Position, UnixStream), ClientError> {
         let (volume, (writable, branch)) = (volume.to_owned(), access.flags());
         let position = self.call(Request::Nbd { volume, at: at.clone(), writable, branch })?;
-        // The server speaks first in NBD, and waits for this byte so that nothing of it is in our buffer.
+        Ok((position, self.handed_over()?))
+    }
+
+    /// See [`Request::AgentDisk`]: the connection that is returned carries requests and answers about that disk.
+    ///
+    /// # Errors
+    /// If the disk cannot be reached.
+    pub fn agent_disk(mut self, volume: &str) -> Result<(AgentDisk, UnixStream), ClientError> {
+        let disk = self.call(Request::AgentDisk { volume: volume.to_owned() })?;
+        Ok((disk, self.handed_over()?))
+    }
+
+    /// The connection, from here on for something else.
+    fn handed_over(self) -> Result<UnixStream, ClientError> {
+        // The server may speak first, as in NBD, and waits for this byte so that nothing of it is in our buffer.
         let Some(mut stream) = self.lines.into_inner() else { return Err(ClientError::Closed) };
         stream.write_all(b"G")?;
         stream.set_read_timeout(None)?;
         stream.set_write_timeout(None)?;
-        Ok((position, stream))
+        Ok(stream)
     }
 
     /// See [`Request::Export`]: `listener` is served until the returned guard is dropped.

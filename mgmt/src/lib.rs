@@ -1,6 +1,6 @@
 //! What coordinates: the words in which users name a moment, the control socket, and the policy of automatic points.
 //!
-//! This crate knows neither agent nor appliance. What it asks of them is the trait [`server::Site`], which the
+//! This crate knows neither agent nor appliance. What it asks of them is the trait [`site::Site`], which the
 //! `afterimage` binary implements.
 //!
 //! | module | what |
@@ -43,6 +43,7 @@ pub mod reports;
 pub mod retention;
 pub mod schedule;
 pub mod server;
+pub mod site;
 pub mod target;
 pub mod units;
 pub mod verify;

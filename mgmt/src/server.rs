@@ -1,15 +1,10 @@
 //! The daemon's end of the control socket: a thread per connection, a limit on their number.
 
-use crate::attach::{AttachOptions, Attached, Detached};
 use crate::fdpass;
 use crate::lines::{LineError, LineReader, MAX_REQUEST, write_line};
-use crate::protocol::{
-    Access, ApiCall, ApiReply, BranchAsk, Code, CompareBegun, DiffEnd, Envelope, Extents, Failure, FenceAsk,
-    FenceStatus, PointInfo, PointList, Position, Reply, Request, SizeChange, Status, VERSION, VolumePoint,
-};
-use crate::retention::{PointAction, Retention, RetentionChange};
-use crate::verify::{VerifyOptions, VerifyProgress, VerifyReport};
-use crate::when::When;
+use crate::protocol::{Access, Code, DiffEnd, Envelope, Extents, Failure, Position, Reply, Request, VERSION};
+use crate::site::{Opened, Site};
+use crate::verify::VerifyOptions;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Uid, User};
 use std::collections::BTreeMap;
@@ -33,172 +28,6 @@ const WRITE: Duration = Duration::from_secs(30);
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// Extents in one line of a diff.
 const DIFF_PART: usize = 4096;
-
-/// What the daemon can do. Called from many threads at once.
-pub trait Site: Send + Sync + 'static {
-    /// Everything that `status` shows.
-    ///
-    /// # Errors
-    /// As [`Failure`] says.
-    fn status(&self) -> Result<Status, Failure>;
-
-    /// Points, gaps and window of a volume.
-    ///
-    /// # Errors
-    /// [`Code::NotFound`] if there is no such volume.
-    fn points(&self, volume: &str) -> Result<PointList, Failure>;
-
-    /// Makes a point and waits until it is durable at the appliance.
-    ///
-    /// # Errors
-    /// [`Code::NotReady`] if the volume is in no state to make points.
-    fn create_point(&self, volume: &str, name: &str) -> Result<PointInfo, Failure>;
-
-    /// Makes points of all volumes with a disk here at one instant, and waits until they are durable.
-    ///
-    /// # Errors
-    /// [`Code::NotReady`] if one of the volumes is in no state to make points: then none has one.
-    fn create_points(&self, name: &str) -> Result<Vec<VolumePoint>, Failure> {
-        let _ = name;
-        Err(Failure::new(Code::OtherRole, "no disks are here: run the command with --data of the agent"))
-    }
-
-    /// Makes an app-consistent point and waits until it is durable at the appliance.
-    ///
-    /// # Errors
-    /// [`Code::BadRequest`] if nothing says how, [`Code::Failed`] with the step that failed.
-    fn create_app_point(&self, volume: &str, name: &str) -> Result<PointInfo, Failure> {
-        let _ = name;
-        Err(Failure::new(Code::OtherRole, format!("the disk of volume {volume} is not here")))
-    }
-
-    /// Shows or changes what is kept of a volume.
-    ///
-    /// # Errors
-    /// [`Code::OtherRole`] if the history is elsewhere.
-    fn retention(&self, volume: &str, change: &RetentionChange, dry_run: bool) -> Result<Retention, Failure> {
-        let _ = (change, dry_run);
-        Err(Failure::new(Code::OtherRole, format!("the history of volume {volume} is not here")))
-    }
-
-    /// Pins, unpins or removes a point.
-    ///
-    /// # Errors
-    /// [`Code::NotFound`] if there is no such point.
-    fn change_point(&self, volume: &str, name: &str, action: PointAction) -> Result<PointInfo, Failure> {
-        let _ = (name, action);
-        Err(Failure::new(Code::OtherRole, format!("the history of volume {volume} is not here")))
-    }
-
-    /// Changes the size of a volume.
-    ///
-    /// # Errors
-    /// [`Code::Conflict`] if the disk has not so many bytes.
-    fn resize_volume(&self, volume: &str, size: Option<u64>) -> Result<SizeChange, Failure>;
-
-    /// Begins to compare the whole disk of a volume with the appliance's copy.
-    ///
-    /// # Errors
-    /// [`Code::NotFound`] if there is no such volume here.
-    fn compare_volume(&self, volume: &str) -> Result<CompareBegun, Failure>;
-
-    /// Makes a block device.
-    ///
-    /// # Errors
-    /// [`Code::Failed`] if the kernel or a program that is needed is missing; the message names it.
-    fn attach(&self, volume: &str, options: &AttachOptions) -> Result<Attached, Failure> {
-        let _ = options;
-        Err(Failure::new(Code::Failed, format!("this process makes no block device of volume {volume}")))
-    }
-
-    /// Takes block devices away.
-    ///
-    /// # Errors
-    /// [`Code::NotFound`] if there is none, [`Code::Conflict`] if somebody uses it.
-    fn detach(&self, what: &str) -> Result<Detached, Failure> {
-        Err(Failure::new(Code::NotFound, format!("{what} is not attached here")))
-    }
-
-    /// What a moment means.
-    ///
-    /// # Errors
-    /// As [`When::resolve`].
-    fn resolve(&self, volume: &str, at: &When) -> Result<Position, Failure>;
-
-    /// Ranges (offset, length) that may differ between two moments, of one volume or of two, in order.
-    ///
-    /// # Errors
-    /// As [`When::resolve`], or if the store cannot be read.
-    fn diff(&self, from: (&str, &When), to: (&str, &When)) -> Result<(DiffEnd, Vec<(u64, u64)>), Failure>;
-
-    /// What there is to do with branches.
-    ///
-    /// # Errors
-    /// [`Code::OtherRole`] if the history is elsewhere; otherwise what the appliance says.
-    fn branch(&self, ask: &BranchAsk) -> Result<serde_json::Value, Failure> {
-        let _ = ask;
-        Err(Failure::new(
-            Code::OtherRole,
-            "branches are with the appliance: run the command with --data of `afterimage appliance`",
-        ))
-    }
-
-    /// Puts up, takes down or shows the fence of a volume.
-    ///
-    /// # Errors
-    /// [`Code::OtherRole`] if the history is elsewhere; [`Code::Conflict`] if the fence is another's.
-    fn fence(&self, ask: &FenceAsk) -> Result<FenceStatus, Failure> {
-        let _ = ask;
-        Err(Failure::new(
-            Code::OtherRole,
-            "fences are with the appliance: run the command with --data of `afterimage appliance`",
-        ))
-    }
-
-    /// Compares disk and newest history while the guest goes on. `each` hears of the progress and ends it with `false`.
-    ///
-    /// # Errors
-    /// [`Code::NotReady`] if the volume is not live, or there is no disk or no appliance here.
-    fn verify(
-        &self,
-        volume: &str,
-        options: &VerifyOptions,
-        each: &mut dyn FnMut(VerifyProgress) -> bool,
-    ) -> Result<VerifyReport, Failure> {
-        let _ = (options, each);
-        Err(Failure::new(Code::NotReady, format!("this process has no disk of volume {volume} to verify")))
-    }
-
-    /// What only mgmt can do, for `who`.
-    ///
-    /// # Errors
-    /// [`Code::OtherRole`] if this is another role.
-    fn mgmt(&self, who: &str, call: &ApiCall) -> Result<ApiReply, Failure> {
-        let _ = (who, call);
-        Err(Failure::new(
-            Code::OtherRole,
-            "this is not mgmt: run the command with --data of `afterimage mgmt`, or with --mgmt and a token",
-        ))
-    }
-
-    /// Opens a volume as it was, or a branch, to be served.
-    ///
-    /// # Errors
-    /// As [`When::resolve`], or if the store cannot be read.
-    fn open(&self, volume: &str, at: &When, access: Access) -> Result<(Position, Box<dyn Opened>), Failure>;
-}
-
-/// A volume as it was, ready to be served over NBD. Dropping it closes it.
-pub trait Opened: Send {
-    /// Speaks NBD on this connection until it ends.
-    fn serve_stream(self: Box<Self>, stream: UnixStream);
-
-    /// Serves all who connect, until the returned guard is dropped.
-    ///
-    /// # Errors
-    /// If the server cannot start.
-    fn serve_listener(self: Box<Self>, listener: UnixListener) -> Result<Box<dyn Send>, Failure>;
-}
 
 #[derive(Debug, Default)]
 struct Connections {
@@ -373,6 +202,7 @@ fn serve(stream: UnixStream, shared: &Shared, site: &dyn Site) -> Result<(), Lin
                 return watch(&stream, shared, site, Duration::from_millis(interval_ms).max(MIN_INTERVAL));
             }
             Ok(Request::Mgmt { call }) => finish(&stream, site.mgmt(&caller(&stream), &call))?,
+            Ok(Request::AgentDisk { volume }) => return hand_over(&stream, lines, site.agent_disk(&volume)),
             Ok(Request::Nbd { volume, at, writable, branch }) => {
                 return hand_over(&stream, lines, site.open(&volume, &at, Access::of(writable, branch)));
             }
@@ -458,13 +288,17 @@ fn early(stream: &UnixStream) -> Result<(), LineError> {
     fail(stream, Failure::new(Code::BadRequest, "bytes were sent before the answer"))
 }
 
-fn hand_over(stream: &UnixStream, lines: LineReader<UnixStream>, opened: OpenResult) -> Result<(), LineError> {
-    let (position, opened) = match opened {
+fn hand_over<T: serde::Serialize>(
+    stream: &UnixStream,
+    lines: LineReader<UnixStream>,
+    opened: Result<(T, Box<dyn Opened>), Failure>,
+) -> Result<(), LineError> {
+    let (what, opened) = match opened {
         Ok(found) => found,
         Err(failure) => return fail(stream, failure),
     };
     let Some(mut inner) = lines.into_inner() else { return early(stream) };
-    answer(stream, &position, false)?;
+    answer(stream, &what, false)?;
     inner.read_exact(&mut [0])?;
     inner.set_read_timeout(None)?;
     inner.set_write_timeout(None)?;

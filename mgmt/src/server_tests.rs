@@ -1,7 +1,10 @@
 use super::*;
 use crate::client::{ClientError, ControlClient};
-use crate::protocol::{Access, GapInfo, Role, State, VolumeStatus, Window};
+use crate::protocol::{
+    Access, CompareBegun, GapInfo, PointInfo, PointList, Role, SizeChange, State, Status, VolumeStatus, Window,
+};
 use crate::units::Time;
+use crate::when::When;
 use std::io::{BufRead, BufReader, Write};
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;

@@ -3,11 +3,9 @@
 use crate::binary::path_of;
 use crate::daemon::{DEADLINE, parse};
 use crate::data;
-use crate::process::{Process, processes_in};
+use crate::process::{Process, kill_in};
 use crate::proxy::{Proxy, proxy};
 use crate::tool::{Tool, tool};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -50,11 +48,7 @@ pub struct Herd {
 
 impl Drop for Herd {
     fn drop(&mut self) {
-        // A failover goes on without the daemon, so that of a test that failed would go on without its folder.
-        for process in processes_in(&self.dir.path().join("appliance/failover")) {
-            let id = process.file_name().and_then(|name| name.to_str()?.parse().ok());
-            let _ = id.map(|id| kill(Pid::from_raw(id), Signal::SIGKILL));
-        }
+        kill_in(&self.dir.path().join("appliance/failover"));
     }
 }
 

@@ -4,7 +4,7 @@ use crate::binary::{path_of, repository};
 use crate::daemon::{DEADLINE, number, parse};
 use crate::data;
 use crate::lab::DISK;
-use crate::process::Process;
+use crate::process::{Process, kill_in};
 use crate::tool::{Tool, tool};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -52,6 +52,9 @@ impl Drop for Pair {
             self.dir.disable_cleanup(true);
             eprintln!("kept: {}", self.dir.path().display());
         }
+        // First what would start it again.
+        self.appliance = None;
+        kill_in(&self.data(Role::Appliance).join("failover"));
     }
 }
 

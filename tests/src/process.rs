@@ -189,3 +189,11 @@ pub fn processes_in(folder: &Path) -> Vec<PathBuf> {
 pub fn wait_idle(folder: &Path) {
     wait_until(&format!("no process in {}", folder.display()), || processes_in(folder).is_empty());
 }
+
+/// Kills what works in a folder: a failover goes on without the daemon, so that of a test that failed would go on without its folder.
+pub fn kill_in(folder: &Path) {
+    for process in processes_in(folder) {
+        let id = process.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let _ = id.map(|id| kill(Pid::from_raw(id), Signal::SIGKILL));
+    }
+}

@@ -1,6 +1,8 @@
 //! Disaster and way back of two machines in a group, whose databases depend on one another: tested beside production as they were some
 //! time ago; then their host is gone, they go on from the newest point of the group, the old primaries return and are fenced, what the
 //! machines wrote goes back, and they are in production again. What the databases say must fit together at each of these stations.
+//!
+//! `AFTERIMAGE_LAB_BACK` sets how many seconds the tested moment is in the past at least.
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
 
@@ -221,12 +223,23 @@ fn assert_equals_disk(herd: &Herd, what: &str, at: &str, agent: usize) {
     std::fs::remove_file(&to).unwrap();
 }
 
+/// How far back the tested moment is at least.
+fn back() -> Duration {
+    let seconds =
+        std::env::var("AFTERIMAGE_LAB_BACK").map_or(2, |text| text.parse().expect("AFTERIMAGE_LAB_BACK is a number"));
+    Duration::from_secs(seconds)
+}
+
 /// Beside production, at one instant some time back; nothing is left.
 fn test_failover(herd: &Herd, leader: &Guest) {
     let mut acknowledged = Acknowledged::default();
-    acknowledged.until(leader, "points", more_points(herd, 5));
+    acknowledged.until(leader, "points", more_points(herd, 2));
+    let point = complete(herd).pop().unwrap();
+    let since = Instant::now();
+    while since.elapsed() < back() {
+        acknowledged.until(leader, "points", more_points(herd, 3));
+    }
     let now = both_have(leader);
-    let point = complete(herd).into_iter().rev().nth(3).unwrap();
     let test = of_group(herd, &["test", "--json", "--check", "boot", "--check", "serial:ledger: alone 5"]);
     let jobs = parse(&test.args(["--at", point["time"].as_str().unwrap()]).run_any());
     assert!(jobs.as_array().unwrap().iter().all(|j| j["outcome"] == "passed" && j["phase"] == "ended"), "{jobs:#}");
@@ -287,14 +300,12 @@ fn assert_fenced(herd: &Herd, agent: usize) {
     assert!(bytes > 0, "it had committed what the appliance did not get: {}", beyond.describe());
 }
 
-/// What a machine wrote here goes back to its old disk while it works, and the old primary goes on. Returns how often the machine had
-/// committed alone.
+/// What a machine wrote here goes back to its old disk, through the agent that has it, while it works, and the old primary goes on. Returns how
+/// often the machine had committed alone.
 fn fail_back(herd: &Herd, job: &Value, branch: &str, agent: usize) -> u64 {
     let id = job["id"].as_str().unwrap();
-    let back = |more: &[&str]| {
-        let command = failover(herd, &["failback", id, "--return", "--yes", "--json"]).args(more);
-        parse(&command.arg("--to").arg(herd.image(agent)).run())
-    };
+    let back =
+        |more: &[&str]| parse(&failover(herd, &["failback", id, "--return", "--yes", "--json"]).args(more).run());
     assert_eq!(back(&[])["phase"], "catch-up", "while the machine works");
     let before = last(&said(job), "ledger: alone ").unwrap();
     poll("it works", || last(&said(job), "ledger: alone ").unwrap() > before + 5);

@@ -4,7 +4,7 @@
 use afterimage_tests::daemon::number;
 use afterimage_tests::lab::DISK;
 use afterimage_tests::pair::{Pair, Role};
-use afterimage_tests::process::{processes_in, wait_until as wait};
+use afterimage_tests::process::{Process, processes_in, wait_until as wait};
 use afterimage_tests::tool::{Finished, tool};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -210,6 +210,52 @@ fn killed_at_any_step_a_failover_goes_on_to_where_it_was_going() {
 }
 
 #[test]
+fn agent_or_appliance_killed_at_any_step_a_failover_goes_on_or_is_taken_back() {
+    let mut pair = Pair::new(SIZE);
+    let halted = pair.path("halted");
+    for role in [Role::Agent, Role::Appliance] {
+        for step in STEPS {
+            let context = format!("{role:?} killed before {step}");
+            let place = format!("{step}:before:{}", halted.display());
+            let run = pair.cli(Role::Appliance, RUN).arg(DISK).env("AFTERIMAGE_FAILOVER_HALT", place).into_command();
+            let begun = Process::start(run, &pair.path("run.log"));
+            // The last steps come when it is taken back.
+            let mut back = None;
+            wait(&context, || {
+                if back.is_none()
+                    && job(&pair)["phase"] == "holding"
+                    && ["kill", "drop", "lift", "remove"].contains(&step)
+                {
+                    let id = job(&pair)["id"].as_str().expect("id").to_owned();
+                    let command = pair.cli(Role::Appliance, "failover rollback --yes").arg(&id).into_command();
+                    back = Some(Process::start(command, &pair.path("back.log")));
+                }
+                halted.exists()
+            });
+            pair.kill(role);
+            pair.start(role);
+            std::fs::remove_file(&halted).expect("let it go on");
+
+            let is = |wanted: &str| job(&pair)["phase"] == wanted;
+            wait(&format!("{context}: done or taken back"), || is("ended") || (back.is_none() && is("holding")));
+            let id = job(&pair)["id"].as_str().expect("id").to_owned();
+            if is("holding") {
+                pair.cli(Role::Appliance, "failover rollback --yes").arg(&id).run();
+            }
+            wait(&context, || is("ended"));
+            drop((begun, back));
+            pair.wait_live();
+            assert!(branches(&pair).iter().all(|b| b.contains("/tail-")), "{context}: {:?}", branches(&pair));
+            let left = || processes_in(&pair.data(Role::Appliance).join("failover"));
+            wait(&format!("{context}: nothing runs"), || left().is_empty());
+        }
+    }
+    assert!(write(&pair, 9, "0").status.success());
+    pair.assert_history_is_the_disk();
+    assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
+}
+
+#[test]
 fn what_a_machine_wrote_here_goes_back_and_only_what_differs_is_written() {
     let mut pair = Pair::new(SIZE);
     // Data all over the disk, so that a copy of everything would show.
@@ -225,7 +271,7 @@ fn what_a_machine_wrote_here_goes_back_and_only_what_differs_is_written() {
     let socket = pair.path("branch.sock");
     let listen = format!("unix:{}", socket.display());
     let export = pair.cli(Role::Appliance, "branch export").args([&branch, "--listen", &listen]).into_command();
-    let mut process = afterimage_tests::process::Process::start(export, &pair.path("export.log"));
+    let mut process = Process::start(export, &pair.path("export.log"));
     process.wait_until("socket", || socket.exists());
     let blocks = SIZE / 4096;
     let some: Vec<String> =
@@ -248,7 +294,11 @@ fn what_a_machine_wrote_here_goes_back_and_only_what_differs_is_written() {
     // The old disk is in use, by an agent that refuses writes: that it is meant has to be said.
     let unsaid = pair.cli(Role::Appliance, "failover failback --yes").arg(&id).arg("--to").arg(&pair.image).run_any();
     assert!(unsaid.stderr.contains("--return"), "{}", unsaid.describe());
-    let first = copy(&pair.image, &["--return"]);
+    // Without a path: where its agent has it.
+    let home = |pair: &Pair, more: &[&str]| {
+        pair.cli(Role::Appliance, "failover failback --yes --json --return").arg(&id).args(more)
+    };
+    let first = parse(&home(&pair, &[]).run());
     let moved = number(&first, "moved_bytes");
     println!("{moved} of {SIZE} bytes written, {} changed", some.len() * 4096);
     assert!(moved <= SIZE * 12 / 1000, "1 % has changed, and {moved} of {SIZE} bytes were written");
@@ -259,9 +309,8 @@ fn what_a_machine_wrote_here_goes_back_and_only_what_differs_is_written() {
         load.args(["-c", "flush"]).arg(&uri).run();
     };
     put(&["write -P 77 4M 4k", "write -P 78 12M 4k"]);
-    let slow = pair.cli(Role::Appliance, "failover failback --yes --json --return --rate 4KiB").arg(&id);
-    let slow = slow.arg("--to").arg(&pair.image).into_command();
-    let slow = afterimage_tests::process::Process::start(slow, &pair.path("slow.log"));
+    let slow = home(&pair, &["--rate", "4KiB"]).into_command();
+    let slow = Process::start(slow, &pair.path("slow.log"));
     let at = |offset: u64| {
         let mut byte = [0];
         File::open(&pair.image).and_then(|f| f.read_exact_at(&mut byte, offset)).expect("read the disk");
@@ -270,11 +319,18 @@ fn what_a_machine_wrote_here_goes_back_and_only_what_differs_is_written() {
     wait("the first block is there", || at(4 << 20) == 77);
     slow.kill();
     assert_ne!(at(12 << 20), 78, "it was to be stopped before");
+    // Nor does anything depend on the agent that was there.
+    pair.kill(Role::Agent);
+    let away = home(&pair, &[]).run_any();
+    assert!(!away.status.success() && away.stderr.contains("not connected"), "{}", away.describe());
+    pair.start(Role::Agent);
+    pair.wait_volume(Role::Agent, "fenced still", is_fenced);
+    wait("its disk can be reached", || !home(&pair, &[]).run_any().stderr.contains("not connected"));
     put(&["write -P 7 4M 4k"]);
     // Written meanwhile, and found by the catch-up of the cut-over.
     tool("qemu-io").args(["-f", "raw", "-c", "write -P 9 1M 8k", "-c", "flush"]).arg(&uri).run();
     drop(process);
-    let done = copy(&pair.image, &["--return", "--cut-over"]);
+    let done = parse(&home(&pair, &["--cut-over"]).run());
     assert_eq!(done["phase"], "done", "{done:#}");
     assert!(number(&done, "moved_bytes") - moved <= 24 << 10, "{done:#}");
 
@@ -310,15 +366,17 @@ fn a_machine_with_two_disks_goes_back_disk_by_disk() {
     let id = ran["id"].as_str().expect("id").to_owned();
     pair.wait_volume(Role::Agent, "fenced", is_fenced);
 
-    let back = |volume: &str, to: &std::path::Path| {
-        let command = pair.cli(Role::Appliance, "failover failback --yes --json --return --cut-over");
-        let done = parse(&command.arg(&id).args(["--volume", volume, "--to"]).arg(to).run());
+    let back = |volume: &str, to: Option<&std::path::Path>| {
+        let command = pair.cli(Role::Appliance, "failover failback --yes --json --return --cut-over").arg(&id);
+        let command = to.iter().fold(command.args(["--volume", volume]), |command, to| command.arg("--to").arg(to));
+        let done = parse(&command.run());
         assert_eq!(done["phase"], "done", "{done:#}");
     };
-    back(DISK, &pair.image);
+    // One at a path of the appliance's host, the other where its agent has it.
+    back(DISK, Some(&pair.image));
     assert_eq!(job(&pair)["phase"], "down", "the other disk is missing");
     pair.wait_volume(Role::Agent, "fenced still", is_fenced);
-    back("second", &second);
+    back("second", None);
     let ended = job(&pair);
     assert_eq!((ended["phase"].as_str(), ended["outcome"].as_str()), (Some("ended"), Some("failed-back")), "{ended:#}");
     pair.wait_live();

@@ -7,7 +7,7 @@ use afterimage_base::net::Endpoint;
 use afterimage_mgmt::members::{Clock, DisksTaken, MemberAsk};
 use afterimage_mgmt::office::Answered;
 use afterimage_mgmt::protocol::{Code, Failure};
-use afterimage_mgmt::server::Site;
+use afterimage_mgmt::site::Site;
 use afterimage_mgmt::units::Time;
 use afterimage_trust::session::Duties;
 use serde::Serialize;

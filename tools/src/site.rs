@@ -5,6 +5,7 @@
 mod app;
 mod branches;
 mod devices;
+pub(crate) mod failback;
 mod fences;
 mod figures;
 mod kept;
@@ -27,18 +28,18 @@ use afterimage_appliance::Appliance;
 use afterimage_base::block::BlockDevice;
 use afterimage_mgmt::attach::{AttachOptions, Attached, Detached};
 use afterimage_mgmt::protocol::{
-    Access, BranchAsk, Code, CompareBegun, DiffEnd, Failure, FenceAsk, FenceStatus, GapInfo, PointInfo, PointList,
-    Position, Role, SizeChange, State, Status, VERSION, VolumePoint, VolumeStatus,
+    Access, AgentDisk, BranchAsk, Code, CompareBegun, DiffEnd, Failure, FenceAsk, FenceStatus, GapInfo, PointInfo,
+    PointList, Position, Role, SizeChange, Status, VERSION, VolumePoint,
 };
 use afterimage_mgmt::retention::{PointAction, Retention, RetentionChange};
 use afterimage_mgmt::schedule::Schedule;
-use afterimage_mgmt::server::{Opened, Site};
+use afterimage_mgmt::site::{Opened, Site};
 use afterimage_mgmt::units::Time;
 use afterimage_mgmt::verify::{VerifyOptions, VerifyProgress, VerifyReport};
 use afterimage_mgmt::when::{When, check_point_name};
 use afterimage_nbd::{Address, Export, ExportTable, Server, Stop};
 use app::Apps;
-use figures::{blank, of_agent, of_appliance, of_store, uuid, window, with_history};
+use figures::{of_store, uuid, window};
 use past::{OfVolume, Past, failure};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -308,34 +309,6 @@ fn whole_seconds(t: Time) -> Time {
 impl Site for Local {
     fn status(&self) -> Result<Status, Failure> {
         let appliance = lock(&self.appliance).clone();
-        let infos = appliance.as_ref().map(|a| a.volumes()).unwrap_or_default();
-        let mut volumes: Vec<VolumeStatus> = Vec::new();
-        for served in &self.served() {
-            let mut v = match served {
-                Served::Protected(volume) => of_agent(volume),
-                Served::Plain { name, path, device } => blank(name, path, device.geometry().size, State::Unprotected),
-            };
-            v.uri = self.uris(&v.name);
-            let info = infos.iter().find(|i| i.name == v.name && uuid(i.id) == v.id);
-            if let (Some(appliance), Some(info)) = (&appliance, info) {
-                with_history(&mut v, appliance, info);
-            }
-            volumes.push(v);
-        }
-        // Branches are shown by `branch ls`, until they stand by themselves.
-        for info in infos.iter().filter(|i| !i.fork.is_some_and(|f| f.leans())) {
-            if volumes.iter().all(|v| v.name != info.name)
-                && let Some(appliance) = &appliance
-            {
-                let mut v = of_appliance(appliance, info);
-                with_history(&mut v, appliance, info);
-                volumes.push(v);
-            }
-        }
-        for v in &mut volumes {
-            v.devices = self.devices_of(&v.name);
-        }
-        volumes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Status {
             v: VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -353,7 +326,7 @@ impl Site for Local {
             // They are where the history is.
             recoveries: appliance.as_ref().map_or_else(Vec::new, |_| self.recoveries.now()),
             clients: lock(&self.server).as_ref().map_or(0, |s| s.stats().connections),
-            volumes,
+            volumes: self.volumes_now(appliance.as_deref()),
         })
     }
 
@@ -471,6 +444,10 @@ impl Site for Local {
 
     fn fence(&self, ask: &FenceAsk) -> Result<FenceStatus, Failure> {
         self.of_fences(ask)
+    }
+
+    fn agent_disk(&self, volume: &str) -> Result<(AgentDisk, Box<dyn Opened>), Failure> {
+        self.lend(volume)
     }
 
     fn verify(

@@ -22,12 +22,14 @@
 //! | [`pressure`] | when there is no time to reduce |
 //! | [`write`] | the writing stage |
 //! | [`compare`] | answering hash queries |
+//! | [`failback`] | the disk of a fenced agent |
 //! | [`replay`] | bringing volumes back at start |
 //! | [`volume`] | what a volume is between sessions |
 //! | [`progress`] | and how far it is |
 
 pub mod batch;
 pub mod compare;
+pub mod failback;
 pub mod listen;
 pub mod plan;
 pub mod pressure;

@@ -2,6 +2,7 @@
 
 use super::batch::{Batch, Cursor};
 use super::compare::{Asked, Comparer, QUEUE};
+use super::failback::{AgentDisk, Reach};
 use super::progress::Progress;
 use super::secure::Greet;
 use super::stages::{Received, Stages, UnderWay, lock};
@@ -12,11 +13,12 @@ use afterimage_base::world;
 use afterimage_base::world::channel::{Receiver, Sender, bounded};
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread;
-use afterimage_format::compare::{HashQuery, Hashes};
+use afterimage_format::compare::{HashQuery, Hashes, MAX_HASHES_BODY};
 use afterimage_format::fence::Fence;
 use afterimage_format::record::MAX_VOLUME;
 use afterimage_format::wire::{
-    Ack, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Refuse, VERSION, Welcome,
+    Ack, FAILBACK_VERSION, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION,
+    Refuse, VERSION, Welcome,
 };
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -101,9 +103,9 @@ pub trait Volumes: Send + Sync {
 }
 
 /// Held while the peer is slow to read.
-type Out = LongMutex<Box<dyn Write + Send>>;
+pub(super) type Out = LongMutex<Box<dyn Write + Send>>;
 
-fn send(out: &Out, kind: MessageType, body: &[u8]) -> Result<(), SessionError> {
+pub(super) fn send(out: &Out, kind: MessageType, body: &[u8]) -> Result<(), SessionError> {
     let mut message = Vec::with_capacity(HEADER_LEN + body.len());
     message.extend_from_slice(&Header::of(kind, body).encode());
     message.extend_from_slice(body);
@@ -114,12 +116,12 @@ fn send(out: &Out, kind: MessageType, body: &[u8]) -> Result<(), SessionError> {
 /// Serves one connection until it ends.
 pub fn serve(shared: &Shared, volumes: &dyn Volumes, connection: Connection) {
     let Connection { peer, address: _, reader, writer, readable, interrupt, machine, greet: _ } = connection;
-    let out: Out = LongMutex::new(writer);
+    let out: Arc<Out> = Arc::new(LongMutex::new(writer));
     let mut input = Input { reader, readable, out: &out, heard: world::now(), asked: false, until: None };
     let end = match handshake(shared, &mut input, volumes, machine.as_ref()) {
         Ok((hello, volume)) => {
             shared.sessions.fetch_add(1, Ordering::Relaxed);
-            let end = run(shared, &volume, &hello, input, &interrupt);
+            let end = run(shared, &volume, &hello, (input, &out), &interrupt);
             shared.sessions.fetch_sub(1, Ordering::Relaxed);
             tracing::info!("volume {}: session of {peer} ended: {end}", volume.name);
             end
@@ -278,7 +280,7 @@ fn run(
     shared: &Shared,
     volume: &Arc<Volume>,
     hello: &Hello,
-    input: Input<'_>,
+    (input, out): (Input<'_>, &Arc<Out>),
     interrupt: &Arc<dyn Fn() + Send + Sync>,
 ) -> SessionError {
     let stop = Arc::clone(interrupt);
@@ -294,7 +296,7 @@ fn run(
         return SessionError::Failed(why);
     }
     let progress = volume.progress();
-    let (out, granted) = (input.out, AtomicU64::new(shared.credit_now()));
+    let granted = AtomicU64::new(shared.credit_now());
     let durable_bytes = AtomicU64::new(0);
     let under_way = UnderWay::default();
     let acknowledge = |durable: u64, bytes: usize| {
@@ -312,6 +314,11 @@ fn run(
         return e;
     }
     tracing::info!("volume {}: session begins behind seq {}", volume.name, progress.seq);
+    let speaks = welcome.version >= FAILBACK_VERSION;
+    let disk = (fence == Fence::Closed && speaks).then(|| AgentDisk::new(welcome.epoch, hello.size, out));
+    if fence == Fence::Closed {
+        volume.set_agent_disk(disk.clone().map_or(Reach::Old, Reach::Here));
+    }
     let forked = lost || (progress.seq > 0 && progress.ring != hello.ring);
     let cursor = Cursor { seq: progress.seq, time: progress.time, forked, size: progress.size() };
     // Version 1 has no queries.
@@ -322,7 +329,7 @@ fn run(
             queries.map(|queries| s.spawn("compare", || compare(&stages, out, queries))).transpose()?;
             Ok(next)
         });
-        let session = Session { stages: &stages, granted: &granted, hello_size: hello.size };
+        let session = Session { stages: &stages, granted: &granted, hello_size: hello.size, disk: disk.as_deref() };
         match started {
             Err(e) => {
                 lock(&stages.end).get_or_insert(SessionError::Connection(format!("no thread for it: {e}")));
@@ -335,6 +342,10 @@ fn run(
         }
         drop(to_compare);
     });
+    volume.set_agent_disk(Reach::Away);
+    if let Some(disk) = disk {
+        disk.end();
+    }
     if lock(&stages.end).as_ref().is_some_and(|e| matches!(e, SessionError::Full(_) | SessionError::Failed(_))) {
         volume.leave_segment(shared);
     }
@@ -356,6 +367,8 @@ struct Session<'a> {
     /// Bytes that the agent may have sent.
     granted: &'a AtomicU64,
     hello_size: u64,
+    /// Its disk, if it is fenced.
+    disk: Option<&'a AgentDisk>,
 }
 
 /// The receiving stage.
@@ -405,6 +418,15 @@ fn receive(
                 input.body(len, &mut body, SILENCE_LIMIT)?;
                 let fill = header.verify(&body).and_then(|()| Fill::decode(&body));
                 stages.heard_of(fill.map_err(|e| SessionError::Malformed(e.to_string()))?.sixteenths());
+                continue;
+            }
+            MessageType::DiskHashes | MessageType::DiskDone if len <= MAX_HASHES_BODY && session.disk.is_some() => {
+                let mut body = Vec::new();
+                input.body(len, &mut body, SILENCE_LIMIT)?;
+                header.verify(&body).map_err(|e| SessionError::Malformed(e.to_string()))?;
+                if let Some(disk) = session.disk {
+                    disk.answered(header.kind, body).map_err(SessionError::Malformed)?;
+                }
                 continue;
             }
             MessageType::Ping | MessageType::Pong | MessageType::Bye | MessageType::Refuse | MessageType::HashQuery

@@ -1,5 +1,6 @@
 //! A volume of the vault: what is known of it between sessions.
 
+use super::failback::Reach;
 use super::progress::{Committed, Progress};
 use super::replay::Replayed;
 use super::{SessionError, Shared};
@@ -55,6 +56,7 @@ pub struct Volume {
     writer: Mutex<Option<SegmentWriter>>,
     turn: Mutex<Turn>,
     free: Condvar,
+    agent_disk: Mutex<Reach>,
 }
 
 impl std::fmt::Debug for Volume {
@@ -114,7 +116,18 @@ impl Volume {
             writer: Mutex::default(),
             turn: Mutex::default(),
             free: Condvar::new(),
+            agent_disk: Mutex::default(),
         }
+    }
+
+    /// Whether the disk of its agent can be reached; for tails.
+    pub(crate) fn agent_disk(&self) -> Reach {
+        lock(&self.agent_disk).clone()
+    }
+
+    /// By the session that has the turn.
+    pub(super) fn set_agent_disk(&self, reach: Reach) {
+        *lock(&self.agent_disk) = reach;
     }
 
     /// Where it is now.

@@ -10,6 +10,7 @@
 //! | `machine` | what a volume is doing, as a table |
 //! | `continuity` | whether the appliance holds the same history, as a table |
 //! | `fence` | refusing writes while the machine runs elsewhere |
+//! | `failback` | what the machine wrote there comes back to the disk |
 //! | [`resize`] | changes of the size |
 //! | `ages` | how old a seq is, whatever the clock does |
 //! | `keeper`, `sync` | the thread that leaves dirty mode and copies dirty regions |
@@ -35,6 +36,7 @@ pub mod connect;
 mod continuity;
 mod device;
 pub mod disk;
+mod failback;
 mod fence;
 mod few;
 #[doc(hidden)]

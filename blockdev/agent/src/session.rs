@@ -11,12 +11,14 @@ use afterimage_base::world;
 use afterimage_base::world::thread;
 use afterimage_format::codec::DecodeError;
 use afterimage_format::compare::{Hashes, MAX_HASHES_BODY};
+use afterimage_format::failback::{MAX_REQUESTS, MAX_WRITE_BODY};
 use afterimage_format::record::{FLAG_NOTE, HEADER_LEN as RECORD_LEN, Kind, Record};
 use afterimage_format::wire::{
     Ack, FILL_VERSION, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, NOTE_VERSION,
     OLDEST_VERSION, Refuse, SIZE_VERSION, VERSION, Welcome,
 };
 use afterimage_journal::{RecordRef, RingError};
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -42,7 +44,7 @@ const TELL_EVERY: Duration = Duration::from_millis(10);
 /// Records of one batch: two buffers each and one before them fit the 1024 that one system call takes.
 const MAX_RECORDS: usize = 500;
 /// Longest message of the appliance.
-const MAX_ANSWER: usize = if MAX_HASHES_BODY > 4096 { MAX_HASHES_BODY } else { 4096 };
+const MAX_ANSWER: usize = if MAX_HASHES_BODY > MAX_WRITE_BODY { MAX_HASHES_BODY } else { MAX_WRITE_BODY };
 
 /// Why a session ended.
 #[derive(Debug, Error)]
@@ -75,10 +77,27 @@ struct Link {
     sent: AtomicU64,
     acked: AtomicU64,
     pong: Mutex<Option<u64>>,
+    /// Answers to requests of a failback that have not left.
+    answers: Mutex<VecDeque<(MessageType, Vec<u8>)>>,
     /// When the keeper was told last.
     told: Mutex<Instant>,
     dead: AtomicBool,
     end: Mutex<Option<SessionError>>,
+}
+
+impl Link {
+    fn next_answer(&self) -> Option<(MessageType, Vec<u8>)> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    fn answer(&self, answer: (MessageType, Vec<u8>)) -> Result<(), SessionError> {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= MAX_REQUESTS {
+            return Err(SessionError::Protocol("it asked for more of the disk than is allowed at a time"));
+        }
+        answers.push_back(answer);
+        Ok(())
+    }
 }
 
 struct Writer<'a> {
@@ -142,6 +161,7 @@ pub(crate) fn run(shared: &Shared, connection: Connection, progress: &mut bool) 
         sent: AtomicU64::new(welcome.durable),
         acked: AtomicU64::new(welcome.durable),
         pong: Mutex::new(None),
+        answers: Mutex::default(),
         told: Mutex::new(world::now()),
         dead: AtomicBool::new(false),
         end: Mutex::new(None),
@@ -258,6 +278,9 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
         let pong = link.pong.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(n) = pong {
             writer.message(MessageType::Pong, &n.to_le_bytes())?;
+        }
+        while let Some((kind, body)) = link.next_answer() {
+            writer.message(kind, &body)?;
         }
         if world::since(last_ping) >= PING_EVERY {
             last_ping = world::now();
@@ -385,7 +408,10 @@ fn read_all(shared: &Shared, reader: &mut dyn Read, link: &Link) -> Result<(), S
                 shared.p.bell.ring();
             }
             MessageType::Refuse => return Err(SessionError::Refused(Refuse::decode(&body)?)),
-            _ => return Err(SessionError::Protocol("it sent a message that is not its to send")),
+            kind => {
+                link.answer(shared.failback(kind, &body)?)?;
+                shared.p.ring.wake_sender();
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod broken;
 mod changes;
+mod failback;
 mod fence;
 mod fetched;
 mod intent;

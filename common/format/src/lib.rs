@@ -17,6 +17,7 @@
 //! | [`manifest`] | what exists in a vault |
 //! | [`fence`] | whether an agent may take writes |
 //! | [`compare`] | comparing blocks by hash, over the wire |
+//! | [`failback`] | writing to the disk of a fenced agent, over the wire |
 //! | [`coord`] | messages between mgmt and the roles: joining, certificates, revocations |
 //! | [`codec`] | the bounds-checked reader and writer that all formats are built with |
 
@@ -25,6 +26,7 @@ pub mod commit;
 pub mod compare;
 pub mod coord;
 pub mod dirtymap;
+pub mod failback;
 pub mod fence;
 pub mod intent;
 pub mod layer;

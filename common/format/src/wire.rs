@@ -21,6 +21,8 @@
 //! | 9 HashQuery | agent | since version 2: see [`crate::compare`] |
 //! | 10 Hashes | appliance | since version 2: see [`crate::compare`] |
 //! | 11 Fill | agent | since version 3: bytes of the ring that are in use, and that it has (u64 each) |
+//! | 12 DiskQuery, 14 DiskWrite, 15 DiskSync | appliance | since version 6: see [`crate::failback`] |
+//! | 13 DiskHashes, 16 DiskDone | agent | since version 6: see [`crate::failback`] |
 //!
 //! **Credit** is the total of Data body bytes that the agent may have sent in this session; it only grows.
 //! A Refuse may come at once behind a Welcome, whose credit is 0 then: the appliance takes nothing now, but the volume is fenced.
@@ -34,7 +36,7 @@ use crate::record::{MAX_NAME, MAX_SEQ};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Newest version of the protocol that this code speaks.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// Oldest version of the protocol that this code speaks.
 pub const OLDEST_VERSION: u16 = 1;
 /// First version with HashQuery and Hashes.
@@ -47,6 +49,8 @@ pub const FILL_VERSION: u16 = 3;
 pub const NOTE_VERSION: u16 = 4;
 /// First version with epochs and fences.
 pub const EPOCH_VERSION: u16 = 5;
+/// First version with failback through the session.
+pub const FAILBACK_VERSION: u16 = 6;
 /// First four bytes of a message.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIW1");
 /// Size of a message header in bytes.
@@ -82,6 +86,16 @@ pub enum MessageType {
     Hashes = 10,
     /// See [`Fill`].
     Fill = 11,
+    /// See [`crate::failback`].
+    DiskQuery = 12,
+    /// See [`crate::failback`].
+    DiskHashes = 13,
+    /// See [`DiskWrite`](crate::failback::DiskWrite).
+    DiskWrite = 14,
+    /// See [`DiskSync`](crate::failback::DiskSync).
+    DiskSync = 15,
+    /// See [`DiskDone`](crate::failback::DiskDone).
+    DiskDone = 16,
 }
 
 /// A checked message header.
@@ -151,6 +165,11 @@ impl Header {
             9 => MessageType::HashQuery,
             10 => MessageType::Hashes,
             11 => MessageType::Fill,
+            12 => MessageType::DiskQuery,
+            13 => MessageType::DiskHashes,
+            14 => MessageType::DiskWrite,
+            15 => MessageType::DiskSync,
+            16 => MessageType::DiskDone,
             _ => return Err(DecodeError::Field { what: WHAT, field: "type", value: u64::from(kind) }),
         };
         let body_len = usize::try_from(len).unwrap_or(usize::MAX);

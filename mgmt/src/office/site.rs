@@ -6,7 +6,7 @@ use crate::protocol::{
     Access, ApiCall, ApiReply, Code, CompareBegun, DiffEnd, Failure, PointInfo, PointList, Position, Role, SizeChange,
     Status, VERSION,
 };
-use crate::server::{Opened, Site};
+use crate::site::{Opened, Site};
 use crate::units::Time;
 use crate::when::When;
 use std::path::PathBuf;

@@ -61,3 +61,14 @@ pub struct FenceStatus {
     /// The last write that the volume received.
     pub seq: u64,
 }
+
+/// The disk of a fenced volume's agent, reached through its session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentDisk {
+    /// Name of the volume.
+    pub volume: String,
+    /// Epoch of the fence.
+    pub epoch: u64,
+    /// Size of the disk in bytes.
+    pub size: u64,
+}

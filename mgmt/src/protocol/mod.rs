@@ -10,10 +10,12 @@
 //!          {"error":{"code":"not-found","message":"..."}}
 //! ```
 //!
-//! A connection may carry several requests, one after the other. Two requests change what it carries:
+//! A connection may carry several requests, one after the other. Some requests change what it carries:
 //!
 //! * `nbd`: after the answer the client sends one byte, and from then on the same connection speaks NBD (server
 //!   first, fixed newstyle), for one export;
+//! * `agent-disk`: the same, and it carries the requests and answers of [`afterimage_format::failback`], each with its
+//!   [header](afterimage_format::wire::Header);
 //! * `export`: after a first answer with `more` the client passes a listening unix socket as a file descriptor
 //!   ([`crate::fdpass`]); the server serves it and says so with a second answer. The export ends when
 //!   the control connection does.
@@ -30,7 +32,7 @@ mod status;
 
 pub use branch::{Access, BranchAsk, BranchKind, BranchList, BranchStatus};
 pub use failure::{Code, Failure};
-pub use fence::{FenceAsk, FenceState, FenceStatus};
+pub use fence::{AgentDisk, FenceAsk, FenceState, FenceStatus};
 pub use history::{
     CompareBegun, DeviceResize, DiffEnd, Extents, GapInfo, PointInfo, PointList, Position, SizeChange, VolumePoint,
     Window,
@@ -186,6 +188,12 @@ pub enum Request {
         /// That.
         #[serde(flatten)]
         ask: FenceAsk,
+    },
+    /// [`AgentDisk`]; after one byte of the client this connection carries requests about the disk of a fenced volume's agent, and their
+    /// answers.
+    AgentDisk {
+        /// Name of the volume.
+        volume: String,
     },
     /// What only mgmt can do, by its API; answers [`ApiReply`].
     Mgmt {

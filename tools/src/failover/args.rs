@@ -194,9 +194,10 @@ pub struct BackArgs {
     /// The failover
     #[arg(value_name = "ID")]
     pub id: String,
-    /// The disk: a file, which is made if need be, or a block device
-    #[arg(long, value_name = "PATH")]
-    pub to: PathBuf,
+    /// The disk: a file, which is made if need be, or a block device of this host [default, with --return: the old primary's disk, where its
+    /// agent is]
+    #[arg(long, value_name = "PATH", required_unless_present = "returns")]
+    pub to: Option<PathBuf>,
     /// Which disk of the machine, if it has several
     #[arg(long, value_name = "VOLUME")]
     pub volume: Option<String>,

@@ -1,4 +1,5 @@
-//! `failover failback`: the way back of a machine that runs here after a failover, onto a disk: the old one, another one, or a file.
+//! `failover failback`: the way back of a machine that runs here after a failover, onto a disk: the old one where its agent is, or, at a
+//! path of this host, the old one, another one, or a file.
 //!
 //! Three phases, each of which can be stopped and goes on where it was; what is done is in `back-VOLUME.json` in the job's folder:
 //!
@@ -14,10 +15,12 @@
 //! The old disk is written only when its agent has brought everything that the volume had not received (its tail is whole): from then
 //! on, what is on it is kept elsewhere (I13).
 
+mod agent;
 mod disk;
 
 use crate::failover::args::BackArgs;
-use crate::failover::back::disk::Disk;
+use crate::failover::back::agent::AgentDisk;
+use crate::failover::back::disk::{Disk, LocalDisk, Pace};
 use crate::failover::run::agreed;
 use crate::failover::{failed, folder, follow, report};
 use crate::image::Image;
@@ -70,8 +73,9 @@ pub struct Back {
     version: u32,
     /// The volume whose branch it is.
     volume: String,
-    /// Where it is copied to.
-    to: PathBuf,
+    /// Where it is copied to; none: to the disk of the volume's agent, through its session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    to: Option<PathBuf>,
     /// The phase.
     phase: Way,
     /// The moment of the branch that is, or is being, copied.
@@ -121,6 +125,14 @@ impl Back {
         all
     }
 
+    /// The disk, for people.
+    fn disk(&self) -> String {
+        match &self.to {
+            Some(path) => path.display().to_string(),
+            None => format!("the disk of volume {} at its agent", self.volume),
+        }
+    }
+
     fn save(&self, path: &Path) -> Result<(), Problem> {
         let bytes = serde_json::to_vec_pretty(self).map_err(failed)?;
         crashsafe::replace(path, &bytes).map_err(|e| Problem::file(path, &e))
@@ -163,12 +175,12 @@ impl Work<'_> {
     fn bring(&mut self, seq: u64, ranges: &[(u64, u64)], keeps: bool) -> Result<u64, Problem> {
         let (_, mut image) = Image::open(self.data, &self.branch, &When::Seq(seq))?;
         let mut progress = Progress::new(ranges.iter().map(|r| r.1).sum());
-        let (mut there, mut moved, mut noted) = (Vec::new(), 0, self.back.at);
+        let (mut moved, mut noted) = (0, self.back.at);
         let (disk, back, note, stop) = (&mut self.disk, &mut self.back, &self.note, self.stop);
         let size = back.size;
         let done = image.read_ranges(ranges.iter().copied(), |offset, data| {
             let inside = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
-            let wrote = disk.bring(offset, &data[..inside], &mut there).map_err(|e| Problem::file(&disk.path, &e))?;
+            let wrote = disk.bring(offset, &data[..inside])?;
             moved += wrote;
             back.moved_bytes += wrote;
             back.compared_bytes += inside as u64;
@@ -178,7 +190,7 @@ impl Work<'_> {
             }
             if keeps && offset + data.len() as u64 >= noted + NOTE {
                 noted = offset + data.len() as u64;
-                disk.sync()?;
+                back.moved_bytes += disk.sync()?;
                 back.at = noted;
                 back.save(note)?;
             }
@@ -190,7 +202,6 @@ impl Work<'_> {
     /// Zeroes of the branch, where the disk has something.
     fn clear(&mut self, ranges: &[(u64, u64)]) -> Result<(), Problem> {
         let zeroes = vec![0; 256 << 10];
-        let mut there = Vec::new();
         for (start, end) in ranges {
             let mut at = *start;
             while at < *end {
@@ -198,8 +209,7 @@ impl Work<'_> {
                 at = from;
                 while at < to {
                     let len = usize::try_from(to - at).unwrap_or(usize::MAX).min(zeroes.len());
-                    let wrote = self.disk.bring(at, &zeroes[..len], &mut there);
-                    self.back.moved_bytes += wrote.map_err(|e| Problem::file(&self.disk.path, &e))?;
+                    self.back.moved_bytes += self.disk.bring(at, &zeroes[..len])?;
                     self.back.compared_bytes += len as u64;
                     at += len as u64;
                     if (self.stop)() {
@@ -211,6 +221,11 @@ impl Work<'_> {
         Ok(())
     }
 
+    fn sync(&mut self) -> Result<(), Problem> {
+        self.back.moved_bytes += self.disk.sync()?;
+        Ok(())
+    }
+
     fn copy(&mut self) -> Result<(), Problem> {
         let (_, mut image) = Image::open(self.data, &self.branch, &When::Seq(self.back.seq))?;
         let data = image.data_ranges()?;
@@ -219,7 +234,7 @@ impl Work<'_> {
         let from = self.back.at;
         let left = data.iter().filter(|r| r.0 + r.1 > from).map(|r| (r.0.max(from), r.0 + r.1 - r.0.max(from)));
         self.bring(self.back.seq, &left.collect::<Vec<_>>(), true)?;
-        self.disk.sync()?;
+        self.sync()?;
         (self.back.phase, self.back.at) = (Way::CatchUp, self.back.size);
         self.back.save(&self.note)
     }
@@ -236,7 +251,7 @@ impl Work<'_> {
             // Noted before the first block of it is written.
             self.back.target = Some(seq);
             self.back.save(&self.note)?;
-            let brought = self.bring(seq, &ranges, false).and_then(|_| self.disk.sync());
+            let brought = self.bring(seq, &ranges, false).and_then(|_| self.sync());
             if brought.is_ok() {
                 (self.back.seq, self.back.target) = (seq, None);
             }
@@ -298,7 +313,7 @@ fn told(back: &Back, job: &Job, missing: &[String]) -> String {
     let stop = format!("`afterimage failover stop {id}`");
     let end = if job.committed.is_some() { stop } else { format!("`afterimage failover commit {id}` and then {stop}") };
     let counts = format!("{} compared, {} written", format_size(back.compared_bytes), format_size(back.moved_bytes));
-    let to = back.to.display();
+    let to = back.disk();
     match back.phase {
         Way::Done if !missing.is_empty() => format!(
             "{to} is what the branch is ({counts}); the machine stays down, and the old primary goes on when its other disks are there, \
@@ -339,8 +354,8 @@ pub fn failback(a: &BackArgs) -> Result<(), Problem> {
         // Before the machine is down for it: all of its disks have to follow.
         let all = if a.cut_over { job.disks.as_slice() } else { std::slice::from_ref(fork) };
         all.iter().try_for_each(|disk| may_return(&mut control, &disk.volume))?;
-    } else if restore::is_locked(&a.to) {
-        let text = format!("{} is in use: if it is the disk of the old primary, say --return", a.to.display());
+    } else if let Some(path) = a.to.as_ref().filter(|path| restore::is_locked(path)) {
+        let text = format!("{} is in use: if it is the disk of the old primary, say --return", path.display());
         return Err(Problem::failed(text));
     }
     let note = note_of(&jobs, &a.id, &fork.volume)?;
@@ -360,15 +375,19 @@ pub fn failback(a: &BackArgs) -> Result<(), Problem> {
         returns: false,
     };
     let known = Back::load(&note)?.filter(|b| b.to == a.to && b.size == now.size);
-    if known.is_none() && a.to.exists() && !a.json {
-        show::put(&format!("{} becomes what {branch} is: what it has else is lost\n", a.to.display()))?;
-        agreed(a.yes)?;
-    } else if known.is_none() && a.to.exists() {
+    if known.is_none() && a.to.as_ref().is_none_or(|path| path.exists()) {
+        if !a.json {
+            show::put(&format!("{} becomes what {branch} is: what it has else is lost\n", fresh.disk()))?;
+        }
         agreed(a.yes)?;
     }
     let back = known.unwrap_or(fresh);
     back.save(&note)?;
-    let disk = Disk::open(&a.to, back.size, a.rate)?;
+    let pace = Pace::new(a.rate);
+    let disk = match &a.to {
+        Some(path) => Disk::Here(LocalDisk::open(path, back.size, pace)?),
+        None => Disk::Agent(AgentDisk::open(&data, &back.volume, back.size, pace)?),
+    };
     let stop = || signals.try_recv().is_ok();
     let mut work = Work { data: &data, id: &a.id, branch, note, back, disk, stop: &stop };
     if work.back.phase == Way::Copy {

@@ -5,17 +5,16 @@ fn only_blocks_that_differ_are_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     let size = 10 * 4096 + 100;
-    let mut disk = Disk::open(&path, size, 0).unwrap();
+    let mut disk = LocalDisk::open(&path, size, Pace::new(0)).unwrap();
     let mut wanted = vec![0; usize::try_from(size).unwrap()];
     for (at, fill) in [(0, 1), (4096, 2), (5 * 4096 + 7, 3), (10 * 4096 + 99, 4)] {
         wanted[at] = fill;
     }
-    let mut there = Vec::new();
-    assert_eq!(disk.bring(0, &wanted, &mut there).unwrap(), 3 * 4096 + 100);
+    assert_eq!(disk.bring(0, &wanted).unwrap(), 3 * 4096 + 100);
     assert_eq!(std::fs::read(&path).unwrap(), wanted);
-    assert_eq!(disk.bring(0, &wanted, &mut there).unwrap(), 0, "nothing differs any more");
+    assert_eq!(disk.bring(0, &wanted).unwrap(), 0, "nothing differs any more");
     wanted[3 * 4096] = 9;
-    assert_eq!(disk.bring(4096, &wanted[4096..4 * 4096], &mut there).unwrap(), 4096);
+    assert_eq!(disk.bring(4096, &wanted[4096..4 * 4096]).unwrap(), 4096);
     assert_eq!(std::fs::read(&path).unwrap(), wanted);
 }
 
@@ -29,9 +28,9 @@ fn what_is_between_ranges_is_the_rest() {
 #[test]
 fn a_rate_is_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let mut disk = Disk::open(&dir.path().join("disk"), 64 << 10, 640 << 10).unwrap();
+    let mut disk = LocalDisk::open(&dir.path().join("disk"), 64 << 10, Pace::new(640 << 10)).unwrap();
     let began = Instant::now();
-    disk.bring(0, &vec![1; 64 << 10], &mut Vec::new()).unwrap();
+    disk.bring(0, &vec![1; 64 << 10]).unwrap();
     assert!(began.elapsed() >= Duration::from_millis(90), "64 KiB at 640 KiB/s");
 }
 

@@ -18,9 +18,12 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 /// Where tests have this process killed: `STEP:before`, `STEP:done` or `STEP:saved`.
 pub const KILL: &str = "AFTERIMAGE_FAILOVER_KILL";
+/// Where tests have it stand still, as long as a file is there that it makes: `STEP:before:FILE`, with the same places.
+pub const HALT: &str = "AFTERIMAGE_FAILOVER_HALT";
 
 fn failed(e: impl std::fmt::Display) -> Problem {
     Problem::failed(e.to_string())
@@ -64,7 +67,7 @@ fn spawn(data: &Path, claim: &Claim, id: &str, again: bool) -> io::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["failover", "keep", id, "--data"]).arg(data).env("NO_COLOR", "1");
     if again {
-        command.env_remove(KILL).env_remove(conduct::KILL);
+        command.env_remove(KILL).env_remove(HALT).env_remove(conduct::KILL);
     }
     // It has no terminal, so no signal of one reaches it.
     command.stdin(Stdio::from(claim.share()?)).stdout(log.try_clone()?).stderr(log).process_group(0);
@@ -111,7 +114,7 @@ pub fn keep(data: &Path, id: &str) -> Result<(), Problem> {
         }
         signalled()
     };
-    let kill = std::env::var(KILL).ok();
+    let (kill, halt) = (std::env::var(KILL).ok(), Cell::new(std::env::var(HALT).ok()));
     let pass = |step: Step, when: Moment| {
         let when = match when {
             Moment::Before => "before",
@@ -121,6 +124,17 @@ pub fn keep(data: &Path, id: &str) -> Result<(), Problem> {
         if kill.as_deref().and_then(|k| k.split_once(':')) == Some((step.word(), when)) {
             // It does not return.
             let _ = raise(Signal::SIGKILL);
+        }
+        let place = format!("{}:{when}:", step.word());
+        let wish = halt.take();
+        let Some(file) = wish.as_deref().and_then(|h| h.strip_prefix(&place)).map(Path::new) else {
+            return halt.set(wish);
+        };
+        // Once: behind a restart the step comes again.
+        if File::create(file).is_ok() {
+            while file.exists() {
+                thread::sleep(Duration::from_millis(20));
+            }
         }
     };
     let outside = Outside { source: &source, jobs: jobs.folder(), stop: &stop, pass: &pass };

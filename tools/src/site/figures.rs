@@ -1,6 +1,6 @@
 //! What a volume's status is made of: the agent's part and the appliance's.
 
-use super::fences;
+use super::{Local, Served, fences};
 use afterimage_agent::{Volume, VolumeState};
 use afterimage_appliance::history::timeline::Wish;
 use afterimage_appliance::{Appliance, StoreInfo, VolumeInfo};
@@ -155,4 +155,39 @@ pub(super) fn window(appliance: &Appliance, info: &VolumeInfo) -> Option<Window>
         last_seq,
         last_time: Time(info.durable_time),
     })
+}
+
+impl Local {
+    /// All volumes that are served or have history here, by name.
+    pub(super) fn volumes_now(&self, appliance: Option<&Appliance>) -> Vec<VolumeStatus> {
+        let infos = appliance.map(Appliance::volumes).unwrap_or_default();
+        let mut volumes: Vec<VolumeStatus> = Vec::new();
+        for served in &self.served() {
+            let mut v = match served {
+                Served::Protected(volume) => of_agent(volume),
+                Served::Plain { name, path, device } => blank(name, path, device.geometry().size, State::Unprotected),
+            };
+            v.uri = self.uris(&v.name);
+            let info = infos.iter().find(|i| i.name == v.name && uuid(i.id) == v.id);
+            if let (Some(appliance), Some(info)) = (appliance, info) {
+                with_history(&mut v, appliance, info);
+            }
+            volumes.push(v);
+        }
+        // Branches are shown by `branch ls`, until they stand by themselves.
+        for info in infos.iter().filter(|i| !i.fork.is_some_and(|f| f.leans())) {
+            if volumes.iter().all(|v| v.name != info.name)
+                && let Some(appliance) = appliance
+            {
+                let mut v = of_appliance(appliance, info);
+                with_history(&mut v, appliance, info);
+                volumes.push(v);
+            }
+        }
+        for v in &mut volumes {
+            v.devices = self.devices_of(&v.name);
+        }
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        volumes
+    }
 }

@@ -3,7 +3,7 @@
 use afterimage_appliance::history::timeline::{Wish, WishError};
 use afterimage_appliance::{Appliance, ApplianceError, BranchError, FenceError};
 use afterimage_mgmt::protocol::{Code, Failure};
-use afterimage_mgmt::server::Opened;
+use afterimage_mgmt::site::Opened;
 use afterimage_mgmt::units::Time;
 use afterimage_mgmt::when::Timeline;
 use afterimage_nbd::{ExportTable, Limits, Listen, Server, Stop, serve_connection};
@@ -55,7 +55,7 @@ pub(super) fn failure(error: Option<ApplianceError>) -> Failure {
         ApplianceError::Branch(_, BranchError::Gone) => Code::OutsideWindow,
         ApplianceError::Branch(_, BranchError::Ended(_) | BranchError::Failed(_)) => Code::Failed,
         ApplianceError::Fence(_, FenceError::Branch) => Code::BadRequest,
-        ApplianceError::Fence(_, FenceError::Empty) => Code::NotReady,
+        ApplianceError::Fence(_, FenceError::Empty | FenceError::Away) => Code::NotReady,
         ApplianceError::Branch(..) | ApplianceError::Fence(..) => Code::Conflict,
         _ => Code::Failed,
     };

@@ -5,7 +5,8 @@ use crate::place;
 use afterimage_mgmt::protocol::{
     Access, Code, CompareBegun, DiffEnd, Failure, PointInfo, PointList, Position, SizeChange, Status,
 };
-use afterimage_mgmt::server::{ControlServer, Opened, Site};
+use afterimage_mgmt::server::ControlServer;
+use afterimage_mgmt::site::{Opened, Site};
 use afterimage_mgmt::when::When;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;

@@ -1,5 +1,6 @@
-//! The disk of a way back, of which only blocks that differ are written.
+//! The disk of a way back, of which only blocks that differ are written: at a path of this host, or with its agent.
 
+use super::agent::AgentDisk;
 use crate::problem::Problem;
 use afterimage_base::crashsafe;
 use afterimage_mgmt::units::format_size;
@@ -14,22 +15,76 @@ use std::time::{Duration, Instant};
 const BLOCK: usize = 4096;
 
 /// A disk that becomes what a branch is.
-pub(super) struct Disk {
-    file: File,
-    pub(super) path: PathBuf,
-    is_file: bool,
-    /// Bytes a second that may be written; 0 for as many as go.
+pub(super) enum Disk {
+    Here(LocalDisk),
+    Agent(AgentDisk),
+}
+
+impl Disk {
+    /// Has a piece compared with what is there, and blocks that differ written, before the next [`sync`](Self::sync) ends. Answers how many
+    /// bytes were written since the last answer.
+    pub(super) fn bring(&mut self, offset: u64, wanted: &[u8]) -> Result<u64, Problem> {
+        match self {
+            Disk::Here(disk) => disk.bring(offset, wanted).map_err(|e| Problem::file(&disk.path, &e)),
+            Disk::Agent(disk) => disk.bring(offset, wanted),
+        }
+    }
+
+    /// The next range with data from `at` on, below `end`: what is known to be holes reads as zeroes.
+    pub(super) fn data_from(&self, at: u64, end: u64) -> (u64, u64) {
+        match self {
+            Disk::Here(disk) => disk.data_from(at, end),
+            Disk::Agent(_) => (at, end),
+        }
+    }
+
+    /// Makes all of it durable. Answers how many bytes were written since the last answer.
+    pub(super) fn sync(&mut self) -> Result<u64, Problem> {
+        match self {
+            Disk::Here(disk) => disk.sync().map(|()| 0),
+            Disk::Agent(disk) => disk.sync(),
+        }
+    }
+}
+
+/// How fast is written.
+pub(super) struct Pace {
+    /// Bytes a second; 0 for as many as go.
     rate: u64,
     began: Instant,
     written: u64,
 }
 
-impl Disk {
+impl Pace {
+    pub(super) fn new(rate: u64) -> Pace {
+        Pace { rate, began: Instant::now(), written: 0 }
+    }
+
+    /// Waits until what was written is no more than the rate allows.
+    pub(super) fn wrote(&mut self, bytes: u64) {
+        self.written += bytes;
+        if let Some(due) = (self.written * 1000).checked_div(self.rate) {
+            let early = Duration::from_millis(due).saturating_sub(self.began.elapsed());
+            thread::sleep(early);
+        }
+    }
+}
+
+/// A file, or a block device, of this host.
+pub(super) struct LocalDisk {
+    file: File,
+    path: PathBuf,
+    is_file: bool,
+    pace: Pace,
+    there: Vec<u8>,
+}
+
+impl LocalDisk {
     /// Opens it, or makes a file of this size.
     ///
     /// # Errors
     /// If it cannot be written, or is too small.
-    pub(super) fn open(path: &Path, size: u64, rate: u64) -> Result<Disk, Problem> {
+    pub(super) fn open(path: &Path, size: u64, pace: Pace) -> Result<LocalDisk, Problem> {
         let problem = |e: io::Error| Problem::file(path, &e);
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(problem)?;
@@ -41,17 +96,17 @@ impl Disk {
         } else if file.seek(SeekFrom::End(0)).map_err(problem)? < size {
             return Err(Problem::failed(format!("{} has less than {}", path.display(), format_size(size))));
         }
-        Ok(Disk { file, path: path.to_owned(), is_file: kind.is_file(), rate, began: Instant::now(), written: 0 })
+        Ok(LocalDisk { file, path: path.to_owned(), is_file: kind.is_file(), pace, there: Vec::new() })
     }
 
     /// Compares a piece with what is there, and writes the blocks that differ; answers how many bytes those were.
-    pub(super) fn bring(&mut self, offset: u64, wanted: &[u8], there: &mut Vec<u8>) -> io::Result<u64> {
-        there.resize(wanted.len(), 0);
-        self.file.read_exact_at(there, offset)?;
+    pub(super) fn bring(&mut self, offset: u64, wanted: &[u8]) -> io::Result<u64> {
+        self.there.resize(wanted.len(), 0);
+        self.file.read_exact_at(&mut self.there, offset)?;
         let (mut moved, mut at) = (0, 0);
         let differs = |at: usize| {
             let end = wanted.len().min(at + BLOCK);
-            wanted[at..end] != there[at..end]
+            wanted[at..end] != self.there[at..end]
         };
         while at < wanted.len() {
             if !differs(at) {
@@ -66,21 +121,12 @@ impl Disk {
             self.file.write_all_at(&wanted[start..end], offset + start as u64)?;
             moved += (end - start) as u64;
         }
-        self.written += moved;
-        self.give_way();
+        self.pace.wrote(moved);
         Ok(moved)
     }
 
-    /// Waits until what was written is no more than the rate allows.
-    fn give_way(&self) {
-        if let Some(due) = (self.written * 1000).checked_div(self.rate) {
-            let early = Duration::from_millis(due).saturating_sub(self.began.elapsed());
-            thread::sleep(early);
-        }
-    }
-
     /// The next range with data from `at` on, below `end`: holes of a file read as zeroes.
-    pub(super) fn data_from(&self, at: u64, end: u64) -> (u64, u64) {
+    fn data_from(&self, at: u64, end: u64) -> (u64, u64) {
         if !self.is_file {
             return (at, end);
         }
@@ -93,7 +139,7 @@ impl Disk {
         (start.min(end), stop.min(end))
     }
 
-    pub(super) fn sync(&self) -> Result<(), Problem> {
+    fn sync(&self) -> Result<(), Problem> {
         self.file.sync_all().map_err(|e| Problem::file(&self.path, &e))?;
         if self.is_file {
             crashsafe::sync_parent(&self.path).map_err(|e| Problem::file(&self.path, &e))

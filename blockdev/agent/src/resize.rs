@@ -21,7 +21,6 @@ use afterimage_base::world;
 use afterimage_format::BLOCK_SIZE;
 use afterimage_format::record::{Kind, MAX_VOLUME};
 use afterimage_format::wire::SIZE_VERSION;
-use afterimage_journal::IntentError;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -203,11 +202,10 @@ impl Shared {
         if !empty {
             p.close("the disk has grown by a part that may hold something, which is copied");
         }
-        if let Err(e) = self.announce(to) {
-            let undone = p.map.resize(from);
+        if let Err(why) = self.announce(from, to) {
             state.meta = before;
             self.store(&mut state);
-            return Err(failed(undone.err().map_or(e.to_string(), |u| format!("{e}; {u}"))));
+            return Err(failed(why));
         }
         (state.meta.announce, state.meta.unmarked) = (false, false);
         self.store(&mut state);
@@ -219,14 +217,25 @@ impl Shared {
         Ok(Resized { from, to, gap })
     }
 
-    /// Says the size in the ring, if it is open, at the instant at which it becomes the writers'.
-    fn announce(&self, size: u64) -> Result<(), IntentError> {
-        let hold = self.p.gate.close();
-        if let Some(intent) = &self.p.intent {
-            intent.resize(size)?;
+    /// Says the size in the ring, if it is open, at the instant at which it becomes the writers'. If that is not possible, the dirty map
+    /// has the old size again.
+    fn announce(&self, from: u64, to: u64) -> Result<(), String> {
+        let p = &self.p;
+        let hold = p.gate.close();
+        if let Some(intent) = &p.intent
+            && let Err(e) = intent.resize(to)
+        {
+            if let Err(undone) = p.map.resize(from) {
+                return Err(format!("{e}; {undone}"));
+            }
+            // What comes back is marked. With an open ring nothing was, nobody writes now, and no sync would come for the marks.
+            if !p.ring.is_closed() && !world::broken("regrown-marked") {
+                (to / p.map.region()..p.map.regions()).for_each(|r| p.map.clear(r));
+            }
+            return Err(e.to_string());
         }
-        say_size(&self.p, size);
-        self.core.disk.set_size(size);
+        say_size(p, to);
+        self.core.disk.set_size(to);
         drop(hold);
         Ok(())
     }

@@ -41,7 +41,7 @@ fn the_same_seed_gives_the_same_trace() {
 }
 
 /// A rule that is broken, what the stories are about (anything, if nothing stands there), and within how many seeds it must be seen.
-const BREAKS: [(&str, &str, &str); 18] = [
+const BREAKS: [(&str, &str, &str); 19] = [
     // I1
     ("no-range-lock", "", "60"),
     ("sync-unlocked", "", "300"),
@@ -49,6 +49,7 @@ const BREAKS: [(&str, &str, &str); 18] = [
     ("no-mark", "", "60"),
     ("clear-early", "", "400"),
     ("publish-late", "publish", "60"),
+    ("regrown-marked", "size", "60"),
     // "lost-unnoted" is seen by chance only, once in some twelve thousand seeds, and not yet in forty stories about it.
     // "wait-when-full" (I4) needs a full ring and a long outage at once: the agent has a test of its own for it.
     // I5
@@ -72,8 +73,15 @@ const BREAKS: [(&str, &str, &str); 18] = [
 ];
 
 /// How many seeds of the stories about one thing are run without a break.
-const ABOUT: [(&str, &str); 6] =
-    [("found", "40"), ("sync", "40"), ("unread", "40"), ("publish", "40"), ("start", "40"), ("first", "40")];
+const ABOUT: [(&str, &str); 7] = [
+    ("found", "40"),
+    ("sync", "40"),
+    ("unread", "40"),
+    ("publish", "40"),
+    ("start", "40"),
+    ("first", "40"),
+    ("size", "40"),
+];
 
 #[test]
 fn whatever_a_story_is_about_nothing_is_lost() {

@@ -24,6 +24,8 @@ pub enum About {
     Start,
     /// The agent is killed in its first start, and some time after the second its host loses power
     First,
+    /// The agent has no room for what another size of a volume needs
+    Size,
 }
 
 impl About {
@@ -76,6 +78,7 @@ impl Story {
                 About::Unread => self.unread(),
                 About::Publish => self.killed_writes(),
                 About::Start => self.cut_off_start(),
+                About::Size => self.refused_size(),
                 About::First => self.lab.sim.die(Host::Agent, Death::PowerCut),
             }
         }
@@ -171,6 +174,14 @@ impl Story {
 
     fn killed_writes(&mut self) {
         self.doom(Host::Agent, None, 60, Death::Kill);
+    }
+
+    fn refused_size(&mut self) {
+        let faults = Faults { full: true, only: Some(Tag::Intent), ..Faults::default() };
+        self.faults(Host::Agent, faults, "errors of the agent's own files");
+        self.resize();
+        self.wait(SECOND);
+        self.heal(Host::Agent);
     }
 
     /// The ring holds what the appliance has not got, and is lost; the start that finds that dies, or has no room.

@@ -106,7 +106,6 @@ fn an_older_kernel_is_served_with_what_it_has() {
 }
 
 #[test]
-#[ignore = "passes, but was not timed yet on a machine with nothing beside it"]
 fn a_kernel_without_recovery_and_changed_sizes() {
     let mut vm = protecting(&[("disk", 48)], 2);
     // As before 6.1, where a device ends with its process.

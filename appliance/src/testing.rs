@@ -160,6 +160,23 @@ impl Agent {
         }
     }
 
+    /// The next request about the disk; `None` if the connection ended.
+    pub(crate) fn disk_request(&mut self) -> Option<(MessageType, Vec<u8>)> {
+        loop {
+            match read_message(&mut self.stream)? {
+                (MessageType::Ack | MessageType::Ping, _) => {}
+                (MessageType::Refuse, _) => return None,
+                request => return Some(request),
+            }
+        }
+    }
+
+    /// Sends a message of any kind.
+    pub(crate) fn say(&mut self, kind: MessageType, body: &[u8]) {
+        self.raw(&Header::of(kind, body).encode());
+        self.raw(body);
+    }
+
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         drop(self.stream.write_all(bytes));
     }

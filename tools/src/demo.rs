@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// # Errors
 /// If a tool is missing, or anything is not as it must be.
 pub fn run(keep: bool) -> Result<(), Problem> {
-    screen::log("warn");
+    screen::log(screen::WARN);
     let tools = Tools::find()?;
     let folder = tempfile::Builder::new().prefix("afterimage-demo-").tempdir()?;
     let result = Demo::start(&tools, folder.path()).and_then(Demo::play);

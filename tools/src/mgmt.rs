@@ -50,7 +50,7 @@ pub fn run(args: MgmtArgs) -> Result<(), Problem> {
         return ask(&Way::of(&args.way)?, command);
     }
     let signals = signals::watch()?;
-    screen::log("info");
+    screen::log(screen::INFO);
     let file: MgmtFile = args.config.as_deref().map_or_else(|| Ok(MgmtFile::default()), config::load)?;
     let folder = args.way.data.clone().or(file.data).map_or_else(data::default_path, Ok)?;
     let data = DataDir::create(&folder)?;

@@ -173,7 +173,7 @@ fn agent_settings(mut file: AgentFile, args: AgentArgs, data: &Path) -> Result<A
 /// If something is in the way of the start.
 pub fn agent(args: AgentArgs) -> Result<(), Problem> {
     let signals = signals::watch()?;
-    screen::log("info");
+    screen::log(screen::INFO);
     let mut file: AgentFile = load(args.config.as_deref())?;
     let data = data_dir(&args.data, file.data.take())?;
     let agent = agent_settings(file, args, data.path())?;
@@ -229,7 +229,7 @@ fn appliance_settings(file: ApplianceFile, args: ApplianceArgs, data: &Path) -> 
 /// If something is in the way of the start.
 pub fn appliance(args: ApplianceArgs) -> Result<(), Problem> {
     let signals = signals::watch()?;
-    screen::log("info");
+    screen::log(screen::INFO);
     let mut file: ApplianceFile = load(args.config.as_deref())?;
     let data = data_dir(&args.data, file.data.take())?;
     let appliance = appliance_settings(file, args, data.path())?;

@@ -2,7 +2,15 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Log lines of what goes on, and above.
+pub const INFO: LevelFilter = LevelFilter::INFO;
+/// Log lines of what is wrong, and above.
+pub const WARN: LevelFilter = LevelFilter::WARN;
 
 /// What the live line shows now; `None` if there is none.
 static LINE: Mutex<Option<String>> = Mutex::new(None);
@@ -47,17 +55,12 @@ impl Write for Above {
     }
 }
 
-/// Sends log lines to standard error: `info` and above, or as `RUST_LOG` says.
-pub fn log(default: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+/// Sends log lines to standard error: those of `default` and above, or what `RUST_LOG` says (`debug`, or `warn,afterimage_agent=debug`).
+pub fn log(default: LevelFilter) {
+    let wish = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let filter = wish.and_then(|text| text.parse().ok()).unwrap_or_else(|| Targets::new().with_default(default));
     let colour = is_live() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let lines = fmt::layer().with_target(false).with_ansi(colour).with_writer(|| Above);
     // A second start in one process (tests) keeps the first.
-    drop(
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_target(false)
-            .with_ansi(colour)
-            .with_writer(|| Above)
-            .try_init(),
-    );
+    drop(tracing_subscriber::registry().with(lines).with(filter).try_init());
 }

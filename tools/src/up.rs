@@ -130,7 +130,7 @@ pub fn nbd_tls(args: &NbdTlsArgs, trust: Option<Arc<Trust>>) -> Result<Tls, Prob
 /// If something is in the way of the start.
 pub fn run(args: UpArgs) -> Result<(), Problem> {
     let signals = signals::watch()?;
-    screen::log("info");
+    screen::log(screen::INFO);
     let disks = parse_disks(&args.disks)?;
     let data = DataDir::create(&args.data.folder()?)?;
     let (ring, cache) = (args.ring.0, args.cache.into());

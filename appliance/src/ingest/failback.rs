@@ -196,3 +196,7 @@ impl Appliance {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "failback_tests.rs"]
+mod tests;

@@ -83,7 +83,7 @@ fn spawn(data: &Path, claim: &Claim, id: &str, again: bool) -> io::Result<()> {
 /// If something of it remains.
 pub fn keep(data: &Path, id: &str) -> Result<(), Problem> {
     let signals = signals::watch()?;
-    crate::screen::log("info");
+    crate::screen::log(crate::screen::INFO);
     let jobs = Jobs::of(data);
     let claim = Claim::inherited(&jobs.folder_of(id).map_err(failed)?, std::io::stdin())?;
     std::env::set_current_dir(claim.folder())?;

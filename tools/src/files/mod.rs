@@ -41,7 +41,7 @@ use wire::{Ask, Frame, Item, Kind, Name, Partition, Tell};
 /// # Errors
 /// If the moment cannot be opened, its file system not be read, or something of what was asked for not be done.
 pub fn run(a: &FilesArgs) -> Result<(), Problem> {
-    screen::log("warn");
+    screen::log(screen::WARN);
     let data = std::fs::canonicalize(a.data.folder()?).map_err(|e| Problem::file(Path::new("data folder"), &e))?;
     let mut moments = vec![resolve(&data, &a.volume, &a.at)?];
     if let FilesCommand::Diff { to, .. } = &a.command {

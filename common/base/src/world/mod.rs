@@ -133,19 +133,7 @@ pub fn random(out: &mut [u8]) -> io::Result<()> {
         world.random(out);
         return Ok(());
     }
-    let mut rest = out;
-    while !rest.is_empty() {
-        // SAFETY: the pointer and length are those of an exclusive slice.
-        let n = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
-        match usize::try_from(n) {
-            Ok(n) => rest = &mut rest[n..],
-            Err(_) => match io::Error::last_os_error() {
-                e if e.kind() == io::ErrorKind::Interrupted => {}
-                e => return Err(e),
-            },
-        }
-    }
-    Ok(())
+    getrandom::fill(out).map_err(io::Error::from)
 }
 
 /// A random array.

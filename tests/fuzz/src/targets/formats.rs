@@ -3,7 +3,9 @@
 use crate::input::Input;
 use afterimage_format::codec::Reader;
 use afterimage_format::commit::{Commit, CommitBuilder};
+use afterimage_format::compare::{HashQuery, Hashes};
 use afterimage_format::dirtymap::DirtyMapHeader;
+use afterimage_format::failback::{DiskDone, DiskSync, DiskWrite};
 use afterimage_format::manifest::{self, Manifest};
 use afterimage_format::place::Place;
 use afterimage_format::record::{HEADER_LEN, Kind, Record};
@@ -19,6 +21,9 @@ fn fix(bytes: &mut [u8]) {
         bytes[at..].copy_from_slice(&sum.to_le_bytes());
     }
 }
+
+/// Size of the disk that messages are about.
+const DISK: u64 = 1 << 30;
 
 /// Messages of the wire.
 pub(super) fn wire(bytes: &[u8]) {
@@ -43,7 +48,19 @@ pub(super) fn wire(bytes: &[u8]) {
         MessageType::Ack => same(Ack::decode(body), |a| Ack::decode(&a.encode())),
         MessageType::Fill => same(Fill::decode(body), |f| Fill::decode(&f.encode())),
         MessageType::Refuse => same(Refuse::decode(body), |r| Refuse::decode(&r.encode())),
-        _ => {}
+        MessageType::HashQuery | MessageType::DiskQuery => {
+            same(HashQuery::decode(body, DISK), |q| HashQuery::decode(&q.encode(), DISK));
+        }
+        MessageType::Hashes | MessageType::DiskHashes => same(Hashes::decode(body), |h| Hashes::decode(&h.encode())),
+        MessageType::DiskWrite => {
+            if let Ok(write) = DiskWrite::decode(body, DISK) {
+                assert!(write.offset + write.data.len() as u64 <= DISK);
+                assert_eq!(write.encode(), body);
+            }
+        }
+        MessageType::DiskSync => same(DiskSync::decode(body), |s| DiskSync::decode(&s.encode())),
+        MessageType::DiskDone => same(DiskDone::decode(body), |d| DiskDone::decode(&d.encode())),
+        MessageType::Data | MessageType::Ping | MessageType::Pong | MessageType::Bye => {}
     }
 }
 

@@ -50,7 +50,7 @@ fn the_disk_is_lent_to_one_at_a_time_and_only_while_its_fenced_agent_is_there() 
     appliance.fence("disk", "job", Fence::Closed).unwrap();
     assert!(matches!(why(&appliance), FenceError::Away));
 
-    let old = Hello { newest: FAILBACK_VERSION - 1, epoch: 1, ..hello() };
+    let old = Hello { oldest: 1, newest: FAILBACK_VERSION - 1, epoch: 1, ..hello() };
     let agent = Agent::connect(&config.listen, &old).unwrap();
     let until = Instant::now() + Duration::from_secs(60);
     while !matches!(why(&appliance), FenceError::Old) {

@@ -48,12 +48,12 @@ machines() {
     [ "$(id -u)" != 0 ] || step "Debian" scripts/debian-root.sh "${AFTERIMAGE_DEBIAN:-trixie}" || true
 }
 
-# Runs one test program, or the tests within the crates, and shows what it said when it is done: two that run at a time are not mixed.
+# Runs one test program, or the tests within the crates (units), and shows what it said when it is done: two that run at a time are not mixed.
 program() {
     local name=$1 start result=ok which=(--test "$1")
     start=$(date +%s)
     case "$name" in
-        units) which=(--lib --bins) ;;
+        units) which=(--lib --bins --examples) ;;
         docs) which=(--doc) ;;
     esac
     cargo test --workspace --no-fail-fast "${which[@]}" >"$logs/$name.log" 2>&1 || result=FAILED
@@ -88,7 +88,7 @@ if [ -z "$quick" ]; then
 fi
 step "format" cargo fmt --all --check || true
 step "lints" cargo clippy --workspace --all-targets -- -D warnings || true
-step "build" cargo build --workspace --lib --bins --tests || true
+step "build" cargo build --workspace --lib --bins --tests --examples || true
 if [ -z "$quick" ]; then
     wait
     cat "$logs/machines.log"

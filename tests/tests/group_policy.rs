@@ -60,7 +60,7 @@ fn make(herd: &Herd, name: &str, more: &[&str]) -> Value {
 
 #[test]
 fn i10_points_of_a_group_outlive_the_window_as_long_as_they_are_kept() {
-    let special = Special { appliance: "window = \"4s\"\ncollect_every = \"1s\"", ..Special::default() };
+    let special = Special { appliance: "window = \"10s\"\ncollect_every = \"1s\"", ..Special::default() };
     let herd = Herd::special(2, 1, &["--every", "1s"], special);
     for agent in 0..2 {
         write(&herd, agent, 7);

@@ -122,7 +122,7 @@ impl Lease {
     /// Sends a request; waits while [`MAX_REQUESTS`] are under way, or answered and not taken.
     ///
     /// # Errors
-    /// In words, if it is none, or the session is over.
+    /// In words, if it is none, the session is over, or the lease was closed.
     pub fn send(&self, kind: MessageType, body: Vec<u8>) -> Result<(), String> {
         if !matches!(kind, MessageType::DiskQuery | MessageType::DiskWrite | MessageType::DiskSync) {
             return Err("this is no request about a disk".into());
@@ -131,6 +131,9 @@ impl Lease {
         let mut desk = self.0.desk();
         while desk.asked.len() + desk.answers.len() >= MAX_REQUESTS && !desk.ended && !desk.closed {
             desk = self.0.changed.wait(&self.0.desk, desk);
+        }
+        if desk.closed {
+            return Err("nobody takes the answers any more".into());
         }
         let id = desk.next;
         desk.next += 1;
@@ -162,7 +165,7 @@ impl Lease {
         }
     }
 
-    /// Ends [`receive`](Self::receive) in another thread.
+    /// Ends [`receive`](Self::receive) and [`send`](Self::send) in other threads.
     pub fn close(&self) {
         self.0.desk().closed = true;
         self.0.changed.notify_all();

@@ -21,8 +21,10 @@ fn lent(appliance: &Appliance) -> Lease {
     loop {
         match appliance.agent_disk("disk") {
             Ok(lease) => return lease,
-            // The session has begun, and not got so far.
-            Err(ApplianceError::Fence(_, FenceError::Away)) if Instant::now() < until => std::thread::yield_now(),
+            // Its session has begun, and not got so far; or one before it has not ended.
+            Err(ApplianceError::Fence(_, FenceError::Away | FenceError::Old)) if Instant::now() < until => {
+                std::thread::yield_now()
+            }
             Err(e) => panic!("{e}"),
         }
     }
@@ -58,13 +60,7 @@ fn the_disk_is_lent_to_one_at_a_time_and_only_while_its_fenced_agent_is_there() 
     }
     drop(agent);
     let agent = Agent::connect(&config.listen, &Hello { epoch: 1, ..hello() }).unwrap();
-    let until = Instant::now() + Duration::from_secs(60);
-    let lease = loop {
-        match appliance.agent_disk("disk") {
-            Ok(lease) => break lease,
-            Err(e) => assert!(Instant::now() < until, "{e}"),
-        }
-    };
+    let lease = lent(&appliance);
     assert_eq!((lease.epoch(), lease.size()), (1, SIZE));
     assert!(matches!(why(&appliance), FenceError::Lent));
     drop(lease);
@@ -139,5 +135,10 @@ fn so_many_requests_are_under_way_and_no_more() {
         agent.say(MessageType::DiskDone, &DiskDone { id: ids[0], errno: 0 }.encode());
         assert_eq!(DiskDone::decode(&lease.receive().unwrap().1).unwrap().id, 0);
         assert!(agent.disk_request().is_some(), "and then there is room for one more");
+        // Who waits for room hears of it when nobody takes answers any more.
+        let waits = scope.spawn(move || lease.send(MessageType::DiskSync, sync(99)));
+        std::thread::sleep(Duration::from_millis(20));
+        lease.close();
+        assert!(waits.join().unwrap().is_err());
     });
 }

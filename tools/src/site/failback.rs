@@ -84,7 +84,8 @@ impl Opened for Relay {
                 if let Err(e) = self.answers(&stream) {
                     tracing::debug!("volume {}: answers about the agent's disk: {e}", self.volume);
                 }
-                // Also when the session is over: whoever asks is to hear of it.
+                // Nothing is asked any more that nobody would take the answer to; and when the session is over, whoever asks is to hear of it.
+                self.lease.close();
                 let _ = stream.shutdown(Shutdown::Both);
             });
             if let Err(e) = self.requests(&stream) {

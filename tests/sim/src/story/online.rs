@@ -2,15 +2,16 @@
 
 use super::Story;
 use crate::hosts::{Lab, image, lock};
-use crate::model::GRANULE;
+use crate::model::{GRANULE, Sent};
 use crate::sched::{Host, SECOND};
 use afterimage_agent::{VerifyOptions, VerifyReport};
 use afterimage_format::record::Kind;
 use std::sync::Arc;
 
-/// Gaps that a volume's log shows.
-fn gaps(lab: &Lab, index: usize) -> usize {
-    lab.model.with(index, |v| v.log.iter().filter(|s| s.record.kind == Kind::Gap).count())
+/// The gaps that a volume's log shows. Not how many: when the vault is lost, a log with one gap begins anew with another.
+fn gaps(lab: &Lab, index: usize) -> Vec<(u64, u64)> {
+    let is_gap = |s: &&Sent| s.record.kind == Kind::Gap;
+    lab.model.with(index, |v| v.log.iter().filter(is_gap).map(|s| (s.record.seq, s.record.digest())).collect())
 }
 
 fn verify(lab: &Arc<Lab>, index: usize, repair: bool) -> Option<VerifyReport> {

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 const SIZE: u64 = 16 << 20;
 const STEPS: [&str; 10] = ["fence", "fork", "start", "release", "check", "hold", "kill", "drop", "lift", "remove"];
@@ -31,6 +32,22 @@ fn parse(finished: &Finished) -> Value {
 fn job(pair: &Pair) -> Value {
     let list = parse(&pair.cli(Role::Appliance, "failover ls --json").run());
     list.as_array().and_then(|all| all.last()).cloned().unwrap_or(Value::Null)
+}
+
+/// Waits for something of the newest job, and shows that job if it does not come.
+#[track_caller]
+fn wait_job(pair: &Pair, what: &str, mut is: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(100);
+    wait(what, || {
+        let done = is();
+        if !done && Instant::now() > end {
+            let job = job(pair);
+            let folder = pair.data(Role::Appliance).join("failover").join(job["id"].as_str().unwrap_or_default());
+            let said = std::fs::read_to_string(folder.join("runner.log")).unwrap_or_default();
+            panic!("never came: {what}: {job:#}\n{said}\n{}", pair.log(Role::Appliance));
+        }
+        done
+    });
 }
 
 fn branches(pair: &Pair) -> Vec<String> {
@@ -218,31 +235,47 @@ fn agent_or_appliance_killed_at_any_step_a_failover_goes_on_or_is_taken_back() {
             let context = format!("{role:?} killed before {step}");
             let place = format!("{step}:before:{}", halted.display());
             let run = pair.cli(Role::Appliance, RUN).arg(DISK).env("AFTERIMAGE_FAILOVER_HALT", place).into_command();
-            let begun = Process::start(run, &pair.path("run.log"));
+            let before = job(&pair)["id"].clone();
+            let mut begun = Process::start(run, &pair.path("run.log"));
             // The last steps come when it is taken back.
-            let mut back = None;
-            wait(&context, || {
+            let mut back: Option<Process> = None;
+            wait_job(&pair, &context, || {
+                let now = job(&pair);
+                let is_new = now["id"] != before;
                 if back.is_none()
-                    && job(&pair)["phase"] == "holding"
+                    && is_new
+                    && now["phase"] == "holding"
                     && ["kill", "drop", "lift", "remove"].contains(&step)
                 {
-                    let id = job(&pair)["id"].as_str().expect("id").to_owned();
+                    let id = now["id"].as_str().expect("id").to_owned();
                     let command = pair.cli(Role::Appliance, "failover rollback --yes").arg(&id).into_command();
                     back = Some(Process::start(command, &pair.path("back.log")));
                 }
-                halted.exists()
+                if halted.exists() {
+                    return true;
+                }
+                // Looked at after they were seen to have ended: their files are whole then.
+                let over = |process: &mut Process| (!process.is_running()).then(|| process.describe());
+                let said = if is_new { back.as_mut().and_then(over) } else { over(&mut begun) };
+                assert!(
+                    said.is_none() || halted.exists() || job(&pair)["id"] != now["id"],
+                    "{context}: {now:#}\n{said:?}"
+                );
+                false
             });
             pair.kill(role);
             pair.start(role);
             std::fs::remove_file(&halted).expect("let it go on");
 
             let is = |wanted: &str| job(&pair)["phase"] == wanted;
-            wait(&format!("{context}: done or taken back"), || is("ended") || (back.is_none() && is("holding")));
+            wait_job(&pair, &format!("{context}: done or taken back"), || {
+                is("ended") || (back.is_none() && is("holding"))
+            });
             let id = job(&pair)["id"].as_str().expect("id").to_owned();
             if is("holding") {
                 pair.cli(Role::Appliance, "failover rollback --yes").arg(&id).run();
             }
-            wait(&context, || is("ended"));
+            wait_job(&pair, &format!("{context}: ended"), || is("ended"));
             drop((begun, back));
             pair.wait_live();
             assert!(branches(&pair).iter().all(|b| b.contains("/tail-")), "{context}: {:?}", branches(&pair));

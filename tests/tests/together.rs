@@ -15,7 +15,7 @@ mod token;
 const DISKS: usize = 3;
 
 fn start(dir: &std::path::Path, every: &str, broken: bool) -> Daemon {
-    let mut plan = daemon(dir).options(["--ring", "8MiB", "--point-every", every]);
+    let mut plan = daemon(dir).options(["--ring", "64MiB", "--point-every", every]);
     for d in 0..DISKS {
         let image = dir.join(format!("d{d}.raw"));
         data::sparse(&image, 1 << 20);

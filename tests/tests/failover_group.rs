@@ -8,6 +8,7 @@ use afterimage_tests::daemon::number;
 use afterimage_tests::herd::{GROUP, Herd};
 use afterimage_tests::process::{wait_idle, wait_until as wait};
 use afterimage_tests::tool::{Finished, Tool};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 fn parse(finished: &Finished) -> Value {
@@ -133,6 +134,18 @@ fn a_group_starts_at_one_of_its_points() {
     assert_eq!(told("recovery-ended"), 1, "{events}");
     failover(&herd, &["cleanup"]).run();
     assert_eq!(of(id).unwrap()["outcome"], "rolled-back");
+
+    // Planned, and one of them cannot be drained: none runs here, and both stay where they are.
+    herd.agent(1).signal(Signal::SIGSTOP);
+    let stuck = of_group(&herd, &["run", "--planned", "--yes", "--json", "--drain-limit", "10s"]).args(CHECK).run_any();
+    herd.agent(1).signal(Signal::SIGCONT);
+    assert!(!stuck.status.success(), "{}", stuck.describe());
+    for job in parse(&stuck).as_array().unwrap() {
+        assert!(job["outcome"] == "failed" && job["times"]["running_ms"].is_null(), "{job:#}");
+    }
+    assert!(stuck.stdout.contains("machine m1, which was to fail over together"), "{}", stuck.describe());
+    assert_nothing_runs(&herd);
+    (0..2).for_each(|agent| herd.wait_live(agent));
 
     // Planned: what came behind the newest point is on the branches, too.
     (0..2).for_each(|agent| write(&herd, agent, 9));

@@ -93,6 +93,9 @@ pub struct Job {
     /// What it belongs to together with others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<String>,
+    /// How many jobs of that begin together: planned, none of them runs before all are drained.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub together: u64,
     /// How far it is.
     pub phase: Phase,
     /// The guest's process.
@@ -159,6 +162,7 @@ impl Job {
             back: false,
             restarts: 0,
             set: failover.set,
+            together: failover.together,
             phase: Phase::Planned,
             process: None,
             kvm: None,

@@ -13,6 +13,7 @@
 //! | [`check`] | what is looked at in a running guest |
 //! | [`runner`] | a job's steps, done: QEMU, its sockets, the checks |
 //! | [`sweep`] | the end of jobs whose process died |
+//! | [`together`] | machines none of which runs here before all are drained |
 //! | [`summary`] | a job in a few words, for mgmt |
 
 pub mod check;
@@ -24,3 +25,4 @@ pub mod source;
 pub mod store;
 pub mod summary;
 pub mod sweep;
+pub mod together;

@@ -6,6 +6,7 @@
 //!      plan.json     instead of it: a plan that is carried out (plan/record.rs), whose machines are jobs of their own
 //!      lock          locked (flock) by the process that does the job
 //!      stop          there: the job is to stop
+//!      drained       there: its own disks are drained, while it waits for those of the machines that fail over with it
 //!      continue      the manual action of a plan that was done
 //!      serial.log, qemu.log, runner.log, screen.png      kept until the job is removed
 //!      *.sock, uefi-variables.fd                         gone when the job has ended
@@ -87,6 +88,12 @@ impl Jobs {
     #[must_use]
     pub fn of(data: &Path) -> Jobs {
         Jobs { folder: data.join("failover") }
+    }
+
+    /// Those in this folder.
+    #[must_use]
+    pub fn within(folder: &Path) -> Jobs {
+        Jobs { folder: folder.to_owned() }
     }
 
     /// The folder of all of them.

@@ -6,6 +6,7 @@ use crate::failover::job::{CheckResult, End, Event, Job};
 use crate::failover::runner::{AGAIN, BACK, COMMIT, HALT, KEEP};
 use crate::failover::source::DiskSource;
 use crate::failover::store::{Claim, Jobs, StoreError};
+use crate::failover::together::DRAINED;
 use crate::target::process::ProcessId;
 use crate::target::qemu::{AGENT_SOCKET, DiskPlace, QMP_SOCKET, SERIAL_SOCKET, VARIABLES};
 use crate::units::Time;
@@ -63,7 +64,7 @@ pub fn disk_socket(n: usize) -> String {
 /// # Errors
 /// The first file that remains, and why.
 pub fn remove_files(folder: &Path, job: &Job) -> Result<(), String> {
-    let fixed = [VARIABLES, "kvm-trial.img", "stop", COMMIT, KEEP, AGAIN, HALT, BACK].map(str::to_owned);
+    let fixed = [VARIABLES, "kvm-trial.img", "stop", COMMIT, KEEP, AGAIN, HALT, BACK, DRAINED].map(str::to_owned);
     remove_all(folder, fixed.into_iter().chain(sockets(job)))
 }
 

@@ -105,6 +105,8 @@ impl Record {
                 drain_limit_ms: *drain_limit_ms,
                 commit_after_ms: None,
                 set: Some(self.run.id.clone()),
+                // Its order is what the plan says.
+                together: 0,
             }),
         };
         Some(Job::new(job::Plan {

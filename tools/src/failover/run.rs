@@ -239,7 +239,8 @@ fn begin(
     machines: Vec<Machine>,
     (whole, created): (&Whole, Time),
 ) -> Result<Vec<String>, Problem> {
-    let several = machines.len() > 1;
+    let count = machines.len();
+    let several = count > 1;
     let mut disks = whole.disks.iter();
     let mut ids = Vec::new();
     for (n, machine) in machines.into_iter().enumerate() {
@@ -259,6 +260,7 @@ fn begin(
                 drain_limit_ms: millis(a.drain_limit),
                 commit_after_ms: a.commit_after.map(millis),
                 set: several.then(|| whole.set.clone()),
+                together: if several && a.planned { count as u64 } else { 0 },
             }),
         });
         let claim = jobs.create(&job).map_err(failed)?;

@@ -309,4 +309,6 @@ pub struct FailoverPlan {
     pub commit_after_ms: Option<u64>,
     /// What it belongs to together with others.
     pub set: Option<String>,
+    /// How many of those begin together: planned, none of them runs before all are drained. 0: it waits for nobody.
+    pub together: u64,
 }

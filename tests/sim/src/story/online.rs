@@ -3,10 +3,13 @@
 use super::Story;
 use crate::hosts::{Lab, image, lock};
 use crate::model::{GRANULE, Sent};
-use crate::sched::{Host, SECOND};
+use crate::sched::{Host, MILLI, SECOND};
 use afterimage_agent::{VerifyOptions, VerifyReport};
 use afterimage_format::record::Kind;
 use std::sync::Arc;
+
+/// How often a verification may be refused because another one has begun a gap.
+const TRIES: usize = 3;
 
 /// The gaps that a volume's log shows. Not how many: when the vault is lost, a log with one gap begins anew with another.
 fn gaps(lab: &Lab, index: usize) -> Vec<(u64, u64)> {
@@ -114,12 +117,25 @@ impl Story {
         which.sort_unstable();
         which.dedup();
         for index in &which {
-            let index = *index;
-            let report = self.lab.on(Host::Agent, "verify", 600 * SECOND, move |lab| verify(lab, index, true));
-            if report.flatten().is_none() {
-                crate::fail(&format!("volume {index} cannot be verified, and nothing is wrong"));
-            }
+            self.repair_one(*index);
         }
         !which.is_empty()
+    }
+
+    fn repair_one(&mut self, index: usize) {
+        for _ in 0..TRIES {
+            let report = self.lab.on(Host::Agent, "verify", 600 * SECOND, move |lab| verify(lab, index, true));
+            if report.flatten().is_some() {
+                return;
+            }
+            // A verification that was asked for before may have found something a moment ago, which is copied now.
+            self.wait(300 * MILLI);
+            let now = self.lab.sim.state().now;
+            self.converge(now);
+        }
+        let status = self
+            .lab
+            .on(Host::Agent, "status", SECOND, move |lab| lock(&lab.board).volumes.get(index).map(|v| v.status()));
+        crate::fail(&format!("volume {index} cannot be verified, and nothing is wrong: {status:?}"));
     }
 }

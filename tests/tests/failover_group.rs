@@ -143,7 +143,7 @@ fn a_group_starts_at_one_of_its_points() {
     for job in parse(&stuck).as_array().unwrap() {
         assert!(job["outcome"] == "failed" && job["times"]["running_ms"].is_null(), "{job:#}");
     }
-    assert!(stuck.stdout.contains("machine m1, which was to fail over together"), "{}", stuck.describe());
+    assert!(stuck.stdout.contains("which was to fail over together with this one"), "{}", stuck.describe());
     assert_nothing_runs(&herd);
     (0..2).for_each(|agent| herd.wait_live(agent));
 

@@ -7,7 +7,7 @@ use crate::failover::serial::Serial;
 use crate::failover::source::{DiskSource, Served};
 use crate::failover::store::Jobs;
 use crate::failover::sweep::{disk_socket, drop_disks, end_process, lift, remove_files, remove_sockets};
-use crate::failover::together::{self, Stand};
+use crate::failover::together;
 use crate::target::accelerator::kvm_works_here;
 use crate::target::machine::{Accelerator, Firmware};
 use crate::target::process::{AtGate, ProcessId, prepare};
@@ -105,29 +105,6 @@ impl<'a> Runner<'a> {
             std::thread::sleep(SOURCE);
         }
         Ok(())
-    }
-
-    /// Waits until the machines that fail over together with this one, which is drained, are drained, too. Each has a limit of its own.
-    fn wait_for_others(&self, job: &Job) -> Looked<()> {
-        let failed = |why| Looked::Over(End::Failed(why));
-        if let Err(e) = together::say_drained(Path::new(".")) {
-            return failed(format!("that its disks are drained cannot be written down: {e}"));
-        }
-        loop {
-            match together::look(&Jobs::within(self.outside.jobs), job) {
-                Ok(Stand::All) => return Looked::Done(()),
-                Ok(Stand::Never(machine)) => {
-                    let text = format!("machine {machine}, which was to fail over together with this one, does not");
-                    return failed(text);
-                }
-                Ok(Stand::Waits) => {}
-                Err(e) => return failed(e.to_string()),
-            }
-            if let Some(end) = self.wanted() {
-                return Looked::Over(end);
-            }
-            std::thread::sleep(SOURCE);
-        }
     }
 
     /// What is in the way of going on.
@@ -323,7 +300,7 @@ impl Hands for Runner<'_> {
                 }
             }
             if missing.is_empty() {
-                return self.wait_for_others(job);
+                return together::wait(&Jobs::within(self.outside.jobs), job, end, &|| self.wanted());
             }
             if let Some(end) = self.wanted() {
                 return Looked::Over(end);

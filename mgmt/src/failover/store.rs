@@ -7,6 +7,7 @@
 //!      lock          locked (flock) by the process that does the job
 //!      stop          there: the job is to stop
 //!      drained       there: its own disks are drained, while it waits for those of the machines that fail over with it
+//!      together      a link, in the folder of the first of them: whether they `go` or `stay`
 //!      continue      the manual action of a plan that was done
 //!      serial.log, qemu.log, runner.log, screen.png      kept until the job is removed
 //!      *.sock, uefi-variables.fd                         gone when the job has ended

@@ -58,14 +58,15 @@ program() {
         units) which=(--lib --bins --examples) ;;
         docs) which=(--doc) ;;
     esac
-    cargo test --workspace --no-fail-fast "${which[@]}" >"$logs/$name.log" 2>&1 || result=FAILED
+    run() { cargo test --workspace --no-fail-fast "${which[@]}" >"$logs/$name.log" 2>&1; }
+    run || result=FAILED
     # An emulator can wreck its guest (seen once, in QEMU 7.2: RIP 0 and impossible flags in the
     # worker of virtio-blk, in a kernel that runs nothing of ours). With KVM nothing is tried again.
     if [ $result = FAILED ] && ! [ -w /dev/kvm ] && grep -q 'RIP: 0010:0x0$' "$logs/$name.log"; then
         mv "$logs/$name.log" "$logs/$name.first.log"
         echo "=== $name: the kernel of an emulated guest crashed, so it is run once more; see $name.first.log"
         result=again
-        cargo test --workspace --no-fail-fast "${which[@]}" >"$logs/$name.log" 2>&1 || result=FAILED
+        run || result=FAILED
     fi
     (
         flock 9

@@ -136,16 +136,32 @@ fn a_group_starts_at_one_of_its_points() {
     assert_eq!(of(id).unwrap()["outcome"], "rolled-back");
 
     // Planned, and one of them cannot be drained: none runs here, and both stay where they are.
-    herd.agent(1).signal(Signal::SIGSTOP);
-    let stuck = of_group(&herd, &["run", "--planned", "--yes", "--json", "--drain-limit", "10s"]).args(CHECK).run_any();
-    herd.agent(1).signal(Signal::SIGCONT);
-    assert!(!stuck.status.success(), "{}", stuck.describe());
-    for job in parse(&stuck).as_array().unwrap() {
+    let stuck = |broken: &str| {
+        herd.agent(1).signal(Signal::SIGSTOP);
+        let run = of_group(&herd, &["run", "--planned", "--yes", "--json", "--drain-limit", "10s"]).args(CHECK);
+        let ran = run.env("AFTERIMAGE_BREAK", broken).run_any();
+        herd.agent(1).signal(Signal::SIGCONT);
+        assert!(!ran.status.success(), "{}", ran.describe());
+        ran
+    };
+    let stays = stuck("");
+    for job in parse(&stays).as_array().unwrap() {
         assert!(job["outcome"] == "failed" && job["times"]["running_ms"].is_null(), "{job:#}");
     }
-    assert!(stuck.stdout.contains("which was to fail over together with this one"), "{}", stuck.describe());
+    assert!(stays.stdout.contains("which was to fail over together with this one"), "{}", stays.describe());
     assert_nothing_runs(&herd);
     (0..2).for_each(|agent| herd.wait_live(agent));
+    // Programs from elsewhere cannot be broken on purpose.
+    if std::env::var_os("AFTERIMAGE_BIN_DIR").is_none() && cfg!(debug_assertions) {
+        let torn = parse(&stuck("alone"));
+        assert!(
+            !torn[0]["times"]["running_ms"].is_null(),
+            "nobody waits for the others, and that is not seen: {torn:#}"
+        );
+        failover(&herd, &["rollback", "--yes", "--json", torn[0]["id"].as_str().unwrap()]).run();
+        assert_nothing_runs(&herd);
+        (0..2).for_each(|agent| herd.wait_live(agent));
+    }
 
     // Planned: what came behind the newest point is on the branches, too.
     (0..2).for_each(|agent| write(&herd, agent, 9));

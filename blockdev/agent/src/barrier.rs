@@ -291,7 +291,8 @@ impl Desk<'_> {
         for deed in self.member.step(Step::Closed(id(of), marked.is_ok())) {
             self.answer(of, deed, Duration::ZERO, markers.clone());
         }
-        if broken("no-hold") {
+        // Broken on purpose: gates open right behind the marker.
+        if world::broken_by_request("no-hold") {
             holds.clear();
         }
         while self.member.is_busy() {
@@ -391,7 +392,8 @@ pub(crate) fn at_one_instant<'a>(
         holds.push(hold.ok_or_else(|| PointError::Gate { volume: volume.name().to_owned() })?);
     }
     for volume in &sorted {
-        if broken("apart") {
+        // Broken on purpose: volumes are marked one after the other, with gates open.
+        if world::broken_by_request("apart") {
             holds.clear();
             world::sleep(Duration::from_millis(2));
         }
@@ -410,12 +412,6 @@ fn mark(shared: &Shared) -> Result<Marker, PointError> {
     let time = shared.p.clock.wall();
     let seq = place.publish(time);
     Ok(Marker { volume: shared.id, ring: shared.p.ring.id(), seq, time, name: volume() })
-}
-
-/// Whether this is to be done wrong, so that a test of whole processes finds it: `no-hold` opens gates right behind the marker, `apart` marks
-/// volumes one after the other, with gates open. In no release.
-fn broken(what: &str) -> bool {
-    cfg!(debug_assertions) && std::env::var_os("AFTERIMAGE_BREAK").is_some_and(|b| b == what)
 }
 
 #[cfg(test)]

@@ -169,6 +169,13 @@ pub fn point(name: &'static str) {
     }
 }
 
+/// Whether this process is to break the rule `name` on purpose, so that a test of whole processes finds it: `AFTERIMAGE_BREAK` names it. In
+/// no release.
+#[must_use]
+pub fn broken_by_request(name: &str) -> bool {
+    cfg!(debug_assertions) && std::env::var_os("AFTERIMAGE_BREAK").is_some_and(|b| b == name)
+}
+
 /// Whether this run is to break the rule `name` on purpose, to see it caught. Always false outside of a simulation.
 #[inline]
 #[must_use]

@@ -101,6 +101,7 @@ fn ingest(images: &[String]) -> Result<()> {
         next: 1,
         name: "image".into(),
         epoch: 0,
+        adopts: false,
     };
     let body = hello.encode();
     stream.write_all(&Header::of(MessageType::Hello, &body).encode())?;

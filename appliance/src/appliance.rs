@@ -333,7 +333,8 @@ impl Appliance {
             last_seq: progress.seq,
             last_time: progress.time,
         };
-        let choices = Choices { window, gaps: &gaps, kept: &kept };
+        let until = v.quiet_until(progress.seq).unwrap_or(progress.time);
+        let choices = Choices { window, until, gaps: &gaps, kept: &kept };
         let at = |time| v.history.record_at_time(time).map(|r| r.map(|(seq, _)| seq));
         let chosen = choices.choose(wish, at);
         chosen

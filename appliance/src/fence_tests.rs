@@ -10,7 +10,7 @@ use afterimage_base::buf::AlignedBuf;
 use afterimage_base::simple::call;
 use afterimage_format::fence::Fence;
 use afterimage_format::record::Kind;
-use afterimage_format::wire::{Hello, RefuseCode};
+use afterimage_format::wire::{Hello, MessageType, Quiet, RefuseCode};
 use std::sync::{Arc, Barrier};
 
 fn write(seq: u64, fill: u8) -> Write1 {
@@ -263,4 +263,55 @@ fn i13_a_vault_without_room_tells_of_the_fence_all_the_same() {
     let other = Agent::connect(&config.listen, &Hello { volume: [9; 16], name: "other".into(), ..hello() });
     assert_eq!(other.err().unwrap().code, RefuseCode::Full);
     assert!(appliance.volume("other").is_err());
+}
+
+#[test]
+fn i13_a_disk_in_the_place_of_a_lost_one_is_let_in_only_behind_a_closed_fence() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, records) = bench(dir.path());
+    let adopting = Hello { ring: [9; 16], adopts: true, ..hello() };
+    let refused = |hello: &Hello| Agent::connect(&config.listen, hello).err().unwrap().text;
+    // The agent that is at work does not notice.
+    let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+    assert!(refused(&adopting).contains("only while it is fenced"));
+    appliance.fence("disk", "job", Fence::Draining).unwrap();
+    let mut draining = Agent::connect(&config.listen, &hello()).unwrap();
+    assert!(refused(&adopting).contains("only while it is fenced"));
+    draining.send(&bytes_of(&records[10..15]));
+    draining.wait(15).unwrap();
+    assert!(agent.wait(15).is_err(), "the fence has ended it, not who came too early");
+    assert!(refused(&Hello { volume: [0xab; 16], ..adopting.clone() }).contains("no volume abababab"));
+    assert_eq!(appliance.volumes().len(), 1);
+
+    assert_eq!(appliance.fence("disk", "job", Fence::Closed).unwrap().seq, 15);
+    let mut new = Agent::connect(&config.listen, &adopting).unwrap();
+    assert_eq!((new.welcome.durable, new.welcome.fence), (15, Fence::Closed));
+    new.send(&bytes_of(&[record(Kind::Gap, 16, 0, 0, Vec::new())]));
+    new.wait(16).unwrap();
+    assert_eq!(appliance.volume("disk").unwrap().progress().seq, 15, "it is kept apart");
+}
+
+#[test]
+fn a_time_without_writes_can_be_chosen_once_the_agent_has_said_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, appliance, records) = bench(dir.path());
+    let newest = records[9].record.time;
+    let mut agent = Agent::connect(&config.listen, &hello()).unwrap();
+    let later = newest + 1_000_000_000;
+    assert!(appliance.resolve_time("disk", later).is_err());
+    agent.say(MessageType::Quiet, &Quiet { seq: 10, time: later }.encode());
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while appliance.resolve_time("disk", later).is_err() {
+        assert!(std::time::Instant::now() < until);
+        std::thread::yield_now();
+    }
+    assert_eq!(appliance.resolve_time("disk", later).unwrap(), 10);
+    assert!(appliance.resolve_time("disk", later + 1).is_err());
+    // It is about the write that was the last then: what comes behind it has a time of its own.
+    agent.say(MessageType::Quiet, &Quiet { seq: 11, time: later + 5 }.encode());
+    agent.send(&bytes_of(&records[10..12]));
+    agent.wait(12).unwrap();
+    assert!(appliance.resolve_time("disk", later).is_err());
+    agent.say(MessageType::Quiet, &[0; 15]);
+    assert_eq!(agent.wait(13).unwrap_err().unwrap().code, RefuseCode::Malformed);
 }

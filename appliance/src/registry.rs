@@ -18,6 +18,7 @@ use crate::store::StoreError;
 use afterimage_base::clock::Clock;
 use afterimage_base::world::sync::LongMutex;
 use afterimage_base::world::thread;
+use afterimage_format::fence::Fence;
 use afterimage_format::manifest::{GapMeta, VolumeMeta};
 use afterimage_format::wire::{Hello, SIZE_VERSION};
 use std::collections::HashMap;
@@ -91,6 +92,22 @@ impl Registry {
     }
 }
 
+/// Whether another disk may take the place of this volume's. Before anything else: who comes too early must not end the session of the
+/// agent that is still at work.
+fn may_adopt(hello: &Hello, volume: Option<&Arc<Volume>>) -> Result<(), SessionError> {
+    let Some(volume) = volume else {
+        let id = uuid::Uuid::from_bytes(hello.volume);
+        return Err(SessionError::Volume(format!("the vault has no volume {id} that a disk could take over")));
+    };
+    if volume.standing().state() == Fence::Closed {
+        return Ok(());
+    }
+    Err(SessionError::Volume(format!(
+        "a new disk can take over volume {} only while it is fenced, which a failover does: run that first (afterimage failover run)",
+        volume.name
+    )))
+}
+
 impl Volumes for Registry {
     fn of_hello(&self, hello: &Hello, machine: Option<&Machine>) -> Result<Arc<Volume>, SessionError> {
         let mut volumes = self.lock();
@@ -98,7 +115,11 @@ impl Volumes for Registry {
             Some(machine) => self.claim(hello, machine),
             None => Ok(()),
         };
-        if let Some(volume) = volumes.iter().find(|v| v.id == hello.volume) {
+        let known = volumes.iter().find(|v| v.id == hello.volume);
+        if hello.adopts {
+            may_adopt(hello, known)?;
+        }
+        if let Some(volume) = known {
             claim()?;
             if volume.fork().is_some_and(|f| f.leans()) {
                 return Err(SessionError::Volume(format!(

@@ -101,6 +101,7 @@ pub(crate) fn hello() -> Hello {
         next: 1,
         name: "disk".into(),
         epoch: 0,
+        adopts: false,
     }
 }
 

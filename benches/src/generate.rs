@@ -125,6 +125,7 @@ impl Link {
             next: first,
             name: VOLUME.into(),
             epoch: 0,
+            adopts: false,
         };
         let body = hello.encode();
         stream.write_all(&Header::of(MessageType::Hello, &body).encode())?;

@@ -418,3 +418,64 @@ fn a_machine_with_two_disks_goes_back_disk_by_disk() {
     pair.assert_history_is_the_disk();
     assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
 }
+
+#[test]
+fn a_machine_goes_back_to_a_new_and_larger_disk_where_its_host_was_lost() {
+    let mut pair = Pair::new(SIZE);
+    let fill = format!("write -P 7 0 {SIZE}");
+    tool("qemu-io").args(["-f", "raw", "-c", &fill, "-c", "flush"]).arg(pair.uri()).run();
+    let there = pair.wait_durable();
+    // Agent, journal and disk are gone. The new host has the same name, and a disk for the volume.
+    pair.kill(Role::Agent);
+    std::fs::remove_dir_all(pair.data(Role::Agent)).expect("lose the agent's folder");
+    std::fs::remove_file(&pair.image).expect("lose the disk");
+    afterimage_tests::data::sparse(&pair.image, SIZE + (4 << 20));
+    let id = pair.try_volume(Role::Appliance).expect("the volume")["id"].as_str().expect("id").to_owned();
+    pair.add_option("--adopt");
+    pair.add_option(&format!("{DISK}={id}"));
+    pair.start(Role::Agent);
+    // Too early: it takes nothing, and what it has is not the volume's.
+    let says = |v: &Value, what: &str| v["reason"].as_str().is_some_and(|reason| reason.contains(what));
+    pair.wait_volume(Role::Agent, "refused", |v| says(v, "only while it is fenced"));
+    assert!(!write(&pair, 1, "0").status.success());
+    let volume = pair.try_volume(Role::Appliance).expect("the volume");
+    assert_eq!((number(&volume, "seq_durable"), number(&volume, "size")), (there, SIZE), "{volume:#}");
+
+    let ran = parse(&pair.cli(Role::Appliance, RUN).arg(DISK).run());
+    let job_id = ran["id"].as_str().expect("id").to_owned();
+    pair.wait_volume(Role::Agent, "fenced", is_fenced);
+    let branch = format!("{DISK}/failover-{job_id}");
+    let socket = pair.path("branch.sock");
+    let listen = format!("unix:{}", socket.display());
+    let export = pair.cli(Role::Appliance, "branch export").args([&branch, "--listen", &listen]).into_command();
+    let mut export = Process::start(export, &pair.path("export.log"));
+    export.wait_until("socket", || socket.exists());
+    let uri = format!("nbd+unix:///{branch}?socket={}", socket.display());
+    tool("qemu-io").args(["-f", "raw", "-c", "write -P 8 1M 64k", "-c", "flush"]).arg(&uri).run();
+
+    let back =
+        |more: &[&str]| pair.cli(Role::Appliance, "failover failback --yes --json --return").arg(&job_id).args(more);
+    wait("what the new disk had is kept", || !back(&[]).run_any().stderr.contains("has not brought yet"));
+    let first = parse(&back(&[]).run());
+    assert!(number(&first, "moved_bytes") >= SIZE, "an empty disk gets everything: {first:#}");
+    assert!(!write(&pair, 1, "0").status.success(), "the machine runs elsewhere still");
+    drop(export);
+    let done = parse(&back(&["--cut-over"]).run());
+    assert_eq!(done["phase"], "done", "{done:#}");
+
+    pair.wait_live();
+    let now = pair.path("now.raw");
+    pair.cli(Role::Appliance, "restore").args([&branch, "--at", "latest", "--to"]).arg(&now).run();
+    let disk = std::fs::read(&pair.image).expect("read the disk");
+    assert!(disk[..usize::try_from(SIZE).expect("small")] == std::fs::read(&now).expect("read the branch"));
+    assert_eq!(job(&pair)["outcome"], "failed-back");
+    // Protection goes on, with the size that the new disk has; also when the adoption is said again.
+    assert!(write(&pair, 5, "18M").status.success());
+    pair.assert_history_is_the_disk();
+    assert!(pair.stop(Role::Agent).success());
+    pair.start(Role::Agent);
+    pair.wait_live();
+    assert!(write(&pair, 6, "0").status.success());
+    pair.assert_history_is_the_disk();
+    assert!(pair.stop(Role::Agent).success() && pair.stop(Role::Appliance).success());
+}

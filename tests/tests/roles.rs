@@ -31,6 +31,12 @@ fn the_examples_start_and_each_role_answers_what_it_knows() {
     let diff = pair.cli(Role::Appliance, "diff").args([DISK, "--from", "first"]).run();
     assert!(diff.stdout.contains("4 MiB in 1 extents"), "{}", diff.describe());
 
+    // Nobody writes: a moment since then is the newest image.
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    let idle = pair.path("idle.raw");
+    pair.restore("-2s", &idle);
+    data::assert_same(&pair.image, &idle);
+
     // What each shows.
     let (agent, appliance) = (pair.try_volume(Role::Agent).unwrap(), pair.try_volume(Role::Appliance).unwrap());
     assert_eq!((&agent["id"], &agent["connected"]), (&appliance["id"], &appliance["connected"]));

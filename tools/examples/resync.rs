@@ -246,6 +246,7 @@ fn run(dir: &Path, size: u64) -> Result<(), Failed> {
         cache: CacheMode::Writeback,
         foreign: afterimage_agent::ForeignWrite::Ignore,
         resize: false,
+        adopt: None,
     };
     let volume = agent.add_volume(config)?;
     wait(&volume, |s| s.state == VolumeState::Live);

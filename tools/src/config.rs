@@ -136,6 +136,8 @@ pub struct VolumeTable {
     pub ring: Option<RingSize>,
     /// How it is used.
     pub cache: Option<Cache>,
+    /// Id of the volume whose lost disk it takes the place of.
+    pub adopt: Option<uuid::Uuid>,
     /// How its points are made app-consistent.
     pub app: Option<AppTable>,
 }

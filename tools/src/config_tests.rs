@@ -78,6 +78,7 @@ fn the_examples_name_every_key() {
     assert!(app.every.is_some() && app.guest_agent.is_some() && !app.mounts.is_empty() && !app.pre.is_empty());
     assert!(app.thaw_limit.is_some() && app.settings("web").is_ok());
     assert!(agent.volumes.iter().any(|v| v.name.is_some() && v.ring.is_some() && v.cache.is_some()));
+    assert!(agent.volumes.iter().any(|v| v.adopt.is_some()));
     // A passphrase stands instead of a key file, so only one of them is there at a time.
     let text = whole("appliance.toml");
     let appliance: ApplianceFile = parse(&text).unwrap();

@@ -35,6 +35,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// How long an app-consistent point that is being made may hold up a stop.
 const APP_GRACE: Duration = Duration::from_secs(10);
@@ -56,6 +57,8 @@ pub struct Disk {
     pub ring: u64,
     /// How the disk is used.
     pub cache: CacheMode,
+    /// Id of the volume whose lost disk it takes the place of.
+    pub adopt: Option<Uuid>,
 }
 
 /// Where the protected side sends its writes.
@@ -274,8 +277,9 @@ fn open_protected(
         clock: Arc::new(SystemClock::new()),
     }));
     let mut served = Vec::new();
-    for Disk { name, path, ring, cache } in disks {
-        let config = VolumeConfig { name, path, ring_bytes: ring, cache, foreign, resize };
+    for Disk { name, path, ring, cache, adopt } in disks {
+        let adopt = adopt.map(Uuid::into_bytes);
+        let config = VolumeConfig { name, path, ring_bytes: ring, cache, foreign, resize, adopt };
         let volume = agent.add_volume(config).map_err(|e| Problem::failed(e.to_string()))?;
         volume.set_sync_rate(sync_rate);
         volume.set_fence_policy(fence);

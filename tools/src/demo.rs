@@ -127,7 +127,7 @@ impl<'a> Demo<'a> {
         let agent = AgentSettings {
             tls: afterimage_nbd::Tls::Off,
             apps: std::collections::BTreeMap::new(),
-            disks: vec![Disk { name: NAME.to_owned(), path: disk.clone(), ring: 16 << 20, cache }],
+            disks: vec![Disk { name: NAME.to_owned(), path: disk.clone(), ring: 16 << 20, cache, adopt: None }],
             listen: vec![Listen::Unix(socket.clone())],
             sync_rate: 0,
             fence: afterimage_agent::FencePolicy::default(),

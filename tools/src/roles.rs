@@ -99,6 +99,7 @@ fn disks(file: &AgentFile, args: &AgentArgs, data: &Path) -> Result<Disks, Probl
                 path: d.path,
                 ring: None,
                 cache: None,
+                adopt: None,
                 app: None,
             })
         })
@@ -125,13 +126,20 @@ fn disks(file: &AgentFile, args: &AgentArgs, data: &Path) -> Result<Disks, Probl
         if let Some(table) = volume.app {
             apps.insert(name.clone(), table.settings(&name)?);
         }
-        out.push(Disk { name, path: volume.path, ring: ring.0, cache });
+        let flagged = args.adopt.iter().find(|a| a.name == name).map(|a| a.id);
+        out.push(Disk { name, path: volume.path, ring: ring.0, cache, adopt: flagged.or(volume.adopt) });
     }
     // What mgmt had it take stays protected, also where it may ask for no more.
     for taken in load_taken(&data.join("agent")).map_err(Problem::failed)? {
         if out.iter().all(|d| d.name != taken.name && d.path != taken.path) {
-            out.push(Disk { name: taken.name, path: taken.path, ring: ring.0, cache: cache.into() });
+            out.push(Disk { name: taken.name, path: taken.path, ring: ring.0, cache: cache.into(), adopt: None });
         }
+    }
+    if let Some(lone) = args.adopt.iter().find(|a| out.iter().all(|d| d.name != a.name)) {
+        return Err(Problem::usage(format!(
+            "--adopt names volume '{0}', and no disk does: give it as {0}=PATH, too",
+            lone.name
+        )));
     }
     Ok((out, apps))
 }

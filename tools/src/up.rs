@@ -137,7 +137,7 @@ pub fn run(args: UpArgs) -> Result<(), Problem> {
     let names: Vec<&str> = disks.iter().map(|d| d.name.as_str()).collect();
     let apps = crate::app::read(args.app_file.as_deref(), &names)?;
     let agent = AgentSettings {
-        disks: disks.into_iter().map(|d| Disk { name: d.name, path: d.path, ring, cache }).collect(),
+        disks: disks.into_iter().map(|d| Disk { name: d.name, path: d.path, ring, cache, adopt: None }).collect(),
         listen: listeners(args.listen, data.path())?,
         sync_rate: args.sync_rate,
         point_every: Some(args.point_every).filter(|d| !d.is_zero()),

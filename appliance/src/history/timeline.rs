@@ -136,6 +136,8 @@ fn end(nanos: Option<u64>) -> String {
 pub struct Choices<'a> {
     /// The window.
     pub window: Window,
+    /// Up to when nothing is newer than its last seq: not before its last time.
+    pub until: u64,
     /// The gaps, oldest first.
     pub gaps: &'a [Gap],
     /// Seqs of points that are kept beyond the window, in any order.
@@ -200,7 +202,7 @@ impl Choices<'_> {
         Ok(match wish {
             Wish::Latest => self.at_or_before(u64::MAX).ok_or(WishError::BeforeFirst { nearest: Nearest::default() }),
             Wish::Seq(seq) => self.check(seq),
-            Wish::Time(time) if time > w.last_time => {
+            Wish::Time(time) if time > w.last_time.max(self.until) => {
                 let nearest = Nearest { before: self.at_or_before(u64::MAX), after: None };
                 Err(WishError::Future { last_seq: w.last_seq, last_time: w.last_time, nearest })
             }

@@ -20,7 +20,7 @@ fn choices(open: bool, kept: &[u64]) -> (Vec<Gap>, Window, Vec<u64>) {
 
 fn choose(open: bool, kept: &[u64], wish: Wish) -> Result<u64, WishError> {
     let (gaps, window, kept) = choices(open, kept);
-    let all = Choices { window, gaps: &gaps, kept: &kept };
+    let all = Choices { window, until: window.last_time, gaps: &gaps, kept: &kept };
     let Ok(chosen) = all.choose(wish, |t| Ok::<_, Infallible>(Some(t / 10).filter(|s| *s > 0)));
     chosen
 }
@@ -53,10 +53,20 @@ fn each_wish_gets_its_seq_or_its_reason() {
 }
 
 #[test]
+fn a_time_since_the_last_write_is_one_if_nothing_is_known_to_be_newer() {
+    for (open, at, wanted) in [(false, 700, Some(60)), (false, 701, None), (true, 650, None)] {
+        let (gaps, window, _) = choices(open, &[]);
+        let all = Choices { window, until: 700, gaps: &gaps, kept: &[] };
+        let Ok(chosen) = all.choose(Wish::Time(at), |t| Ok::<_, Infallible>(Some((t / 10).min(60))));
+        assert_eq!(chosen.ok(), wanted, "{at}");
+    }
+}
+
+#[test]
 fn nothing_can_be_chosen_before_the_first_copy_is_complete() {
     let gaps = [Gap { from_seq: 1, from_time: 10, to_seq: None, to_time: 0, initial: true }];
     let window = Window { first_seq: 1, first_time: 10, last_seq: 7, last_time: 70 };
-    let all = Choices { window, gaps: &gaps, kept: &[] };
+    let all = Choices { window, until: window.last_time, gaps: &gaps, kept: &[] };
     for wish in [Wish::Latest, Wish::Seq(3), Wish::Time(30)] {
         let Ok(chosen) = all.choose(wish, |t| Ok::<_, Infallible>(Some(t / 10)));
         assert_eq!(chosen, Err(WishError::BeforeFirst { nearest: Nearest::default() }));
@@ -69,7 +79,7 @@ proptest! {
         seq in 0u64..70, open: bool, kept in proptest::collection::vec(1u64..60, 0..4),
     ) {
         let (gaps, window, kept) = choices(open, &kept);
-        let all = Choices { window, gaps: &gaps, kept: &kept };
+        let all = Choices { window, until: window.last_time, gaps: &gaps, kept: &kept };
         let valid = |s: u64| (1..=60).contains(&s)
             && (s >= 15 || kept.contains(&s))
             && !(1..10).contains(&s) && !(20..30).contains(&s) && !(open && s >= 50);
@@ -86,7 +96,7 @@ fn nothing_before_the_initial_sync_is_valid_wherever_its_seqs_begin() {
     let window = Window { first_seq: 0, first_time: 0, last_seq: 30, last_time: 9 };
     for (to, newest, oldest) in [(None, None, None), (Some(20), Some(30), Some(20))] {
         let gaps = [gap(to)];
-        let all = Choices { window, gaps: &gaps, kept: &[2] };
+        let all = Choices { window, until: window.last_time, gaps: &gaps, kept: &[2] };
         assert!((1..13).all(|seq| !all.is_valid(seq)));
         assert_eq!((all.at_or_before(u64::MAX), all.at_or_after(1)), (newest, oldest));
     }

@@ -17,7 +17,7 @@ use afterimage_format::compare::{HashQuery, Hashes, MAX_HASHES_BODY};
 use afterimage_format::fence::Fence;
 use afterimage_format::record::MAX_VOLUME;
 use afterimage_format::wire::{
-    Ack, FAILBACK_VERSION, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION,
+    Ack, FAILBACK_VERSION, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, OLDEST_VERSION, Quiet,
     Refuse, VERSION, Welcome,
 };
 use std::io::{self, Read, Write};
@@ -329,7 +329,8 @@ fn run(
             queries.map(|queries| s.spawn("compare", || compare(&stages, out, queries))).transpose()?;
             Ok(next)
         });
-        let session = Session { stages: &stages, granted: &granted, hello_size: hello.size, disk: disk.as_deref() };
+        let session =
+            Session { volume, stages: &stages, granted: &granted, hello_size: hello.size, disk: disk.as_deref() };
         match started {
             Err(e) => {
                 lock(&stages.end).get_or_insert(SessionError::Connection(format!("no thread for it: {e}")));
@@ -363,6 +364,7 @@ fn ended(stages: &Stages<'_>, turn: &SessionTurn<'_>) -> SessionError {
 
 /// What the receiving stage knows.
 struct Session<'a> {
+    volume: &'a Volume,
     stages: &'a Stages<'a>,
     /// Bytes that the agent may have sent.
     granted: &'a AtomicU64,
@@ -418,6 +420,13 @@ fn receive(
                 input.body(len, &mut body, SILENCE_LIMIT)?;
                 let fill = header.verify(&body).and_then(|()| Fill::decode(&body));
                 stages.heard_of(fill.map_err(|e| SessionError::Malformed(e.to_string()))?.sixteenths());
+                continue;
+            }
+            MessageType::Quiet if len <= 4096 => {
+                let mut body = Vec::new();
+                input.body(len, &mut body, SILENCE_LIMIT)?;
+                let quiet = header.verify(&body).and_then(|()| Quiet::decode(&body));
+                session.volume.set_quiet(quiet.map_err(|e| SessionError::Malformed(e.to_string()))?);
                 continue;
             }
             MessageType::DiskHashes | MessageType::DiskDone if len <= MAX_HASHES_BODY && session.disk.is_some() => {

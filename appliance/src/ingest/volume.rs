@@ -13,6 +13,7 @@ use afterimage_base::world::channel::Receiver;
 use afterimage_base::world::sync::{Condvar, LongMutex};
 use afterimage_format::fence::Fence;
 use afterimage_format::manifest::{ForkKind, ForkMeta, Manifest, SegmentMeta, SegmentState, VolumeMeta};
+use afterimage_format::wire::Quiet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -57,6 +58,8 @@ pub struct Volume {
     turn: Mutex<Turn>,
     free: Condvar,
     agent_disk: Mutex<Reach>,
+    /// What the agent said last of a time without writes.
+    quiet: Mutex<Option<Quiet>>,
 }
 
 impl std::fmt::Debug for Volume {
@@ -117,7 +120,18 @@ impl Volume {
             turn: Mutex::default(),
             free: Condvar::new(),
             agent_disk: Mutex::default(),
+            quiet: Mutex::default(),
         }
+    }
+
+    /// Up to when nothing is newer than `newest`, the last record that is durable here, in nanoseconds since 1970; if its agent has said so.
+    pub(crate) fn quiet_until(&self, newest: u64) -> Option<u64> {
+        lock(&self.quiet).filter(|quiet| quiet.seq == newest).map(|quiet| quiet.time)
+    }
+
+    /// What its agent says of a time without writes.
+    pub(super) fn set_quiet(&self, quiet: Quiet) {
+        *lock(&self.quiet) = Some(quiet);
     }
 
     /// Whether the disk of its agent can be reached; for tails.

@@ -132,6 +132,7 @@ fn open(dir: &Path, image: &Path, region: Option<u64>) -> io::Result<(Agent, Arc
         cache,
         foreign: afterimage_agent::ForeignWrite::Ignore,
         resize: false,
+        adopt: None,
     };
     let volume = agent.add_volume(config).map_err(io::Error::other)?;
     while volume.status().state != VolumeState::Live {

@@ -99,6 +99,7 @@ fn main() -> io::Result<()> {
         cache: CacheMode::Writeback,
         foreign: afterimage_agent::ForeignWrite::Ignore,
         resize: false,
+        adopt: None,
     };
     let volume = agent.add_volume(config).map_err(io::Error::other)?;
     while volume.status().state != VolumeState::Live {

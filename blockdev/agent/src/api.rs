@@ -38,6 +38,9 @@ pub struct VolumeConfig {
     pub foreign: ForeignWrite,
     /// Take the size that the disk has now, if it is another one than it was.
     pub resize: bool,
+    /// Id of a volume whose agent is gone: this disk takes the place of its disk, once the volume is fenced. Later starts may say it
+    /// again.
+    pub adopt: Option<[u8; 16]>,
 }
 
 /// What follows when somebody else has written to the disk while the agent was not running.
@@ -278,6 +281,21 @@ pub enum AgentError {
         was: u64,
         /// Size that it has.
         now: u64,
+    },
+    /// It is to adopt a volume, and is one already.
+    #[error(
+        "volume {name} is {known} and cannot adopt {given} as well: leave the adoption out, or use another name, or remove \
+         {state} to start anew"
+    )]
+    OtherId {
+        /// The volume.
+        name: String,
+        /// Its id.
+        known: uuid::Uuid,
+        /// The id of the volume to be adopted.
+        given: uuid::Uuid,
+        /// Its state folder.
+        state: PathBuf,
     },
     /// Somebody else has written to the disk, and that is refused.
     #[error(

@@ -41,6 +41,8 @@ pub(crate) enum Break {
     WaitWhenFull = 65536,
     /// Writes are let in although the volume is fenced (I13).
     IgnoreFence = 131_072,
+    /// A disk that adopts a volume goes on although that is not fenced (I13).
+    AdoptUnfenced = 262_144,
 }
 
 #[cfg(not(test))]
@@ -66,6 +68,7 @@ impl Break {
             Break::OvertakeWrites => "overtake-writes",
             Break::WaitWhenFull => "wait-when-full",
             Break::IgnoreFence => "ignore-fence",
+            Break::AdoptUnfenced => "adopt-unfenced",
         }
     }
 }

@@ -16,13 +16,17 @@
 //! | up | none | not higher | stays: that vault is an older copy, which does not know |
 //! | any | any | lower than what is known | nothing |
 //!
+//! A disk that adopts a volume ([`VolumeConfig::adopt`](crate::VolumeConfig)) begins with a fence of epoch 0, so the first row that it can come to is the
+//! sixth; until the Welcome says that the volume is closed, and the appliance knows of adoption, its sessions end there.
+//!
 //! Everything is compared because between two fences, or behind one, somebody else may have written to the disk: a failback does.
 
+use crate::breaks::Break;
 use crate::session::SessionError;
 use crate::shared::Shared;
 use afterimage_format::fence::Fence;
 use afterimage_format::record::Kind;
-use afterimage_format::wire::{EPOCH_VERSION, Welcome};
+use afterimage_format::wire::{ADOPT_VERSION, EPOCH_VERSION, Welcome};
 use serde::{Deserialize, Serialize};
 
 /// What a fenced volume does.
@@ -80,10 +84,20 @@ impl Shared {
     /// # Errors
     /// [`SessionError::Unheeded`]: the next Welcome is to say it again.
     pub(crate) fn heed(&self, welcome: &Welcome) -> Result<(), SessionError> {
+        let mut state = self.state();
+        // An appliance that does not know of adoption would take what this disk has for the volume's.
+        if state.meta.adopting && !self.p.breaks.has(Break::AdoptUnfenced) {
+            if welcome.version < ADOPT_VERSION {
+                return Err(SessionError::Adopt("the appliance is too old for that: update it"));
+            }
+            if welcome.fence != Fence::Closed {
+                let why = "the volume is not fenced, which a failover does: run that first (afterimage failover run)";
+                return Err(SessionError::Adopt(why));
+            }
+        }
         if welcome.version < EPOCH_VERSION {
             return Ok(());
         }
-        let mut state = self.state();
         let note = state.meta.fence.map(|f| f.epoch);
         let name = &self.p.name;
         match judge(state.meta.epoch, note, welcome.epoch, welcome.fence) {
@@ -140,11 +154,11 @@ impl Shared {
         drop(state);
         self.compare("the volume was fenced: the whole disk is compared with the appliance's history");
         let mut state = self.state();
-        let before = (state.meta.epoch, state.meta.fence, true);
-        (state.meta.epoch, state.meta.fence, state.meta.unmarked) = (epoch, fence, false);
+        let before = state.meta.clone();
+        (state.meta.epoch, state.meta.fence, state.meta.unmarked, state.meta.adopting) = (epoch, fence, false, false);
         if !self.store(&mut state) {
             // As the file has it, so that the next Welcome, or the next start, does it all again.
-            (state.meta.epoch, state.meta.fence, state.meta.unmarked) = before;
+            state.meta = before;
             return Err(SessionError::Unheeded);
         }
         Ok(())

@@ -340,6 +340,7 @@ pub(crate) struct Lab {
     pub(crate) cache: CacheMode,
     pub(crate) foreign: crate::ForeignWrite,
     pub(crate) resize: bool,
+    pub(crate) adopt: Option<[u8; 16]>,
 }
 
 impl Lab {
@@ -354,6 +355,7 @@ impl Lab {
             cache: CacheMode::Writeback,
             foreign: crate::ForeignWrite::default(),
             resize: false,
+            adopt: None,
         }
     }
 
@@ -377,6 +379,7 @@ impl Lab {
             cache: self.cache,
             foreign: self.foreign,
             resize: self.resize,
+            adopt: self.adopt,
         }
     }
 

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 const VERSION: u32 = 2;
 /// 3: the volume is fenced, and programs of version 2 would let writes in. Written only while it is.
 const FENCED_VERSION: u32 = 3;
+/// 4: the volume adopts another's history, and programs of version 3 would go on with it unfenced. Written only until it has.
+const ADOPTING_VERSION: u32 = 4;
 const OLDEST: u32 = 1;
 /// Far more than the file ever is; a longer one is not ours.
 const MAX_BYTES: u64 = 1 << 20;
@@ -65,6 +67,9 @@ pub(crate) struct Meta {
     /// The machine runs elsewhere: no write is let in.
     #[serde(default)]
     pub(crate) fence: Option<FenceNote>,
+    /// The disk takes the place of one whose agent is gone, and the appliance has not said yet that the volume is fenced.
+    #[serde(default)]
+    pub(crate) adopting: bool,
 }
 
 /// When and why a gap began.
@@ -102,7 +107,16 @@ impl Meta {
             seq_limit: 0,
             epoch: 0,
             fence: None,
+            adopting: false,
         })
+    }
+
+    /// That of a disk which takes the place of the volume's former one. It is fenced from its beginning: what the appliance knows of
+    /// the volume is more than it has.
+    pub(crate) fn adopt(self, id: [u8; 16], now: u64) -> Meta {
+        let fence = Some(FenceNote { epoch: 0, since: now, marked: false });
+        // Its size may be another one than the volume's: every Gap says it.
+        Meta { id: uuid::Uuid::from_bytes(id), initial: false, resized: true, fence, adopting: true, ..self }
     }
 
     /// Everything is brought again: what ends it with a point, if the volume is fenced, has to be made again, too. Whether that is news.
@@ -123,10 +137,10 @@ impl Meta {
         let text = fs::read(file).map_err(|e| bad(&e))?;
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(&e))?;
         match value.get("version").and_then(serde_json::Value::as_u64) {
-            Some(v) if (u64::from(OLDEST)..=u64::from(FENCED_VERSION)).contains(&v) => {}
+            Some(v) if (u64::from(OLDEST)..=u64::from(ADOPTING_VERSION)).contains(&v) => {}
             Some(v) => {
                 return Err(MetaError::Bad(format!(
-                    "it has version {v}, this program knows {OLDEST} to {FENCED_VERSION}; use the program that wrote it"
+                    "it has version {v}, this program knows {OLDEST} to {ADOPTING_VERSION}; use the program that wrote it"
                 )));
             }
             None => return Err(bad(&"it has no version")),
@@ -141,7 +155,11 @@ impl Meta {
     }
 
     pub(crate) fn store(&self, file: &Path) -> io::Result<()> {
-        let version = if self.fence.is_some() { FENCED_VERSION } else { VERSION };
+        let version = match (self.adopting, self.fence) {
+            (true, _) => ADOPTING_VERSION,
+            (false, Some(_)) => FENCED_VERSION,
+            (false, None) => VERSION,
+        };
         let mut text = serde_json::to_vec_pretty(&Meta { version, ..self.clone() }).map_err(io::Error::other)?;
         text.push(b'\n');
         crashsafe::replace(file, &text)

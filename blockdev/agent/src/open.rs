@@ -111,6 +111,9 @@ impl Files<'_> {
 
     fn check(&self, meta: &Meta, path: &Path, disk: &Disk) -> Result<(), AgentError> {
         let (name, state) = (self.config.name.clone(), self.dir.clone());
+        if let Some(given) = self.config.adopt.map(uuid::Uuid::from_bytes).filter(|id| *id != meta.id) {
+            return Err(AgentError::OtherId { name, known: meta.id, given, state });
+        }
         if meta.path != path {
             return Err(AgentError::OtherPath { name, known: meta.path.clone(), given: path.to_path_buf(), state });
         }
@@ -240,9 +243,17 @@ impl Files<'_> {
     fn create(self, disk: Arc<Disk>, path: &Path) -> Result<Opened, AgentError> {
         let meta = Meta::new(&self.config.name, path, disk.identity().clone());
         let mut meta = meta.map_err(|e| self.bad(&self.meta(), &e))?;
+        if let Some(id) = self.config.adopt {
+            meta = meta.adopt(id, self.clock.wall());
+        }
         let id = *meta.id.as_bytes();
         let map = self.new_map(id, &disk)?;
-        mark_allocated(&disk, &map).map_err(|e| self.bad(disk.path(), &e))?;
+        if meta.adopting {
+            // Where this disk is empty the volume is not.
+            map.mark_all();
+        } else {
+            mark_allocated(&disk, &map).map_err(|e| self.bad(disk.path(), &e))?;
+        }
         let ring = self.new_ring(id, 1)?;
         // Not by the next mark, which may be far: a terabyte of holes is asked region by region.
         let dirty = |start: u64, end: u64| (start / REGION..end.div_ceil(REGION)).any(|r| map.is_dirty(r));
@@ -251,7 +262,8 @@ impl Files<'_> {
         let intent = intent.map(|map| Intent::new(&self.config.name, map, self.intent.clone()));
         meta.store(&self.meta()).map_err(|e| self.bad(&self.meta(), &e))?;
         let p = Protection::new(self.config.name.clone(), ring, map, intent, Arc::clone(&self.clock));
-        p.set_reason(Some("the first copy of the disk".into()));
+        let adopts = "the disk takes the place of another: what it has is kept apart";
+        p.set_reason(Some(if meta.adopting { adopts } else { "the first copy of the disk" }.into()));
         let (protection, meta_file) = (Arc::new(p), self.meta());
         Ok(Opened { disk, protection, meta, meta_file, mode: Mode::Dirty, recovered: None })
     }

@@ -54,6 +54,10 @@ pub(crate) fn run(shared: &Arc<Shared>, connector: &dyn Connector) {
                 }
                 wait = wait.max(least);
             }
+            SessionError::Adopt(_) => {
+                shared.state().refused = Some(error.to_string());
+                wait = wait.max(REFUSED_BACKOFF);
+            }
             SessionError::Ring(e) => shared.start_over(&format!("{e}: the whole disk is copied again"), None),
             _ => {}
         }

@@ -15,7 +15,7 @@ use afterimage_format::failback::{MAX_REQUESTS, MAX_WRITE_BODY};
 use afterimage_format::record::{FLAG_NOTE, HEADER_LEN as RECORD_LEN, Kind, Record};
 use afterimage_format::wire::{
     Ack, FILL_VERSION, Fill, HASH_VERSION, HEADER_LEN, Header, Hello, MAX_BODY, MessageType, NOTE_VERSION,
-    OLDEST_VERSION, Refuse, SIZE_VERSION, VERSION, Welcome,
+    OLDEST_VERSION, QUIET_VERSION, Quiet, Refuse, SIZE_VERSION, VERSION, Welcome,
 };
 use afterimage_journal::{RecordRef, RingError};
 use std::collections::VecDeque;
@@ -37,6 +37,8 @@ const TICK: Duration = Duration::from_millis(100);
 const GATHER: Duration = Duration::from_millis(2);
 /// This many records are enough not to wait for more.
 const ENOUGH: u64 = 256;
+/// How often the appliance hears that nobody writes, so that a moment since the last write can be chosen.
+const QUIET_EVERY: Duration = Duration::from_secs(2);
 /// How long the sender waits for credit, or for the state that tells it where to begin.
 const LINGER: Duration = Duration::from_millis(1);
 /// The keeper hears of what became durable at most this often.
@@ -65,6 +67,8 @@ pub(crate) enum SessionError {
     Ring(RingError),
     #[error("volume.json cannot be written, so what the appliance says of the fence is not heeded yet")]
     Unheeded,
+    #[error("the disk cannot take the place of the volume's former one yet: {0}")]
+    Adopt(&'static str),
     #[error("the volume stops")]
     Stopping,
 }
@@ -215,6 +219,10 @@ fn greet(
     writer: &mut Writer<'_>,
 ) -> Result<(Welcome, Option<u64>), SessionError> {
     let ring = &shared.p.ring;
+    let (epoch, adopts) = {
+        let state = shared.state();
+        (state.meta.epoch, state.meta.adopting)
+    };
     let hello = Hello {
         oldest: OLDEST_VERSION,
         newest: VERSION,
@@ -224,7 +232,8 @@ fn greet(
         first: ring.first(),
         next: ring.next(),
         name: shared.p.name.clone(),
-        epoch: shared.state().meta.epoch,
+        epoch,
+        adopts,
     };
     writer.message(MessageType::Hello, &hello.encode())?;
     let until = world::now() + WELCOME_TIMEOUT;
@@ -270,7 +279,7 @@ fn greet(
 fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u64>) -> Result<(), SessionError> {
     let ring = &shared.p.ring;
     let mut at = at;
-    let mut last_ping = world::now();
+    let (mut last_ping, mut last_quiet) = (world::now(), world::now());
     while !link.dead.load(Ordering::Acquire) {
         if shared.stopping() {
             return Err(SessionError::Stopping);
@@ -303,6 +312,10 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
             return Err(SessionError::Protocol("it wants records again that it had acknowledged"));
         }
         if !ring.wait_published(next, TICK) {
+            if world::since(last_quiet) >= QUIET_EVERY {
+                last_quiet = world::now();
+                say_quiet(shared, writer, next)?;
+            }
             continue;
         }
         if ring.next() - next < ENOUGH {
@@ -311,6 +324,17 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
         at = Some(send_batch(shared, writer, link, next)?);
     }
     Ok(())
+}
+
+/// Says that `next` has not been given to any write, if that is so.
+fn say_quiet(shared: &Shared, writer: &mut Writer<'_>, next: u64) -> io::Result<()> {
+    let (ring, time) = (&shared.p.ring, shared.p.clock.wall());
+    // Behind the clock: a write that takes its seq from now on has a later time, and one without a seq finds the ring closed, which
+    // ends with a Gap.
+    if writer.version < QUIET_VERSION || ring.next() != next || ring.is_closed() {
+        return Ok(());
+    }
+    writer.message(MessageType::Quiet, &Quiet { seq: next - 1, time }.encode())
 }
 
 /// The oldest version of the protocol that has such a record. None is made for an appliance that is known to be older, but

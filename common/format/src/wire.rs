@@ -36,7 +36,7 @@ use crate::record::{MAX_NAME, MAX_SEQ};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Newest version of the protocol that this code speaks.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// Oldest version of the protocol that this code speaks.
 pub const OLDEST_VERSION: u16 = 1;
 /// First version with HashQuery and Hashes.
@@ -51,6 +51,10 @@ pub const NOTE_VERSION: u16 = 4;
 pub const EPOCH_VERSION: u16 = 5;
 /// First version with failback through the session.
 pub const FAILBACK_VERSION: u16 = 6;
+/// First version in which an agent says that it adopts its volume.
+pub const ADOPT_VERSION: u16 = 7;
+/// First version with Quiet.
+pub const QUIET_VERSION: u16 = 7;
 /// First four bytes of a message.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIW1");
 /// Size of a message header in bytes.
@@ -96,6 +100,8 @@ pub enum MessageType {
     DiskSync = 15,
     /// See [`DiskDone`](crate::failback::DiskDone).
     DiskDone = 16,
+    /// See [`Quiet`].
+    Quiet = 17,
 }
 
 /// A checked message header.
@@ -170,6 +176,7 @@ impl Header {
             14 => MessageType::DiskWrite,
             15 => MessageType::DiskSync,
             16 => MessageType::DiskDone,
+            17 => MessageType::Quiet,
             _ => return Err(DecodeError::Field { what: WHAT, field: "type", value: u64::from(kind) }),
         };
         let body_len = usize::try_from(len).unwrap_or(usize::MAX);
@@ -236,6 +243,38 @@ impl Fill {
     }
 }
 
+/// A volume that nobody writes to: when its agent looked, no seq behind this one had been given, and every write had got one. So the image of
+/// that moment is the one that ends with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quiet {
+    /// The last seq that was given.
+    pub seq: u64,
+    /// When the agent looked, in nanoseconds since 1970, by the clock that gives records their times.
+    pub time: u64,
+}
+
+impl Quiet {
+    /// The body's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut b = Vec::with_capacity(16);
+        b.put_u64(self.seq);
+        b.put_u64(self.time);
+        b
+    }
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is short or long.
+    pub fn decode(body: &[u8]) -> Result<Quiet, DecodeError> {
+        let mut r = Reader::new("Quiet", body);
+        let (seq, time) = (r.u64()?, r.u64()?);
+        r.end()?;
+        Ok(Quiet { seq, time })
+    }
+}
+
 /// The agent's first message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -257,6 +296,9 @@ pub struct Hello {
     pub name: String,
     /// The highest epoch that the agent was told; 0 from agents before [`EPOCH_VERSION`].
     pub epoch: u64,
+    /// The agent takes the place of one that is gone, with another disk, and may come behind a closed fence only; false from agents
+    /// before [`ADOPT_VERSION`].
+    pub adopts: bool,
 }
 
 impl Hello {
@@ -274,6 +316,9 @@ impl Hello {
         b.put_string(&self.name);
         if self.newest >= EPOCH_VERSION {
             b.put_u64(self.epoch);
+        }
+        if self.newest >= ADOPT_VERSION {
+            b.push(u8::from(self.adopts));
         }
         b
     }
@@ -296,6 +341,7 @@ impl Hello {
             next: r.u64()?,
             name: r.string(MAX_NAME)?,
             epoch: if newest >= EPOCH_VERSION { r.u64()? } else { 0 },
+            adopts: newest >= ADOPT_VERSION && r.u8()? != 0,
         })
     }
 }

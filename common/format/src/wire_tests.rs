@@ -4,15 +4,19 @@ use proptest::prelude::*;
 proptest! {
     #[test]
     fn bodies_come_back(volume: [u8; 16], ring: [u8; 16], size: u64, first: u64, next: u64, name in "[a-z]{0,40}") {
-        let h = Hello { oldest: 1, newest: 5, volume, ring, size, first, next, name, epoch: 3 };
-        let old = Hello { newest: 4, epoch: 0, ..h.clone() };
-        prop_assert_eq!(Hello::decode(&h.encode()), Ok(h));
-        prop_assert_eq!(Hello::decode(&old.encode()), Ok(old));
+        let h = Hello { oldest: 1, newest: 7, volume, ring, size, first, next, name, epoch: 3, adopts: true };
+        let six = Hello { newest: 6, adopts: false, ..h.clone() };
+        let four = Hello { newest: 4, epoch: 0, ..six.clone() };
+        for hello in [h, six, four] {
+            prop_assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+        }
         let fence = Fence::Closed;
         let w = Welcome { version: 5, ring, durable: first >> 3, digest: next, credit: size, epoch: 7, fence };
         prop_assert_eq!(Welcome::decode(&w.encode()), Ok(w));
         let old = Welcome { version: 4, epoch: 0, fence: Fence::Open, ..w };
         prop_assert_eq!(Welcome::decode(&old.encode()), Ok(old));
+        let quiet = Quiet { seq: first, time: next };
+        prop_assert_eq!(Quiet::decode(&quiet.encode()), Ok(quiet));
         let a = Ack { durable: first, credit: next };
         prop_assert_eq!(Ack::decode(&a.encode()), Ok(a));
     }

@@ -45,6 +45,7 @@ pub fn hello(id: u8, name: &str) -> Hello {
         next: 1,
         name: name.into(),
         epoch: 0,
+        adopts: false,
     }
 }
 

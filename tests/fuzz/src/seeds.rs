@@ -165,6 +165,7 @@ fn wire() -> Vec<Vec<u8>> {
         next: 9,
         name: "d".into(),
         epoch: 0,
+        adopts: false,
     };
     let welcome =
         Welcome { version: 1, ring: [8; 16], durable: 5, digest: 6, credit: 1 << 20, epoch: 0, fence: Fence::Open };

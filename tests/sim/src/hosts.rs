@@ -213,6 +213,7 @@ impl Lab {
                 foreign: ForeignWrite::default(),
                 // The operator makes disks larger, and the agent may die before it hears of it.
                 resize: true,
+                adopt: None,
             };
             match agent.add_volume(config) {
                 Ok(volume) => volumes.push(volume),

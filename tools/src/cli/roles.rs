@@ -296,6 +296,25 @@ pub struct JoinArgs {
     pub data: DataArgs,
 }
 
+/// A disk that takes the place of one that was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopt {
+    /// Its name.
+    pub name: String,
+    /// Id of the volume.
+    pub id: uuid::Uuid,
+}
+
+impl std::str::FromStr for Adopt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Adopt, String> {
+        let (name, id) = text.split_once('=').ok_or("write NAME=ID")?;
+        let id = uuid::Uuid::try_parse(id).map_err(|e| format!("{id} is no id of a volume: {e}"))?;
+        Ok(Adopt { name: name.to_owned(), id })
+    }
+}
+
 /// Arguments of `agent`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -324,6 +343,10 @@ pub struct AgentArgs {
     /// Take the size that a disk has now, if it is another one than it was
     #[arg(long)]
     pub resize: bool,
+    /// The disk NAME takes the place of one that was lost, that of the volume with this id; it is read-only until a failback (`failover
+    /// failback --return`) has brought it what the machine has become
+    #[arg(long, value_name = "NAME=ID")]
+    pub adopt: Vec<Adopt>,
     /// Let mgmt have it protect more disks of this host, whichever its operators name
     #[arg(long)]
     pub take_disks: bool,

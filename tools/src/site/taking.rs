@@ -150,6 +150,7 @@ impl Local {
                 cache: taker.cache,
                 foreign: taker.foreign,
                 resize: false,
+                adopt: None,
             })
             .map_err(|e| failed(&e))?;
         volume.set_sync_rate(taker.sync_rate);

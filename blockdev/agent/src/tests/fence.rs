@@ -3,7 +3,7 @@
 use crate::breaks::Break;
 use crate::fence::FencePolicy;
 use crate::kit::{Lab, Load, load, wait};
-use crate::{Volume, VolumeState, VolumeStatus};
+use crate::{Agent, Volume, VolumeState, VolumeStatus};
 use afterimage_base::block::{BlockError, Request};
 use afterimage_base::buf::AlignedBuf;
 use afterimage_base::simple::call;
@@ -211,4 +211,76 @@ fn a_fence_that_comes_down_and_cannot_be_noted_comes_down_at_the_next_hello() {
     wait(&volume, |s| s.state == VolumeState::Live);
     write(&volume, 9).unwrap();
     lab.settle(&volume);
+}
+
+/// The host burns down: agent, journal and disk are gone, and another disk is to take their place. Its volume's id is answered.
+fn burn_down(lab: &mut Lab) -> [u8; 16] {
+    let (agent, volume) = lab.open();
+    load(&volume.device(), some(6));
+    lab.settle(&volume);
+    let id = volume.id();
+    drop((agent, volume));
+    std::fs::remove_dir_all(lab.dir.path().join("agent")).unwrap();
+    std::fs::File::create(lab.disk()).unwrap().set_len(lab.size).unwrap();
+    lab.adopt = Some(id);
+    id
+}
+
+#[test]
+fn i13_a_disk_in_the_place_of_a_lost_one_brings_nothing_before_the_volume_is_fenced() {
+    let mut lab = Lab::new(4 << 20);
+    let id = burn_down(&mut lab);
+    let there = lab.appliance.kept().durable();
+    let (agent, volume) = lab.open();
+    assert_eq!((volume.id(), write(&volume, 8)), (id, Err(BlockError::ReadOnly)));
+    // Nobody has failed over, or a planned failover is not through.
+    for (epoch, fence) in [(0, 0), (4, 0), (5, 1)] {
+        volume.shared().state().refused = None;
+        say(&lab, epoch, fence);
+        wait(&volume, |s| s.reason.as_ref().is_some_and(|e| e.contains("not fenced")));
+    }
+    // Nor does an appliance take it that would take it for the old disk.
+    lab.appliance.old.store(true, Ordering::SeqCst);
+    wait(&volume, |s| s.reason.as_ref().is_some_and(|e| e.contains("too old")));
+    lab.appliance.old.store(false, Ordering::SeqCst);
+    assert_eq!((lab.appliance.kept().durable(), write(&volume, 8)), (there, Err(BlockError::ReadOnly)));
+    drop((agent, volume));
+
+    // The next start still waits, and another volume's id is not taken.
+    lab.adopt = Some([9; 16]);
+    let other = Agent::new(lab.config()).add_volume(lab.volume_config()).err().unwrap();
+    assert!(other.to_string().contains("cannot adopt"), "{other}");
+    lab.adopt = Some(id);
+    let (agent, volume) = lab.open();
+    assert_eq!(write(&volume, 8), Err(BlockError::ReadOnly));
+    say(&lab, 5, CLOSED);
+    wait(&volume, |_| points(&lab).last().is_some_and(|p| p == "fenced-5"));
+    lab.compare();
+    let history = lab.appliance.kept();
+    assert!(history.consistent() && history.gaps().len() == 2, "{:?}", history.gaps());
+    drop((agent, volume));
+
+    // From now on it is a fenced disk like any other, also where it is not said again.
+    lab.adopt = None;
+    let (_agent, volume) = lab.open();
+    assert_eq!(write(&volume, 8), Err(BlockError::ReadOnly));
+    say(&lab, 6, 0);
+    wait(&volume, |s| s.state == VolumeState::Live);
+    write(&volume, 9).unwrap();
+    lab.settle(&volume);
+}
+
+#[test]
+fn i13_broken_a_disk_that_adopts_a_volume_without_a_fence_is_seen() {
+    let mut lab = Lab::new(4 << 20);
+    burn_down(&mut lab);
+    let there = lab.appliance.kept().durable();
+    let (_agent, volume) = lab.open();
+    volume.shared().p.breaks.set(Break::AdoptUnfenced);
+    say(&lab, 0, 0);
+    let until = std::time::Instant::now() + Duration::from_secs(60);
+    while lab.appliance.kept().durable() == there {
+        assert!(std::time::Instant::now() < until, "the break was not seen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

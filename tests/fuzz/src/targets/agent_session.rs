@@ -182,6 +182,7 @@ pub(super) fn run(bytes: &[u8]) {
         cache: CacheMode::Writeback,
         foreign: afterimage_agent::ForeignWrite::Ignore,
         resize: false,
+        adopt: None,
     };
     let volume = agent.add_volume(config).unwrap();
     let mut model = vec![0; SIZE];

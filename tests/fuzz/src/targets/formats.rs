@@ -11,7 +11,7 @@ use afterimage_format::place::Place;
 use afterimage_format::record::{HEADER_LEN, Kind, Record};
 use afterimage_format::ring::{FIXED_LEN, RingHeader};
 use afterimage_format::segment::{self, DirEntry, FOOTER_LEN, FRAME_HEADER_LEN, Footer, FrameHeader, SegmentHeader};
-use afterimage_format::wire::{self, Ack, Fill, Header, Hello, MessageType, Refuse, Welcome};
+use afterimage_format::wire::{self, Ack, Fill, Header, Hello, MessageType, Quiet, Refuse, Welcome};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// Puts the xxh3-64 of what is before it into the last 8 bytes.
@@ -47,6 +47,7 @@ pub(super) fn wire(bytes: &[u8]) {
         MessageType::Welcome => same(Welcome::decode(body), |w| Welcome::decode(&w.encode())),
         MessageType::Ack => same(Ack::decode(body), |a| Ack::decode(&a.encode())),
         MessageType::Fill => same(Fill::decode(body), |f| Fill::decode(&f.encode())),
+        MessageType::Quiet => same(Quiet::decode(body), |q| Quiet::decode(&q.encode())),
         MessageType::Refuse => same(Refuse::decode(body), |r| Refuse::decode(&r.encode())),
         MessageType::HashQuery | MessageType::DiskQuery => {
             same(HashQuery::decode(body, DISK), |q| HashQuery::decode(&q.encode(), DISK));

@@ -30,7 +30,7 @@ setsid afterimage appliance --data /run/v --min-free 0 >/run/v.log 2>&1 &
 setsid afterimage up --no-protect --data /run/p disk=/run/plain.raw >/run/p.log 2>&1 &
 plain=$!
 answers /run/v
-agent() { setsid "$1" agent --data /run/g --appliance unix:/run/v/appliance.sock --ring 64MiB disk=/run/safe.raw >>/run/g.log 2>&1 & safe=$!; }
+agent() { setsid "$1" agent --data /run/g --appliance unix:/run/v/appliance.sock --ring 256MiB disk=/run/safe.raw >>/run/g.log 2>&1 & safe=$!; }
 agent afterimage
 answers /run/p
 answers /run/g

@@ -20,12 +20,13 @@ die() { echo "vm-images/build.sh: $*" >&2; exit 1; }
 # Programs of the guest beside busybox, by package; the libraries that they load come along.
 base_packages=(busybox-static e2fsprogs xfsprogs nbd-client)
 base_programs=(mke2fs e2fsck tune2fs dumpe2fs mkfs.xfs xfs_repair xfs_io xfs_db nbd-client)
-# Packages whose program of the same name few guests want; each has an archive of its own: fio loads 80 MiB of libraries.
-extras=(fio sqlite3)
+# Programs that few guests want, and their packages; each has an archive of its own: fio loads 80 MiB of libraries.
+extras=(fio sqlite3 qemu-ga)
+extra_packages=(fio sqlite3 qemu-guest-agent)
 # Modules of the guest, with those that they depend on; /init loads `early`, the kernel asks modprobe for others when it
 # needs them. crc32c is looked up by name at run time, so no module's list of dependencies holds it.
 early=(virtio_pci virtio_blk virtio_net qemu_fw_cfg crc32c_generic crc32c_intel ext4 nbd ublk_drv)
-modules=("${early[@]}" xfs vfat ntfs3 nls_ascii nls_cp437 loop virtio_rng dm_mod dm_log_writes)
+modules=("${early[@]}" virtio_console xfs vfat ntfs3 nls_ascii nls_cp437 loop virtio_rng dm_mod dm_log_writes)
 # Of the root disk. It holds no fio, so most of it is free.
 root_size=256M
 
@@ -186,8 +187,8 @@ build() {
     local work=$1 package=$2 name
     echo "building the test guest from $package" >&2
     # shellcheck disable=SC2046
-    fetch "$work/debian" "${base_packages[@]}" "${extras[@]}" \
-        $(libraries_of "${base_packages[@]}" "${extras[@]}")
+    fetch "$work/debian" "${base_packages[@]}" "${extra_packages[@]}" \
+        $(libraries_of "${base_packages[@]}" "${extra_packages[@]}")
     fetch "$work/kernel" "$package"
     mkdir "$work/out"
     keep_kernel "$work/kernel" "$work/out/kernel"
@@ -238,7 +239,7 @@ case "${1:-}" in
 esac
 package=$(kernel_package)
 made_from=$(
-    apt-cache policy "$package" "${base_packages[@]}" "${extras[@]}" libc6 | grep -e '^[^ ]' -e '^  Candidate: '
+    apt-cache policy "$package" "${base_packages[@]}" "${extra_packages[@]}" libc6 | grep -e '^[^ ]' -e '^  Candidate: '
     cat "$here/build.sh" "$here/init"
 )
 out=$cache/${package#linux-image-}-$(sha256sum <<<"$made_from" | cut -c1-12)

@@ -212,6 +212,15 @@ impl Builder {
         self
     }
 
+    /// Gives it QEMU's guest agent, /sbin/qemu-ga, and the port on which that listens; on the host it is reached by this socket.
+    #[must_use]
+    pub fn guest_agent(mut self, socket: &Path) -> Self {
+        self.programs.push("qemu-ga");
+        let port = format!("socket,path={},server=on,wait=off,id=qga", socket.display());
+        let name = "virtserialport,chardev=qga,name=org.qemu.guest_agent.0";
+        self.arguments(["-device", "virtio-serial", "-chardev", &port, "-device", name])
+    }
+
     /// Puts our program into it: /bin/afterimage.
     #[must_use]
     pub fn afterimage(mut self) -> Self {

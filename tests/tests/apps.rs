@@ -278,3 +278,52 @@ fn a_frozen_ext4_needs_no_recovery_and_is_never_left_frozen() {
     vm.wait_until(LONG * 2, "grep -q 'was not brought to its end' /run/up.log || { cat /run/up.log; false; }");
     vm.wait_until(LONG, "! test -e /var/data/agent/disk/app");
 }
+
+/// A virtual machine that mounts a protected disk, with QEMU's own guest agent in it.
+#[test]
+fn qemu_s_guest_agent_makes_a_point_that_needs_no_recovery() {
+    let dir = tempfile::Builder::new().prefix("afterimage-qga-").tempdir().unwrap();
+    let (image, socket, app) = (dir.path().join("disk.raw"), dir.path().join("qga"), dir.path().join("app.toml"));
+    data::sparse(&image, 32 * MIB);
+    std::fs::write(&app, format!("[{DISK}]\nguest_agent = {:?}\n", socket.display().to_string())).unwrap();
+    let options = ["--point-every", "0", "--ring", "16MiB", "--app-file"].map(Into::into);
+    let options = options.into_iter().chain([app.into_os_string()]);
+    let daemon = daemon(dir.path()).volume(DISK, &image).options(options).start();
+    daemon.wait_live(DISK);
+    let mut vm = machine("qga").disk(&daemon.uri(DISK)).guest_agent(&socket).boot();
+    vm.run(
+        "modprobe virtio_console; /sbin/mke2fs -q -t ext4 /dev/vda; mount -t ext4 /dev/vda /mnt; mkdir -p /run/qga\n\
+         setsid /sbin/qemu-ga -p $(ls /dev/vport*p1) -t /run/qga >/run/qga.log 2>&1 &",
+    );
+    // It writes all the time, and what it has acknowledged itself with a sync is counted.
+    vm.run(
+        "(n=0; while :; do n=$((n + 1)); echo $n >/mnt/n; sync; echo $n >/run/n; sleep 0.1; done) >/dev/null 2>&1 &",
+    );
+    vm.wait_until(LONG, "test -s /run/n");
+    let create = |name: &str, more: &[&str]| {
+        let made = daemon.cli("point create").args([DISK, "--name", name, "--json"]).args(more).run_any();
+        let why = || format!("{}\n{}", made.describe(), daemon.log());
+        serde_json::from_str::<Value>(&made.stdout).unwrap_or_else(|e| panic!("{e}: {}", why()))
+    };
+    let before: u64 = vm.run("cat /run/n").parse().unwrap();
+    let quiet = create("quiet", &["--app"]);
+    assert_eq!(quiet["app"]["consistency"], "app", "{quiet:#}");
+    create("crash", &[]);
+    // It was thawed.
+    let then: u64 = vm.run("cat /run/n").parse().unwrap();
+    vm.wait_until(LONG, &format!("test $(cat /run/n) -gt {}", then + 1));
+    for (name, clean) in [("quiet", true), ("crash", false)] {
+        let copy = dir.path().join(name);
+        daemon.restore(DISK, name, &copy);
+        let checked = tool("/sbin/e2fsck").args(["-fn"]).arg(&copy).run_any().stdout;
+        assert_eq!(!checked.contains("skipping journal recovery"), clean, "{name}: {checked}");
+        if clean {
+            let n: u64 = afterimage_tests::ext4::read_file(&copy, "/n").unwrap().trim().parse().unwrap();
+            assert!((before..=then + 1).contains(&n), "{before} {n} {then}");
+        }
+    }
+    // A guest agent that does not answer any more makes no app-consistent point, and holds nothing up.
+    vm.run("killall qemu-ga");
+    let alone = create("alone", &["--app"]);
+    assert_eq!(alone["app"]["consistency"], "crash", "{alone:#}");
+}

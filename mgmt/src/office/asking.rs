@@ -6,7 +6,6 @@ use crate::failover::summary::Recovery;
 use crate::members::MemberAsk;
 use crate::protocol::{Failure, Status, VolumeStatus};
 use crate::reports::recoveries;
-use afterimage_base::world;
 use afterimage_format::coord::{Asked, REPORTS};
 use afterimage_trust::identity::{Identity, Role};
 use serde::de::DeserializeOwned;
@@ -131,17 +130,19 @@ impl Office {
         self.note(&[NewEvent::new(Severity::Warning, "away", &object(identity, name), &text)]);
     }
 
-    /// A member says how it is.
+    /// A member says how it is. What has to be written down of it is left to the clerk.
     pub(super) fn reported(&self, identity: &Identity, name: &str, json: &[u8]) {
         let status: Status = match serde_json::from_slice(json) {
             Ok(status) => status,
             Err(e) => return tracing::warn!("{} '{name}': its report was not understood: {e}", identity.role),
         };
-        if !self.reports.keep(identity, name, status.clone()) {
-            return;
+        if self.reports.keep(identity, name, status.clone()) {
+            self.clerk.report(*identity, name, status);
         }
-        // A disk is waited for now.
-        world::urgent(false);
+    }
+
+    /// Keeps of a report what is news to the catalogue.
+    pub(super) fn write_down(&self, identity: &Identity, name: &str, status: &Status) {
         let written = match identity.role {
             Role::Agent => self.note_volumes(&identity.id.to_string(), name, &status.volumes),
             Role::Appliance => self.note_recoveries(&identity.id.to_string(), name, &status.recoveries),

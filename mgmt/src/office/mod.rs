@@ -5,6 +5,7 @@
 //! refusal.
 
 mod asking;
+mod clerk;
 mod port;
 mod session;
 mod site;
@@ -81,6 +82,11 @@ pub struct Office {
     /// How members are, as they say.
     pub reports: Reports,
     questions: AtomicU64,
+    clerk: clerk::Clerk,
+    /// What sessions tell of revocations, so that they need not ask the catalogue.
+    revocations: Mutex<Arc<Revocations>>,
+    /// Held while they are read anew.
+    refreshing: Mutex<()>,
     guests: Mutex<BTreeMap<u64, Guest>>,
     /// Where barriers and sessions meet.
     pub hub: Hub,
@@ -152,6 +158,7 @@ impl Office {
             tracing::warn!("{cut_off} jobs had not ended when mgmt did last time");
         }
         let (web, reports, questions) = (Mutex::default(), Reports::default(), AtomicU64::new(0));
+        let revocations = Mutex::new(Arc::new(catalogue.revocations()?));
         Ok(Office {
             catalogue,
             authority,
@@ -162,6 +169,9 @@ impl Office {
             groups: OnceLock::new(),
             reports,
             questions,
+            clerk: clerk::Clerk::default(),
+            revocations,
+            refreshing: Mutex::default(),
             guests,
             hub,
             tally: crate::metrics::Tally::default(),
@@ -283,7 +293,23 @@ impl Office {
         Ok((name, count, list))
     }
 
+    /// The list of revocations as it was read last.
+    fn revocations(&self) -> Arc<Revocations> {
+        Arc::clone(&self.revocations.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads it again. One at a time, so that nobody puts an older one back.
+    fn refresh(&self) {
+        let _turn = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.catalogue.revocations() {
+            Ok(list) => *self.revocations.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(list),
+            Err(e) => tracing::error!("revocations cannot be read, and will be again: {e}"),
+        }
+    }
+
+    /// Has all sessions hear of what is new.
     fn ring(&self) {
+        self.refresh();
         for guest in self.guests().values() {
             guest.bell.ring();
         }

@@ -1,7 +1,7 @@
 //! Listening: a thread for each connection, a limit on their number and time.
 
-use super::Office;
 use super::session::serve;
+use super::{Office, clerk};
 use afterimage_base::net::{Endpoint, Stream, StreamListener};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
@@ -48,6 +48,7 @@ pub struct Port {
     shared: Arc<Shared>,
     wake: Vec<UnixStream>,
     threads: Vec<JoinHandle<()>>,
+    clerk: Option<(Arc<Office>, JoinHandle<()>)>,
 }
 
 impl std::fmt::Debug for Port {
@@ -62,7 +63,12 @@ impl Port {
     /// # Errors
     /// If one of them cannot be listened at, with its name.
     pub fn open(office: &Arc<Office>, listen: &[Endpoint]) -> io::Result<Port> {
-        let mut port = Port { addresses: Vec::new(), shared: Arc::default(), wake: Vec::new(), threads: Vec::new() };
+        let (addresses, shared, wake, threads) = (Vec::new(), Arc::default(), Vec::new(), Vec::new());
+        let mut port = Port { addresses, shared, wake, threads, clerk: None };
+        office.clerk.begin();
+        let of_clerk = Arc::clone(office);
+        let clerk = thread::Builder::new().name("mgmt-clerk".to_owned()).spawn(move || clerk::run(&of_clerk))?;
+        port.clerk = Some((Arc::clone(office), clerk));
         for endpoint in listen {
             let named = |e: io::Error| io::Error::new(e.kind(), format!("cannot listen on {endpoint}: {e}"));
             for address in endpoint.resolve().map_err(named)? {
@@ -99,6 +105,11 @@ impl Drop for Port {
                 let _ = stream.shutdown(Shutdown::Both);
             }
             open = self.shared.left.wait(open).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(open);
+        if let Some((office, clerk)) = self.clerk.take() {
+            office.clerk.stop();
+            drop(clerk.join());
         }
     }
 }

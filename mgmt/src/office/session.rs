@@ -237,9 +237,6 @@ impl Session<'_> {
         loop {
             // Before it is looked at what it rang for.
             let rings = self.bell_rings();
-            if rings || look {
-                world::urgent(false);
-            }
             for ask in self.office.questions_for(self.number) {
                 send(self.writer, Kind::Ask, &ask.encode())?;
             }
@@ -256,9 +253,8 @@ impl Session<'_> {
             }
             let Some((kind, body)) = self.inbox.poll()? else { continue };
             heard = Instant::now();
-            // Writes wait for what a barrier says, so that does not wait for the catalogue.
             look = !kind.is_of_groups() && told.elapsed() >= TICK;
-            // A report is short, and a message of groups may be behind it; what is written down of it is not (Office::reported).
+            // Writes wait for what a barrier says, and a message of groups may be behind a report: nothing here waits for the catalogue.
             world::urgent(self.identity.role == Role::Agent && (kind.is_of_groups() || kind == Kind::Report));
             match kind {
                 Kind::Ping => send(self.writer, Kind::Pong, &body)?,
@@ -271,7 +267,7 @@ impl Session<'_> {
                     }
                 }
                 Kind::Report => self.office.reported(&self.identity, &self.name, &body),
-                Kind::Answer => self.office.answered(self.number, Asked::decode(&body).map_err(bad)?),
+                Kind::Answer => self.office.clerk.answer(self.number, Asked::decode(&body).map_err(bad)?),
                 Kind::Bye => return Ok(()),
                 kind if kind.is_of_groups() => self.office.hub.take(self.number, self.identity.id, kind, &body)?,
                 _ => return Err(bad("it sent a message that is not its to send")),
@@ -304,7 +300,7 @@ impl Session<'_> {
 
     /// Sends the list of revocations if there is a newer one; who is on it is sent away.
     fn tell(&mut self) -> io::Result<()> {
-        let list = self.office.catalogue.revocations().map_err(bad)?;
+        let list = self.office.revocations();
         if list.serials.contains(&self.serial) {
             refuse(self.writer, "the certificate was revoked");
             return Err(bad("its certificate was revoked"));

@@ -1,6 +1,6 @@
 //! What mgmt asks agents and appliances over their sessions, and what they answer. JSON, so fields may be added.
 
-use crate::retention::RetentionChange;
+use crate::retention::{PointAction, RetentionChange};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,24 @@ pub enum MemberAsk {
     Points {
         /// Name of the volume.
         volume: String,
+    },
+    /// Has an agent make a point of a volume; answers its [`crate::protocol::PointInfo`] when it is durable.
+    CreatePoint {
+        /// Name of the volume.
+        volume: String,
+        /// The point's name.
+        name: String,
+        /// With applications quiet around it, as the agent's settings say.
+        app: bool,
+    },
+    /// Has an appliance pin, unpin or remove a point: its [`crate::protocol::PointInfo`].
+    ChangePoint {
+        /// Name of the volume.
+        volume: String,
+        /// The point's name.
+        name: String,
+        /// What is to become of it.
+        action: PointAction,
     },
     /// Has an agent make applications quiet for a point of its group: what comes before freezing. Answers [`Quieted`].
     Quiet {

@@ -172,3 +172,36 @@ fn a_disk_that_cannot_be_kept_in_the_list_is_not_open_and_can_be_taken_later() {
     site.pair.start(Role::Agent);
     site.writes_are_kept(4);
 }
+
+#[test]
+fn points_of_a_volume_are_made_kept_and_removed_through_mgmt() {
+    let site = Site::new(&[]);
+    let volume = format!("web/{DISK}");
+    let point = |verb: &str, name: &str| site.ask(&["point", verb, &volume, name, "--json"]);
+    let create = |name: &str| site.ask(&["point", "create", &volume, "--name", name, "--json"]);
+    let listed = || {
+        let list = json(site.ask(&["point", "ls", &volume, "--json"]));
+        list["points"].as_array().unwrap().iter().find(|p| p["name"] == "one").cloned()
+    };
+    let made = json(create("one"));
+    assert_eq!((&made["auto"], &made["pinned"]), (&false.into(), &false.into()), "{made:#}");
+    assert_eq!(listed().unwrap()["seq"], made["seq"]);
+    // The appliance's own word for it.
+    let there = json(site.pair.cli(Role::Appliance, "point ls --json").arg(DISK));
+    assert!(there["points"].as_array().unwrap().iter().any(|p| p["seq"] == made["seq"] && p["name"] == "one"));
+    let again = create("one").run_failing(1);
+    assert!(again.stderr.contains("already"), "{}", again.describe());
+    assert_eq!(json(point("pin", "one"))["pinned"], true);
+    assert_eq!(listed().unwrap()["pinned"], true);
+    assert_eq!(json(point("unpin", "one"))["pinned"], false);
+    json(point("rm", "one"));
+    assert_eq!(listed(), None);
+    let none = point("pin", "one").run_failing(1);
+    assert!(none.stderr.contains("one"), "{}", none.describe());
+    let all = site.ask(&["point", "create", "--all", "--name", "x"]).run_failing(2);
+    assert!(all.stderr.contains("group point"), "{}", all.describe());
+    let audit = site.ask(&["mgmt", "audit"]).run().stdout;
+    for what in ["create-point", "pin-point", "unpin-point", "remove-point"] {
+        assert!(audit.lines().any(|l| l.contains(what) && l.contains(&volume)), "{what} is not in\n{audit}");
+    }
+}

@@ -65,6 +65,11 @@ impl Duty {
             MemberAsk::Clock => value(Clock { time_ns: Time::now().0 }),
             MemberAsk::Readiness { disks } => value(readiness::look(&*self.site()?, self.appliance.get(), &disks)),
             MemberAsk::Points { volume } => value(self.site()?.points(&volume)?),
+            MemberAsk::CreatePoint { volume, name, app: false } => value(self.site()?.create_point(&volume, &name)?),
+            MemberAsk::CreatePoint { volume, name, app: true } => value(self.site()?.create_app_point(&volume, &name)?),
+            MemberAsk::ChangePoint { volume, name, action } => {
+                value(self.site()?.change_point(&volume, &name, action)?)
+            }
             MemberAsk::Quiet { point } => value(self.site()?.quiet(&point)?),
             MemberAsk::Freeze { id } => value(self.site()?.freeze(&id)?),
             MemberAsk::Thaw { id } => value(self.site()?.thaw(&id)?),

@@ -1,8 +1,8 @@
 //! The `afterimage` command.
 
 use afterimage::cli::{
-    AgentArgs, AgentCommand, ApplianceArgs, ApplianceCommand, Cli, Command, DataArgs, MountArgs, PointCommand,
-    StatusFormat, VolumeCommand,
+    AgentArgs, AgentCommand, ApplianceArgs, ApplianceCommand, Cli, Command, DataArgs, MountArgs, StatusFormat,
+    VolumeCommand,
 };
 use afterimage::cmd::retention;
 use afterimage::problem::Problem;
@@ -12,7 +12,6 @@ use afterimage::{
 };
 use afterimage_mgmt::attach::{AttachOptions, Front};
 use afterimage_mgmt::protocol::Access;
-use afterimage_mgmt::retention::PointAction;
 use afterimage_mgmt::verify::VerifyOptions;
 use afterimage_nbd::Address;
 use afterimage_trust::Role;
@@ -44,16 +43,7 @@ fn run(command: Command) -> Result<(), Problem> {
             let format = if a.json { StatusFormat::Json } else { a.format };
             show::status(&folder(a.data)?, format, a.watch.then_some(a.interval))
         }
-        Command::Point(PointCommand::Ls { data, volume, json }) => show::points(&folder(data)?, &volume, json),
-        Command::Point(PointCommand::Create { data, volume: Some(volume), name, app, json, .. }) => {
-            show::create_point(&folder(data)?, &volume, &name, app, json)
-        }
-        Command::Point(PointCommand::Create { data, volume: None, name, json, .. }) => {
-            show::create_points(&folder(data)?, &name, json)
-        }
-        Command::Point(PointCommand::Pin(a)) => retention::change_point(a, PointAction::Pin),
-        Command::Point(PointCommand::Unpin(a)) => retention::change_point(a, PointAction::Unpin),
-        Command::Point(PointCommand::Rm(a)) => retention::change_point(a, PointAction::Remove),
+        Command::Point(command) => remote::points::run(command),
         Command::Volume(VolumeCommand::Retention(a)) => retention::retention(a),
         Command::Export(a) => {
             let Address::Unix(listen) = a.listen else {

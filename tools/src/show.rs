@@ -7,7 +7,7 @@ use afterimage_mgmt::app::AppPoint;
 use afterimage_mgmt::attach::Attached;
 use afterimage_mgmt::client::ControlClient;
 use afterimage_mgmt::metrics;
-use afterimage_mgmt::protocol::{PointList, Role, State, Status, SyncInfo, VolumePoint, VolumeStatus};
+use afterimage_mgmt::protocol::{PointInfo, PointList, Role, State, Status, SyncInfo, VolumePoint, VolumeStatus};
 use afterimage_mgmt::units::{Time, format_duration, format_size};
 use afterimage_mgmt::when::When;
 use serde::Serialize;
@@ -209,11 +209,17 @@ fn points_text(list: &PointList, now: Time) -> String {
         };
         let _ = writeln!(out, "except the gap that begins at @{} ({}) and ends {end}", g.from_seq, g.from_time.short());
     }
-    if list.points.is_empty() {
-        return out;
+    out + &points_table(&list.points, now)
+}
+
+/// Points as people read them, behind an empty line; nothing if there are none.
+#[must_use]
+pub fn points_table(points: &[PointInfo], now: Time) -> String {
+    if points.is_empty() {
+        return String::new();
     }
     let mut rows = vec![row(["POINT", "WRITE", "TIME", "AGE", "MADE BY", "CONSISTENT"])];
-    for p in &list.points {
+    for p in points {
         let app = p.app.as_ref().map_or("crash", |a| a.consistency.as_str());
         let made = match (p.auto, p.pinned) {
             (true, false) => "policy",
@@ -230,9 +236,7 @@ fn points_text(list: &PointList, now: Time) -> String {
             app.to_owned(),
         ]);
     }
-    out.push('\n');
-    out.push_str(&table(&rows));
-    out
+    format!("\n{}", table(&rows))
 }
 
 /// `afterimage point ls`.
@@ -266,8 +270,16 @@ fn consistency(app: &AppPoint) -> String {
 pub fn create_point(data: &Path, volume: &str, name: &str, app: bool, json: bool) -> Result<(), Problem> {
     let mut control = ControlClient::connect(data)?;
     let point = if app { control.create_app_point(volume, name)? } else { control.create_point(volume, name)? };
+    made(volume, &point, json)
+}
+
+/// Says that a point was made.
+///
+/// # Errors
+/// If that cannot be printed.
+pub fn made(volume: &str, point: &PointInfo, json: bool) -> Result<(), Problem> {
     if json {
-        return put_json(&point);
+        return put_json(point);
     }
     let how = match &point.app {
         None => String::new(),

@@ -1,5 +1,6 @@
 //! Routes: machines, volumes, appliances.
 
+use super::groups::{NewPoint, PointChange};
 use super::problem::{Kind, Problem};
 use super::protect::{protect, unprotect};
 use super::readiness;
@@ -11,14 +12,16 @@ use super::types::{
 use super::view::{self, find, find_volume};
 use crate::catalogue::ApiRole;
 use crate::members::MemberAsk;
-use crate::protocol::PointList;
-use crate::retention::{Retention, RetentionChange};
+use crate::protocol::{PointInfo, PointList};
+use crate::retention::{PointAction, Retention, RetentionChange};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 use uuid::Uuid;
 
 /// How long an appliance may look for its points.
 const POINTS_LIMIT: Duration = Duration::from_secs(20);
+/// How long an agent may take for a point: its scripts and freezes have limits of their own.
+const POINT_LIMIT: Duration = Duration::from_secs(180);
 
 pub(super) const ROUTES: &[Route] = &[
     Route {
@@ -143,6 +146,42 @@ pub(super) const ROUTES: &[Route] = &[
         run: points,
     },
     Route {
+        method: Method::Post,
+        path: "/v1/volumes/{volume}/points",
+        id: "create-volume-point",
+        role: ApiRole::Operator,
+        about: "Has the agent of a volume make a point now, and answers when it is durable",
+        query: &[],
+        takes: Some(schema::<NewPoint>),
+        gives: Gives::Json(201, schema::<PointView>),
+        run: create_point,
+    },
+    Route {
+        method: Method::Patch,
+        path: "/v1/volumes/{volume}/points/{point}",
+        id: "change-volume-point",
+        role: ApiRole::Operator,
+        about: "Pins a point of a volume, or leaves it to the policy again",
+        query: &[],
+        takes: Some(schema::<PointChange>),
+        gives: Gives::Json(200, schema::<PointView>),
+        run: |call| {
+            let change: PointChange = call.json()?;
+            reply(&change_point(call, if change.pinned { PointAction::Pin } else { PointAction::Unpin })?)
+        },
+    },
+    Route {
+        method: Method::Delete,
+        path: "/v1/volumes/{volume}/points/{point}",
+        id: "remove-volume-point",
+        role: ApiRole::Operator,
+        about: "Removes a point of a volume",
+        query: &[],
+        takes: None,
+        gives: Gives::Nothing,
+        run: |call| change_point(call, PointAction::Remove).map(|_| Reply::Nothing),
+    },
+    Route {
         method: Method::Get,
         path: "/v1/volumes/{volume}/kept",
         id: "volume-kept",
@@ -245,6 +284,47 @@ fn kept(call: &Call<'_>) -> Result<Reply, Problem> {
     reply(&ask_appliance::<Retention>(call, ask)?.1)
 }
 
+fn shown(point: PointInfo) -> PointView {
+    let PointInfo { name, seq, time, auto, pinned, app } = point;
+    PointView { name, seq, time, auto, pinned, app }
+}
+
+fn create_point(call: &Call<'_>) -> Result<Reply, Problem> {
+    let new: NewPoint = call.json()?;
+    let (machine, volume) = find_volume(call.office, call.part(0))?;
+    // The agent does not know its history. While that cannot be asked, the newest of a name is meant by it later.
+    let known = ask_appliance::<PointList>(call, |v| MemberAsk::Points { volume: v.name.clone() });
+    if known.is_ok_and(|(_, list)| list.points.iter().any(|p| p.name == new.name)) {
+        let text = format!("volume {} has a point '{}' already: take another name", volume.name, new.name);
+        return Err(Problem::new(Kind::Conflict, text));
+    }
+    let ask = MemberAsk::CreatePoint { volume: volume.name.clone(), name: new.name, app: new.app };
+    let agent = format!("machine {}", machine.machine.agent);
+    let point: PointInfo = call.office.ask(&machine.agent, &agent, &ask, POINT_LIMIT)?;
+    note(call, "create-point", &volume, &point)?;
+    reply(&shown(point))
+}
+
+fn change_point(call: &Call<'_>, action: PointAction) -> Result<PointView, Problem> {
+    let name = call.part(1);
+    let ask = |v: &VolumeView| MemberAsk::ChangePoint { volume: v.name.clone(), name: name.to_owned(), action };
+    let (volume, point) = ask_appliance::<PointInfo>(call, ask)?;
+    let what = match action {
+        PointAction::Pin => "pin-point",
+        PointAction::Unpin => "unpin-point",
+        PointAction::Remove => "remove-point",
+    };
+    note(call, what, &volume, &point)?;
+    Ok(shown(point))
+}
+
+/// Who did that, for the audit log.
+fn note(call: &Call<'_>, what: &str, volume: &VolumeView, point: &PointInfo) -> Result<(), Problem> {
+    let object = format!("volume {}/{}", volume.machine, volume.name);
+    call.office.catalogue.change(&call.who, |change| change.log(what, &object, &point.name))?;
+    Ok(())
+}
+
 fn points(call: &Call<'_>) -> Result<Reply, Problem> {
     let ask = |v: &VolumeView| MemberAsk::Points { volume: v.name.clone() };
     let (volume, list) = ask_appliance::<PointList>(call, ask)?;
@@ -254,7 +334,7 @@ fn points(call: &Call<'_>) -> Result<Reply, Problem> {
         volume: volume.name,
         first_time: list.window.map(|w| w.first_time),
         last_time: list.window.map(|w| w.last_time),
-        points: points.map(|p| PointView { name: p.name, seq: p.seq, time: p.time, auto: p.auto }).collect(),
+        points: points.map(shown).collect(),
         gaps: gaps
             .map(|g| GapView { from_seq: g.from_seq, from_time: g.from_time, to_seq: g.to_seq, to_time: g.to_time })
             .collect(),

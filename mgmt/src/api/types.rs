@@ -3,6 +3,7 @@
 //! Fields may be added within /v1; readers ignore those that they do not know. What a caller sends is taken literally: a field
 //! that is not known is an error, so that a misspelt one does not go by unseen.
 
+use crate::app::AppPoint;
 use crate::catalogue::{ApiRole, PolicySettings, Severity};
 use crate::members::DiskWish;
 use crate::units::Time;
@@ -319,6 +320,12 @@ pub struct PointView {
     pub time: Time,
     /// Made by policy, not by a user.
     pub auto: bool,
+    /// Kept, whatever the policy says, because somebody said so.
+    #[serde(default)]
+    pub pinned: bool,
+    /// How it was made, if that was to be app-consistent; null if not: the point is crash-consistent.
+    #[serde(default)]
+    pub app: Option<AppPoint>,
 }
 
 /// Recovery points of a volume.

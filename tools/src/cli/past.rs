@@ -2,9 +2,12 @@
 
 use super::{DataArgs, KeyArgs};
 use crate::cmd::retention::{PointArgs, RetentionArgs};
+use crate::mgmt::parse_api;
+use crate::remote::cli::WayArgs;
 use crate::restore::Format;
 use crate::show::Goal;
 use crate::verify::parse_range;
+use afterimage_base::net::Endpoint;
 use afterimage_mgmt::units::{parse_duration, parse_size};
 use afterimage_mgmt::when::When;
 use afterimage_nbd::Address;
@@ -43,14 +46,40 @@ pub struct StatusArgs {
     pub interval: Duration,
 }
 
+/// Where points are: at the process of a data folder, or at mgmt, which knows who has to be asked.
+#[derive(Debug, Clone, Args)]
+pub struct PointWay {
+    /// The data folder.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where mgmt's API is: HOST[:PORT]; a volume is then its name, MACHINE/NAME, or its id
+    #[arg(long, value_parser = parse_api, value_name = "ADDRESS", conflicts_with = "data")]
+    pub mgmt: Option<Endpoint>,
+    /// File with mgmt's token, mode 0600 [default, with --mgmt: $AFTERIMAGE_API_TOKEN, or `token_file` in mgmt.toml]
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    pub token_file: Option<PathBuf>,
+    /// SHA-256 of mgmt's CA [default: the token's, or `ca_pin` in mgmt.toml]
+    #[arg(long, value_name = "SHA256", conflicts_with = "data")]
+    pub ca_pin: Option<String>,
+}
+
+impl PointWay {
+    /// The way to mgmt.
+    #[must_use]
+    pub fn way(&self) -> WayArgs {
+        let (mgmt, token_file, ca_pin) = (self.mgmt.clone(), self.token_file.clone(), self.ca_pin.clone());
+        WayArgs { mgmt, token_file, ca_pin, data: None }
+    }
+}
+
 /// Subcommands of `point`.
 #[derive(Debug, Subcommand)]
 pub enum PointCommand {
     /// List the recovery points, and the window within which any write can be chosen
     Ls {
-        /// The data folder.
+        /// Who is asked.
         #[command(flatten)]
-        data: DataArgs,
+        way: PointWay,
         /// The volume
         volume: String,
         /// Print JSON
@@ -65,9 +94,9 @@ pub enum PointCommand {
     Rm(PointArgs),
     /// Make a recovery point now
     Create {
-        /// The data folder.
+        /// Who is asked.
         #[command(flatten)]
-        data: DataArgs,
+        way: PointWay,
         /// The volume
         #[arg(required_unless_present = "all")]
         volume: Option<String>,

@@ -1,6 +1,6 @@
 //! `afterimage volume retention`, and `point pin`, `unpin` and `rm`: what of a volume's history is kept.
 
-use crate::cli::DataArgs;
+use crate::cli::{DataArgs, PointWay};
 use crate::problem::Problem;
 use crate::show::{now, put, put_json, table};
 use afterimage_mgmt::client::ControlClient;
@@ -74,9 +74,9 @@ pub struct RetentionArgs {
 /// Arguments of `point pin`, `point unpin` and `point rm`.
 #[derive(Debug, Args)]
 pub struct PointArgs {
-    /// The data folder.
+    /// Who is asked.
     #[command(flatten)]
-    pub data: DataArgs,
+    pub way: PointWay,
     /// The volume
     pub volume: String,
     /// The point's name; of several, the newest
@@ -157,20 +157,19 @@ pub fn retention(args: RetentionArgs) -> Result<(), Problem> {
     if args.json { put_json(&told) } else { put(&text(&told)) }
 }
 
-/// `afterimage point pin`, `unpin` and `rm`.
+/// Says what became of a point.
 ///
 /// # Errors
-/// If no process answers, or there is no such point.
-pub fn change_point(args: PointArgs, action: PointAction) -> Result<(), Problem> {
-    let mut control = ControlClient::connect(&args.data.folder()?)?;
-    let point: PointInfo = control.change_point(&args.volume, &args.name, action)?;
+/// If that cannot be printed.
+pub fn changed(args: &PointArgs, name: &str, point: Option<&PointInfo>, action: PointAction) -> Result<(), Problem> {
     if args.json {
-        return put_json(&point);
+        return point.map_or_else(|| put_json(&serde_json::json!({ "removed": name })), put_json);
     }
     let done = match action {
         PointAction::Pin => "stays until it is unpinned or removed",
         PointAction::Unpin => "goes when the policy says so",
         PointAction::Remove => "is removed",
     };
-    put(&format!("point '{}' of {} at @{} {done}\n", point.name, args.volume, point.seq))
+    let at = point.map_or_else(String::new, |point| format!(" at @{}", point.seq));
+    put(&format!("point '{name}' of {}{at} {done}\n", args.volume))
 }

@@ -4,6 +4,7 @@
 //! `$XDG_CONFIG_HOME/afterimage/mgmt.toml`, else `~/.config/afterimage/mgmt.toml`). The token is never on the command line.
 
 pub mod cli;
+pub mod points;
 mod way;
 
 pub use way::Way;

@@ -1,5 +1,8 @@
-//! What sessions leave to be written down, in the order in which it came: the catalogue waits for a disk, and what an agent says of a barrier, which
-//! other machines' writes wait for, must not wait behind its report.
+//! What sessions leave to be written down: the catalogue waits for a disk, and what an agent says of a barrier, which other machines' writes
+//! wait for, must not wait behind its report.
+//!
+//! Reports are written in the order in which they came. An answer goes before all of them, but for its own member's: who asked wants to find what
+//! it speaks of, and may have machines frozen meanwhile.
 
 use super::Office;
 use crate::protocol::Status;
@@ -17,7 +20,7 @@ const REFRESH: Duration = Duration::from_secs(5);
 enum Task {
     /// A member says how it is.
     Report(Box<(Identity, String, Status)>),
-    /// Who asked wants to find what the answer speaks of: it was in the report that came before.
+    /// What a session has brought for who asked.
     Answer(u64, Asked),
 }
 
@@ -39,11 +42,6 @@ impl Clerk {
         self.tray.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, task: Task) {
-        self.lock().tasks.push_back(task);
-        self.changed.notify_all();
-    }
-
     /// Leaves a report. Of each member one waits at most, the newest, where the oldest was.
     pub(super) fn report(&self, identity: Identity, name: &str, status: Status) {
         let mut tray = self.lock();
@@ -55,13 +53,22 @@ impl Clerk {
                 return;
             }
         }
+        tray.tasks.push_back(Task::Report(Box::new((identity, name.to_owned(), status))));
         drop(tray);
-        self.push(Task::Report(Box::new((identity, name.to_owned(), status))));
+        self.changed.notify_all();
     }
 
-    /// Leaves the answer that a session has brought.
-    pub(super) fn answer(&self, session: u64, answer: Asked) {
-        self.push(Task::Answer(session, answer));
+    /// Leaves the answer that a member's session has brought.
+    pub(super) fn answer(&self, identity: &Identity, session: u64, answer: Asked) {
+        let mut tray = self.lock();
+        let its = |task: &Task| matches!(task, Task::Report(report) if report.0 == *identity);
+        let report = tray.tasks.iter().position(its).and_then(|at| tray.tasks.remove(at));
+        tray.tasks.push_front(Task::Answer(session, answer));
+        if let Some(report) = report {
+            tray.tasks.push_front(report);
+        }
+        drop(tray);
+        self.changed.notify_all();
     }
 
     /// From now on somebody works at it.
@@ -118,17 +125,20 @@ mod tests {
     use uuid::Uuid;
 
     #[test]
-    fn a_report_takes_the_place_of_one_that_waits_and_no_answer_comes_before_it() {
+    fn a_report_takes_the_place_of_one_that_waits_and_an_answer_waits_for_its_own_alone() {
         let clerk = Clerk::default();
         let identity = |n: u128| Identity { role: Role::Agent, id: Uuid::from_u128(n), vault: Uuid::nil() };
         let text = "{\"v\":1,\"version\":\"\",\"pid\":0,\"data\":\"\",\"started\":\"2026-01-01T00:00:00Z\",\"time\":\"2026-01-01T00:00:00Z\",\
                     \"window_seconds\":0,\"clients\":0,\"volumes\":[]}";
         let empty: Status = serde_json::from_str(text).unwrap();
         let status = |pid: u32| Status { pid, ..empty.clone() };
+        let answer = || Asked { number: 1, json: Vec::new() };
         clerk.report(identity(1), "a", status(1));
         clerk.report(identity(2), "b", status(2));
-        clerk.answer(7, Asked { number: 1, json: Vec::new() });
-        clerk.report(identity(1), "a", status(3));
+        clerk.report(identity(3), "c", status(3));
+        clerk.answer(&identity(2), 70, answer());
+        clerk.answer(&identity(4), 71, answer());
+        clerk.report(identity(1), "a", status(4));
         clerk.stop();
         let mut seen = Vec::new();
         while let Ok(Some(task)) = clerk.next(Instant::now()) {
@@ -137,6 +147,6 @@ mod tests {
                 Task::Answer(session, _) => u32::try_from(session).unwrap(),
             });
         }
-        assert_eq!(seen, [3, 2, 7]);
+        assert_eq!(seen, [71, 2, 70, 4, 3]);
     }
 }

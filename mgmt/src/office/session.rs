@@ -267,7 +267,10 @@ impl Session<'_> {
                     }
                 }
                 Kind::Report => self.office.reported(&self.identity, &self.name, &body),
-                Kind::Answer => self.office.clerk.answer(self.number, Asked::decode(&body).map_err(bad)?),
+                Kind::Answer => {
+                    let answer = Asked::decode(&body).map_err(bad)?;
+                    self.office.clerk.answer(&self.identity, self.number, answer);
+                }
                 Kind::Bye => return Ok(()),
                 kind if kind.is_of_groups() => self.office.hub.take(self.number, self.identity.id, kind, &body)?,
                 _ => return Err(bad("it sent a message that is not its to send")),

@@ -43,6 +43,8 @@ pub(crate) enum Break {
     IgnoreFence = 131_072,
     /// A disk that adopts a volume goes on although that is not fenced (I13).
     AdoptUnfenced = 262_144,
+    /// The appliance is told that nothing is written while writes find the ring closed (I6).
+    QuietClosed = 524_288,
 }
 
 #[cfg(not(test))]
@@ -69,6 +71,7 @@ impl Break {
             Break::WaitWhenFull => "wait-when-full",
             Break::IgnoreFence => "ignore-fence",
             Break::AdoptUnfenced => "adopt-unfenced",
+            Break::QuietClosed => "quiet-closed",
         }
     }
 }

@@ -13,7 +13,9 @@ use afterimage_base::net::Stream;
 use afterimage_format::compare::{BlockHasher, HashQuery, Hashes, Told};
 use afterimage_format::fence::Fence;
 use afterimage_format::record::{FLAG_INITIAL, HEADER_LEN, Kind, Record};
-use afterimage_format::wire::{self, Ack, Fill, Header, Hello, MAX_BODY, MessageType, Refuse, RefuseCode, Welcome};
+use afterimage_format::wire::{
+    self, Ack, Fill, Header, Hello, MAX_BODY, MessageType, Quiet, Refuse, RefuseCode, Welcome,
+};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -101,6 +103,8 @@ pub(crate) struct Appliance {
     pub(crate) break_after: AtomicU64,
     /// How full it was told the ring was, at most, in sixteenths.
     pub(crate) fullest: AtomicU64,
+    /// What it was told last of a time without writes.
+    pub(crate) quiet: Mutex<Option<Quiet>>,
     /// Speaks the first version of the protocol only.
     pub(crate) old: AtomicBool,
     /// What every session is refused with.
@@ -235,6 +239,9 @@ impl Appliance {
                     }
                     let fill = Fill::decode(&body).map_err(io::Error::other)?;
                     self.fullest.fetch_max(u64::from(fill.sixteenths()), Ordering::SeqCst);
+                }
+                MessageType::Quiet => {
+                    *self.quiet.lock().unwrap() = Some(Quiet::decode(&body).map_err(io::Error::other)?);
                 }
                 MessageType::Data => {
                     if let Err(e) = self.take(&body, hello.ring) {

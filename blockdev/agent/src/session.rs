@@ -314,7 +314,9 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
         if !ring.wait_published(next, TICK) {
             if world::since(last_quiet) >= QUIET_EVERY {
                 last_quiet = world::now();
-                say_quiet(shared, writer, next)?;
+                if let Some(quiet) = quiet(shared, next).filter(|_| writer.version >= QUIET_VERSION) {
+                    writer.message(MessageType::Quiet, &quiet.encode())?;
+                }
             }
             continue;
         }
@@ -326,15 +328,13 @@ fn send_all(shared: &Shared, writer: &mut Writer<'_>, link: &Link, at: Option<u6
     Ok(())
 }
 
-/// Says that `next` has not been given to any write, if that is so.
-fn say_quiet(shared: &Shared, writer: &mut Writer<'_>, next: u64) -> io::Result<()> {
+/// That `next` has not been given to any write, and when, if that is so.
+pub(crate) fn quiet(shared: &Shared, next: u64) -> Option<Quiet> {
     let (ring, time) = (&shared.p.ring, shared.p.clock.wall());
     // Behind the clock: a write that takes its seq from now on has a later time, and one without a seq finds the ring closed, which
     // ends with a Gap.
-    if writer.version < QUIET_VERSION || ring.next() != next || ring.is_closed() {
-        return Ok(());
-    }
-    writer.message(MessageType::Quiet, &Quiet { seq: next - 1, time }.encode())
+    let closed = ring.is_closed() && !shared.p.breaks.has(Break::QuietClosed);
+    (ring.next() == next && !closed).then(|| Quiet { seq: next.saturating_sub(1), time })
 }
 
 /// The oldest version of the protocol that has such a record. None is made for an appliance that is known to be older, but

@@ -9,6 +9,7 @@ mod intent;
 mod order;
 mod overflow;
 mod power;
+mod quiet;
 mod refusals;
 mod restart;
 mod resync;
